@@ -1,0 +1,56 @@
+"""What every command shares: parsing, one-line errors with exit code 2, progress with an ETA, the log."""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import tyro
+from tqdm import tqdm
+
+from ivid2vid_jax.errors import UserError
+
+PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
+
+
+def main(args_class: type, run: Callable) -> None:
+    """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback."""
+    args = tyro.cli(args_class)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
+    try:
+        run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+class Progress(tqdm):
+    """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`."""
+
+    def __init__(self, what: str, total: int | None = None):
+        super().__init__(desc=what, total=total, mininterval=0.5, dynamic_ncols=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        self.update(done - self.n)
+
+    def over(self, items: Iterable) -> Iterator:
+        """The items, each counted as it passes."""
+        for item in items:
+            yield item
+            self.update()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

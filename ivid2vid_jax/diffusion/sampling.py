@@ -1,0 +1,132 @@
+"""The sampling loop: one clip at once, or a long clip through overlapping windows.
+
+All a sampler knows of the net is `denoise(params, x_t, t, cond)`: noisy latents [B, T, h, w, C], timesteps [B] and a
+`Condition` in, eps or v prediction [B, T, h, w, C] out.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ivid2vid_jax.diffusion.guidance import combine
+from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
+
+
+class Condition(NamedTuple):
+    """What the net is told: text [B, L, D] and the source clip's latents [B, T, h, w, C], unscaled, zero where dropped."""
+
+    text: jax.Array
+    source: jax.Array
+
+
+class Guidance(NamedTuple):
+    """The branches of one edit: text [K, L, D], video [K] (1 keeps the source clip, 0 drops it), weights [K], rescale []."""
+
+    text: jax.Array
+    video: jax.Array
+    weights: jax.Array
+    rescale: jax.Array
+
+
+class State(NamedTuple):
+    """Latents and the previous step's clean prediction, both [T, h, w, C] float32."""
+
+    x: jax.Array
+    x0: jax.Array
+
+
+def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guidance):
+    """Guided prediction for latents x and source [T, h, w, C]: all branches as one batch."""
+    K = guidance.text.shape[0]
+    x_KT = jnp.broadcast_to(x[None], (K, *x.shape))
+    source_KT = source[None] * guidance.video.reshape(K, 1, 1, 1, 1)
+    predictions = denoise(params, x_KT, jnp.broadcast_to(step.t, (K,)), Condition(guidance.text, source_KT))
+    return combine(predictions, guidance.weights, guidance.rescale)
+
+
+def advance(state: State, prediction, frames, key, step: Step, prediction_type: str) -> State:
+    """One sampler step from a guided prediction; frames: int32 [T], the frames' numbers in the whole clip."""
+    x0 = predicted_x0(state.x, prediction, step, prediction_type)
+    noise = frame_noise(key, frames, state.x.shape[1:])
+    return State(update(state.x, x0, state.x0, noise, step), x0)
+
+
+class SamplingLoop:
+    """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice."""
+
+    def __init__(self, denoise: Callable, prediction_type: str):
+        self.guided = jax.jit(partial(guided, denoise))
+        self.advance = jax.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
+        self.start = jax.jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
+
+        def whole(params, state, source, frames, key, step, guidance):
+            prediction = guided(denoise, params, state.x, source, step, guidance)
+            return advance(state, prediction, frames, key, step, prediction_type)
+
+        self.whole = jax.jit(whole, donate_argnums=1)
+
+    def __call__(
+        self, params: Any, source: np.ndarray, guidance: Guidance, table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None
+    ) -> Iterator[np.ndarray | None]:
+        """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
+
+        source: latents of the source clip [T, h, w, C] on the host. windows: see `video/windows.py`; one window means one
+        dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
+        """
+        rows, keys = step_rows(table), list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
+        scale = jax.device_put(np.float32(table.start))
+        run = self.one_window if len(windows) == 1 else self.many_windows
+        return run(params, np.asarray(source, np.float32), guidance, rows, keys, scale, windows, noise)
+
+    def one_window(self, params, source, guidance, rows, keys, scale, windows, noise):
+        frames, source = jax.device_put((np.arange(len(source), dtype=np.int32), source))
+        x = self.start(keys[0], frames, scale, source) if noise is None else jax.device_put(noise * np.float32(scale))
+        state = State(x, jax.device_put(np.zeros(source.shape, np.float32)))
+        for step, key in zip(rows, keys[1:], strict=True):
+            state = self.whole(params, state, source, frames, key, step, guidance)
+            yield None
+        yield jax.device_get(state.x)
+
+    def many_windows(self, params, source, guidance, rows, keys, scale, windows, noise):
+        """The clip stays on the host; the device sees one window at a time, so its memory does not grow with length.
+
+        Every step predicts each window and blends the predictions where windows overlap, then advances the whole clip
+        (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along time).
+        """
+        numbers = np.arange(len(source), dtype=np.int32)
+        first = [jax.device_get(self.start(keys[0], *jax.device_put((numbers[w],)), scale, jax.device_put(source[w]))) for w in windows]
+        x = assemble(first, windows, source.shape) if noise is None else noise * np.float32(scale)
+        x0, total = np.zeros_like(x), blend_weights(windows, len(source))
+        for step, key in zip(rows, keys[1:], strict=True):
+            prediction = np.zeros_like(x)
+            for window, weight in zip(windows, total, strict=True):
+                part = self.guided(params, *jax.device_put((x[window], source[window])), step, guidance)
+                prediction[window] += weight[:, None, None, None] * jax.device_get(part)
+                yield None
+            parts = []
+            for window in windows:
+                state, part, frames = jax.device_put((State(x[window], x0[window]), prediction[window], numbers[window]))
+                parts.append(jax.device_get(self.advance(state, part, frames, key, step)))
+            x, x0 = (assemble([part[i] for part in parts], windows, x.shape) for i in (0, 1))
+        yield x
+
+
+def assemble(parts: list[np.ndarray], windows: list[slice], shape) -> np.ndarray:
+    """The clip from its windows; where they overlap they hold the same values."""
+    out = np.empty(shape, np.float32)
+    for part, window in zip(parts, windows, strict=True):
+        out[window] = part
+    return out
+
+
+def blend_weights(windows: list[slice], length: int) -> list[np.ndarray]:
+    """For each window the weights [frames] of its predictions: a tent over the window, and the tents of a frame sum to 1."""
+    tents = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in (w.stop - w.start for w in windows)]
+    total = np.zeros(length, np.float32)
+    for tent, window in zip(tents, windows, strict=True):
+        total[window] += tent
+    return [tent / total[window] for tent, window in zip(tents, windows, strict=True)]

@@ -1,0 +1,96 @@
+"""`python -m ivid2vid_jax.edit`: edit a clip by an instruction.
+
+    python -m ivid2vid_jax.edit --model timbrooks/instruct-pix2pix --video in.mp4 --instruction "make it snow" --output out.mp4
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from ivid2vid_jax.commands import Progress, main, versions
+from ivid2vid_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class EditArgs:
+    """Edits a clip by an instruction. Whatever is left out comes from the model folder's sampling.json."""
+
+    video: Path  # the clip: a video, gif, webp, image, or a folder of frames
+    instruction: str  # what to change, e.g. "make it snow"
+    output: Path  # .mp4 or .webm (sound kept), .gif, .webp, .png for a still, or the name of a new folder for frames
+    model: str  # a pipeline folder, a training run, or a model of the Hugging Face hub ("owner/name")
+    steps: int | None = None  # sampler steps
+    text_scale: float | None = None  # guidance towards the instruction
+    video_scale: float | None = None  # guidance towards the source clip
+    seed: int = 0
+    sampler: str | None = None  # ddim, euler_ancestral or dpm++
+    size: int | None = None  # pixels of the longer side inside the model; the output has the input's size
+    frames: int | None = None  # frames of one window; longer clips go through overlapping windows
+    fps: float | None = None  # resample the clip to this rate first
+    negative: str = ""  # what to steer away from
+    start: float | None = None  # seconds; edit from here
+    end: float | None = None  # seconds; edit up to here
+    eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
+    rescale: float = 0.0  # guidance rescale, 0 to 1
+    dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
+    variant: str | None = None  # "fp16" picks a model's fp16 files
+    compare: bool = False  # also write a side-by-side clip and a contact sheet
+
+
+def run(args: EditArgs) -> None:
+    """Edits `args.video` to `args.output` and writes the settings beside it; UserError for bad input, with nothing written."""
+    from ivid2vid_jax.video import compare
+    from ivid2vid_jax.video.fit import Fit
+    from ivid2vid_jax.video.read import is_still, open_clip
+    from ivid2vid_jax.video.write import CONTAINERS, check_output, write_clip
+
+    if not args.instruction.strip():
+        raise UserError("the instruction is empty; say what to change, e.g. 'make it snow'")
+    check_output(args.output)
+    clip = open_clip(args.video, args.start, args.end, args.fps)
+    if args.output.exists() and args.output.resolve() == args.video.resolve():
+        raise UserError(f"{args.output}: is the input clip; name another output")
+    if clip.is_container and clip.has_one_frame():
+        raise UserError(f"{args.video}: holds one frame in the chosen range and a clip needs two; to edit a still give it as a .png or .jpg")
+
+    from ivid2vid_jax import pipeline  # after the checks: importing JAX takes a second
+
+    pipe = pipeline.load(args.model, args.dtype, args.variant)
+    names = {field.name for field in dataclasses.fields(pipeline.EditSettings)}
+    settings = pipeline.EditSettings(**{k: v for k, v in vars(args).items() if k in names}).resolved(pipe.folder)
+    fit = Fit.plan((clip.height, clip.width), settings.size, pipe.factor)
+
+    times = []
+
+    def pixels():
+        for frame in clip.frames():
+            times.append(frame.time)
+            yield frame.pixels
+
+    with Progress("sampling") as progress:
+        edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)
+    rate = clip.fps or clip.rate
+    sound = clip if args.output.suffix.lower() in CONTAINERS else None
+    if clip.has_audio and sound is None:
+        print(f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is left out", file=sys.stderr)
+    if is_still(args.output) and len(times) > 1:
+        raise UserError(f"{args.output}: is a still image, but the clip has {len(times)} frames; give .mp4, .gif or a folder name")
+    with Progress("writing", len(times)) as progress:
+        write_clip(args.output, progress.over(edited), times, rate, sound)
+    record = {"command": shlex.join(["python", "-m", "ivid2vid_jax.edit", *sys.argv[1:]]), "arguments": vars(args), "settings": vars(settings)}
+    record |= {"frames": len(times), "versions": versions(), "weights": pipe.folder.fingerprint()}
+    beside(args.output, ".json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+    written = [args.output, beside(args.output, ".json")]
+    if args.compare:
+        written += compare.write(clip, args.output, args.instruction, times, rate)
+    print("\n".join(f"wrote {path}" for path in written))
+
+
+def beside(output: Path, ending: str) -> Path:
+    return output.with_name(output.name + ending)
+
+
+if __name__ == "__main__":
+    main(EditArgs, run)

@@ -1,0 +1,11 @@
+"""Pure Flax (linen) modules and their config dataclasses.
+
+Every module is named by its PyTorch path segment (linen accepts dots: "down_blocks.0"), so a parameter's Flax path joined
+by dots is its PyTorch key, up to the name of the leaf (`weights/names.py`).
+"""
+
+from ivid2vid_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from ivid2vid_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from ivid2vid_jax.models.unet3d import InflatedUNet3D, UNetConfig
+
+__all__ = ["AutoencoderConfig", "AutoencoderKL", "CLIPTextConfig", "CLIPTextModel", "InflatedUNet3D", "UNetConfig"]

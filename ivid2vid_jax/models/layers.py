@@ -1,0 +1,120 @@
+"""Small layers shared by the U-Net and the autoencoder.
+
+Every spatial layer takes [..., H, W, C] and folds all leading axes (batch, frames) into one batch, so a clip
+[B, T, H, W, C] needs no reshape: a stored 3x3 kernel acts as a 1x3x3 "space-only 3D" kernel.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over [..., H, W, C], statistics and affine map in float32, cast to `dtype` at the end.
+
+    pool = 3 takes statistics over (H, W, channels of the group), i.e. frame by frame, as the 2D net does;
+    pool = 4 takes them over (T, H, W, channels of the group), i.e. pooled over the clip.
+    """
+
+    groups: int = 32
+    eps: float = 1e-5
+    pool: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        if C % self.groups:
+            raise ValueError(f"{C} channels cannot be split into {self.groups} groups; change norm_num_groups")
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        lead, inner = x.shape[: -self.pool], math.prod(x.shape[-self.pool : -1])
+        h = x.astype(jnp.float32).reshape(*lead, inner, self.groups, C // self.groups)
+        mean = h.mean((-3, -1), keepdims=True)
+        centred = h - mean
+        var = jnp.square(centred).mean((-3, -1), keepdims=True)
+        h = (centred * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        channel = (1,) * (x.ndim - 1) + (C,)
+        return (h * scale.astype(jnp.float32).reshape(channel) + bias.astype(jnp.float32).reshape(channel)).astype(self.dtype)
+
+
+def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0):
+    """Sinusoidal embedding of timesteps (Vaswani et al. 2017, as Stable Diffusion uses it), float32 [B, features].
+
+    t_B: [B], integers or floats. flip_sin_to_cos puts the cosines first.
+    """
+    half = features // 2
+    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = t_B.astype(jnp.float32)[:, None] * freqs[None, :]
+    halves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.pad(jnp.concatenate(halves, axis=-1), ((0, 0), (0, features % 2)))
+
+
+class TimestepMLP(nn.Module):
+    """The two dense layers behind the sinusoidal embedding: [B, F] -> [B, features]."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.silu(nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x))
+        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+
+
+class ResnetBlock(nn.Module):
+    """norm-SiLU-conv twice around a residual; the time embedding is added between (none in the autoencoder).
+
+    x: [..., H, W, C_in]; temb: [B, E] or None, x's first axis being B. Returns [..., H, W, features].
+    """
+
+    features: int
+    groups: int = 32
+    eps: float = 1e-5
+    pool: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, temb=None):
+        def norm(name, h):
+            return nn.silu(GroupNorm(self.groups, self.eps, self.pool, self.dtype, name=name)(h))
+
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm("norm1", x))
+        if temb is not None:
+            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+            h = h + shift.reshape(shift.shape[0], *(1,) * (h.ndim - 2), shift.shape[-1])
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(norm("norm2", h))
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2: [..., H, W, C] -> [..., H/2, W/2, C].
+
+    `padding` = 1 pads all sides (U-Net), 0 pads bottom and right only (autoencoder), as Stable Diffusion's two nets do.
+    """
+
+    features: int
+    padding: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        pad = [(1, 1)] * 2 if self.padding else [(0, 1)] * 2
+        return nn.Conv(self.features, (3, 3), strides=(2, 2), padding=pad, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling and a 3x3 convolution: [..., H, W, C] -> [..., 2H, 2W, C]."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        *lead, H, W, C = x.shape
+        x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, H, 2, W, 2, C)).reshape(*lead, 2 * H, 2 * W, C)
+        return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv")(x)

@@ -1,0 +1,94 @@
+"""Transformer blocks of the U-Net: the spatial one of Stable Diffusion, and the block that the temporal one shares."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ivid2vid_jax.models.attention import Attention
+from ivid2vid_jax.models.layers import GroupNorm
+
+
+def layer_norm(name, dtype):
+    """LayerNorm as torch computes it: two-pass variance in float32, eps 1e-5."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class GEGLU(nn.Module):
+    """Gated GELU (Shazeer 2020): [..., C] -> [..., features]; the exact (erf) GELU."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        h, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return h * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """Dense - GEGLU - dense with a fourfold inner width: [..., C] -> [..., C]."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        return nn.Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
+
+
+class TransformerBlock(nn.Module):
+    """attn1 (self) - attn2 (text, or a second self-attention when `context` is None) - feed-forward, each residual.
+
+    x: [B, T, L, C]: attn1 looks along L within one frame; attn2 and the feed-forward act on the clip's T*L tokens at
+    once, so the text's keys and values are computed once a clip, not once a frame. A temporal caller passes T = 1.
+    context: [B, K, D] or None.
+    """
+
+    heads: int
+    head_dim: int
+    impl: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        B, T, L, C = x.shape
+        attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=C, impl=self.impl, dtype=self.dtype)
+        frames = layer_norm("norm1", self.dtype)(x).reshape(B * T, L, C)
+        x = x + Attention(**attend, name="attn1")(frames).reshape(x.shape)
+        h = layer_norm("norm2", self.dtype)(x)
+        h = h.reshape(B * T, L, C) if context is None else h.reshape(B, T * L, C)
+        x = x + Attention(**attend, name="attn2")(h, context).reshape(x.shape)
+        return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Stable Diffusion's spatial transformer, frame by frame: x [B, T, H, W, C], context [B, K, D] -> [B, T, H, W, C].
+
+    The projections are 1x1 convolutions in SD 1.x and dense layers in SD 2.x (`linear_projection`).
+    """
+
+    heads: int
+    head_dim: int
+    depth: int = 1
+    groups: int = 32
+    linear_projection: bool = False
+    impl: str = "auto"
+    block: Any = TransformerBlock
+    dtype: jnp.dtype = jnp.float32
+
+    def project(self, features, name):
+        if self.linear_projection:
+            return nn.Dense(features, dtype=self.dtype, name=name)
+        return nn.Conv(features, (1, 1), dtype=self.dtype, name=name)
+
+    @nn.compact
+    def __call__(self, x, context):
+        B, T, H, W, C = x.shape
+        inner = self.heads * self.head_dim
+        h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm")(x)
+        h = self.project(inner, "proj_in")(h).reshape(B, T, H * W, inner)
+        for i in range(self.depth):
+            h = self.block(self.heads, self.head_dim, self.impl, self.dtype, name=f"transformer_blocks.{i}")(h, context)
+        return x + self.project(C, "proj_out")(h.reshape(B, T, H, W, inner))

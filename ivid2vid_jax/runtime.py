@@ -1,0 +1,36 @@
+"""What a process needs before it computes: the compilation cache and the compute type."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ivid2vid_jax.errors import UserError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keeps compiled programs in a user cache folder, so that a second process starts fast.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; IVID2VID_CACHE=off turns the cache off. Returns the folder in use.
+    """
+    if os.environ.get("IVID2VID_CACHE") == "off":
+        return None
+    folder = jax.config.jax_compilation_cache_dir
+    if folder is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = str(root / "ivid2vid_jax" / "xla")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return Path(folder)
+
+
+def compute_dtype(name: str = "auto"):
+    """The arithmetic's type: "float32", "bfloat16", or "auto" (float32 on CPU, bfloat16 on TPU and GPU)."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is unknown; choose auto, {' or '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,1 @@
+"""Clips in and out of files, fitted to the model's size, cut into windows."""

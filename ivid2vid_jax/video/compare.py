@@ -1,0 +1,57 @@
+"""Pictures to judge an edit by: source and edit side by side, as a clip and as a contact sheet."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ivid2vid_jax.video.fit import resize
+from ivid2vid_jax.video.read import Clip, open_clip
+from ivid2vid_jax.video.write import CONTAINERS, aside, write_clip
+
+COLUMNS = 6  # frames shown on a sheet
+CELL = 256  # pixels of a shown frame's longer side
+MARGIN = 8
+
+
+def write(source: Clip, edited: Path, instruction: str, times: list[Fraction], rate: Fraction) -> list[Path]:
+    """Writes NAME_compare and NAME_sheet.png beside the edited clip and returns their paths."""
+    ending = edited.suffix if edited.suffix.lower() in (*CONTAINERS, ".gif", ".webp", ".png") else ".mp4"
+    stem = edited.with_suffix("").name
+    pair, picture = edited.with_name(f"{stem}_compare{ending}"), edited.with_name(f"{stem}_sheet.png")
+    write_clip(pair, side_by_side(source, edited), times, rate)
+    shown = set(np.linspace(0, len(times) - 1, min(COLUMNS, len(times))).round().astype(int))
+    columns = [halves for i, halves in enumerate(halves_of(source, edited)) if i in shown]
+    with aside(picture) as target:
+        sheet(columns, instruction).save(target, format="PNG")
+    return [pair, picture]
+
+
+def halves_of(source: Clip, edited: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    edited_frames = open_clip(edited).frames()
+    return ((a.pixels, b.pixels) for a, b in zip(source.frames(), edited_frames, strict=True))
+
+
+def side_by_side(source: Clip, edited: Path) -> Iterator[np.ndarray]:
+    """[H, 2W, 3] frames: the source on the left."""
+    return (np.concatenate(halves, axis=1) for halves in halves_of(source, edited))
+
+
+def sheet(columns: list[tuple[np.ndarray, np.ndarray]], title: str) -> Image.Image:
+    """A contact sheet: the source's frames above the edit's, under the instruction."""
+    H, W = columns[0][0].shape[:2]
+    height, width = (max(1, round(side * CELL / max(H, W))) for side in (H, W))
+    font, top = ImageFont.load_default(size=20), 2 * MARGIN + 24
+    size = (MARGIN + len(columns) * (width + MARGIN), top + 2 * (height + MARGIN))
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    while len(title) > 4 and draw.textlength(title, font) > size[0] - 2 * MARGIN:
+        title = title[:-4] + "..."
+    draw.text((MARGIN, MARGIN), title, fill="black", font=font)
+    for i, halves in enumerate(columns):
+        for row, pixels in enumerate(halves):
+            place = (MARGIN + i * (width + MARGIN), top + row * (height + MARGIN))
+            page.paste(Image.fromarray(resize(pixels, (height, width))), place)
+    return page

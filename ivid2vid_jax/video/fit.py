@@ -1,0 +1,50 @@
+"""Frames to the model's size and back: aspect kept, sides padded to a multiple of the model's factor."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from ivid2vid_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Maps frames of `source` size (height, width) to `padded` size: resized to `inner`, edges repeated to the multiple."""
+
+    source: tuple[int, int]
+    inner: tuple[int, int]
+    padded: tuple[int, int]
+
+    @classmethod
+    def plan(cls, source: tuple[int, int], size: int, factor: int) -> "Fit":
+        """size: pixels of the longer side. factor: what both sides must be a multiple of.
+
+        Raises UserError for a size below the factor.
+        """
+        if size < factor:
+            raise UserError(f"size {size} is too small: this model needs at least {factor} pixels a side")
+        scale = size / max(source)
+        inner = tuple(max(1, round(side * scale)) for side in source)
+        padded = tuple(-(-side // factor) * factor for side in inner)
+        return cls(source, inner, padded)
+
+    def apply(self, frame: np.ndarray) -> np.ndarray:
+        """[H, W, 3] uint8 of the source size -> padded size, the picture in the middle."""
+        (top, bottom), (left, right) = self.margins()
+        return np.pad(resize(frame, self.inner), ((top, bottom), (left, right), (0, 0)), mode="edge")
+
+    def restore(self, frame: np.ndarray) -> np.ndarray:
+        """[H, W, 3] uint8 of the padded size -> the source size."""
+        (top, _), (left, _) = self.margins()
+        return resize(frame[top : top + self.inner[0], left : left + self.inner[1]], self.source)
+
+    def margins(self):
+        return [((outer - inner) // 2, outer - inner - (outer - inner) // 2) for inner, outer in zip(self.inner, self.padded, strict=True)]
+
+
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W, 3] uint8 to `size` (height, width) by antialiased Lanczos; untouched where it has that size."""
+    if frame.shape[:2] == size:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))

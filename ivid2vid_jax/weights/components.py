@@ -1,0 +1,110 @@
+"""Parameters of one component (unet, vae, text_encoder) <-> its folder, strictly: no key is ever guessed or dropped."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.weights import files, names
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+# Buffers that older releases saved and that hold no learned value.
+IGNORED = ("position_ids",)
+
+# The autoencoder's attention in folders written before diffusers 0.15, Stable Diffusion 1.5's among them.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def canonical(component: str, key: str) -> str:
+    """Today's name of a key: what older or newer releases of the reference libraries call otherwise."""
+    if component == "text_encoder" and not key.startswith("text_model."):
+        return f"text_model.{key}"  # transformers 5 saves without the prefix that published folders carry
+    if component == "vae" and ".attentions." in key:
+        *head, name, leaf = key.split(".")
+        return ".".join([*head, OLD_ATTENTION.get(name, name), leaf])
+    return key
+
+
+def load(component: str, folder: Path, abstract: Any, dtype=None, shardings: Any = None, variant: str | None = None) -> Any:
+    """Reads a component's parameters into the tree of `abstract` (jax.ShapeDtypeStruct leaves).
+
+    dtype: cast floating leaves to it; None keeps each as stored. shardings: a tree like `abstract`, or one sharding for
+    all, or None for the default device; each leaf goes straight there, so host memory holds one leaf at a time.
+    Raises UserError that names every missing, unexpected or misshapen key with its file.
+    """
+    entries = {}
+    for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():
+        if key.rpartition(".")[2] not in IGNORED:
+            entries[canonical(component, key)] = (key, entry)
+    flat = flax.traverse_util.flatten_dict(abstract)
+    check(component, folder, {names.torch_key(path): names.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, entries)
+    if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
+        shardings = flax.traverse_util.flatten_dict(shardings)
+
+    params = {}
+    for path in flat:
+        array = names.from_torch(path, files.read(*entries[names.torch_key(path)]))
+        array = array if dtype is None else array.astype(dtype, copy=False)
+        params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
+    return flax.traverse_util.unflatten_dict(params)
+
+
+def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, files.Entry]]) -> None:
+    """UserError where the stored tensors are not exactly the expected ones in name, shape and kind."""
+    problems = [f"missing {key} {list(shape)}" for key, shape in expected.items() if key not in entries]
+    for key, (stored, entry) in entries.items():
+        if key not in expected:
+            problems.append(f"unexpected {stored} {list(entry.shape)} in {entry.file.name}")
+        elif entry.shape != expected[key]:
+            problems.append(f"misshapen {stored} {list(entry.shape)} in {entry.file.name}, the config asks for {list(expected[key])}")
+        elif entry.dtype not in ("F32", "F16", "BF16"):
+            problems.append(f"{stored} in {entry.file.name} is {entry.dtype}, not F32, F16 or BF16")
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise UserError(f"{folder}: the {component} weights do not fit config.json: {shown}")
+
+
+def save(component: str, folder: Path, params: Any, dtype=None, variant: str | None = None, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a component's parameters as safetensors under PyTorch's names and layout, the inverse of `load`.
+
+    dtype: cast floating leaves to it; None keeps each. More than `max_shard_bytes` are cut into shards with an index.
+    """
+    flat = {names.torch_key(path): (path, leaf) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
+    shapes = {
+        key: (names.torch_shape(path, leaf.shape), np.dtype(dtype or leaf.dtype)) for key, (path, leaf) in sorted(flat.items())
+    }
+    groups = split(shapes, max_shard_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    middle = f".{variant}" if variant else ""
+    weight_map = {}
+    for i, keys in enumerate(groups):
+        part = f"-{i + 1:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+        name = f"{STEMS[component]}{middle}{part}.safetensors"
+        leaves = (names.to_torch(path, np.asarray(leaf)).astype(shapes[key][1], copy=False) for key in keys for path, leaf in [flat[key]])
+        files.write(folder / name, leaves, {key: shapes[key] for key in keys})
+        weight_map |= dict.fromkeys(keys, name)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": sum(map(size, shapes.values()))}, "weight_map": weight_map}
+        files.write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
+
+
+def size(shape_dtype) -> int:
+    shape, dtype = shape_dtype
+    return math.prod(shape) * dtype.itemsize
+
+
+def split(shapes: dict, limit: int) -> list[list[str]]:
+    """Keys in groups of at most `limit` bytes, in order; a larger tensor stands alone."""
+    groups, used = [[]], 0
+    for key, shape_dtype in shapes.items():
+        if groups[-1] and used + size(shape_dtype) > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(key)
+        used += size(shape_dtype)
+    return groups

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(line.split('"')[1] for line in (here / "ivid2vid_jax/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+
+setup(
+    name="ivid2vid_jax",
+    version=version,
+    description="Edit video by instruction: InstructVid2Vid in JAX/Flax, TPU-native, trainable and exportable",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ivid2vid_jax", "ivid2vid_jax.*"]),
+    install_requires=[
+        "jax>=0.8",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.25",
+        "transformers>=5",  # CLIPTokenizer only
+        "tensorflow-datasets>=4.9.9",
+        "einops>=0.8",
+        "safetensors>=0.6",
+        "huggingface_hub>=1",
+        "av>=16",
+        "pillow>=11",
+        "numpy>=2",
+        "tqdm>=4.66",
+        "tyro>=0.9",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil"],
+    },
+)

@@ -1,0 +1,111 @@
+"""Random-weight Stable Diffusion folders made by diffusers' and transformers' own classes: a real format, a real reference.
+
+Norms and biases are drawn too, so that a forgotten one shows.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel
+
+SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+UNET_TINY = dict(
+    sample_size=8, in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=32, attention_head_dim=4,
+)  # fmt: skip
+UNET_TINY_SD2 = UNET_TINY | dict(attention_head_dim=(2, 4), use_linear_projection=True, upcast_attention=True)
+UNET_SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+UNET_SD21 = dict(sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, upcast_attention=True)
+VAE_TINY = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=16)
+VAE_SD = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
+TEXT_TINY = dict(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+TEXT_SD15 = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+TEXT_SD21 = dict(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every norm and bias away from 1 and 0; weights keep torch's own initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name.endswith("bias"):
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+            elif p.ndim == 1:
+                p.copy_(1 + 0.2 * torch.randn(p.shape, generator=generator))
+            elif not p.any():
+                p.copy_(0.05 * torch.randn(p.shape, generator=generator))
+    return module.eval()
+
+
+def vae_blocks(config: dict) -> dict:
+    levels = len(config["block_out_channels"])
+    return config | dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, latent_channels=4)
+
+
+def unet(config: dict) -> UNet2DConditionModel:
+    torch.manual_seed(1)
+    return randomise(UNet2DConditionModel(**config), 1)
+
+
+def unet3d(**config) -> UNet3DConditionModel:
+    torch.manual_seed(2)
+    return randomise(UNet3DConditionModel(**config), 2)
+
+
+def vae(config: dict) -> AutoencoderKL:
+    torch.manual_seed(3)
+    return randomise(AutoencoderKL(**vae_blocks(config)), 3)
+
+
+def text_encoder(config: dict) -> CLIPTextModel:
+    torch.manual_seed(4)
+    return randomise(CLIPTextModel(CLIPTextConfig(**config)), 4)
+
+
+def tiny(scheduler=None, **changes) -> dict:
+    """The parts of a tiny folder: unet, vae, text_encoder, scheduler. changes: keys of the U-Net's config."""
+    parts = dict(unet=unet(UNET_TINY | changes), vae=vae(VAE_TINY), text_encoder=text_encoder(TEXT_TINY))
+    return parts | dict(scheduler=scheduler or DDIMScheduler(**SCHEDULER))
+
+
+def save(path: Path, parts: dict, **options) -> Path:
+    """Writes the parts as a pipeline folder by their own `save_pretrained`; options go to the models' (max_shard_size, variant)."""
+    for name, part in parts.items():
+        part.save_pretrained(path / name, **({} if name == "scheduler" else options))
+    write_tokenizer(path / "tokenizer")
+    names = {name: ["transformers" if name == "text_encoder" else "diffusers", type(part).__name__] for name, part in parts.items()}
+    index = {"_class_name": "StableDiffusionInstructPix2PixPipeline", "tokenizer": ["transformers", "CLIPTokenizer"], **names}
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
+    """A byte-level CLIP vocabulary of 512 single bytes and a few merges, in CLIPTokenizer's own files."""
+    path.mkdir(parents=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>"), ("c", "a")]
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    config = dict(tokenizer_class="CLIPTokenizer", model_max_length=77, unk_token="<|endoftext|>", pad_token=pad)
+    (path / "tokenizer_config.json").write_text(json.dumps(config | dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>")))
+
+
+def relative(ours, theirs) -> float:
+    """max |difference| / max |reference|."""
+    import numpy as np
+
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def frames_first(clip):
+    """[B, T, h, w, C] numpy -> [B*T, C, h, w] torch."""
+    B, T, h, w, C = clip.shape
+    return torch.from_numpy(clip.reshape(B * T, h, w, C).transpose(0, 3, 1, 2).copy())
