@@ -28,21 +28,27 @@ def main(args_class: type, run: Callable) -> None:
         sys.exit(130)
 
 
-class Progress(tqdm):
+class Progress:
     """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`."""
 
     def __init__(self, what: str, total: int | None = None):
-        super().__init__(desc=what, total=total, mininterval=0.5, dynamic_ncols=True)
+        self.bar = tqdm(desc=what, total=total, mininterval=0.5, dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
 
     def __call__(self, done: int, total: int) -> None:
-        self.total = total
-        self.update(done - self.n)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
 
     def over(self, items: Iterable) -> Iterator:
         """The items, each counted as it passes."""
         for item in items:
             yield item
-            self.update()
+            self.bar.update()
 
 
 def versions() -> dict[str, str]:

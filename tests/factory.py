@@ -23,7 +23,7 @@ UNET_SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 UNET_SD21 = dict(sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, upcast_attention=True)
 VAE_TINY = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=16)
 VAE_SD = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
-TEXT_TINY = dict(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+TEXT_TINY = dict(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=517, eos_token_id=518, pad_token_id=518)
 TEXT_SD15 = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 TEXT_SD21 = dict(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
 
