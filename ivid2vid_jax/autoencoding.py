@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivid2vid_jax import runtime
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
 
 CHUNK_PIXELS = 2**20  # pixels that go through the autoencoder at once: 16 frames of 256x256
@@ -31,7 +32,7 @@ class FrameCodec:
             pixels = vae.apply({"params": params}, latents, method=vae.decode)
             return jnp.clip((pixels + 1.0) * 127.5, 0.0, 255.0)
 
-        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._encode, self._decode = runtime.jit(encode), runtime.jit(decode)
 
     def encode(self, params: Any, frames: Iterable[np.ndarray]) -> np.ndarray:
         """Posterior modes [T, H/f, W/f, C] float32, unscaled, of frames [H, W, 3] uint8, all of one size."""

@@ -100,7 +100,7 @@ class Pipeline:
     @cached_property
     def _encode_text(self) -> Callable:
         model = CLIPTextModel(self.folder.text_encoder, self.dtype)
-        return jax.jit(lambda params, ids: model.apply({"params": params}, ids))
+        return runtime.jit(lambda params, ids: model.apply({"params": params}, ids))
 
     @property
     def factor(self) -> int:

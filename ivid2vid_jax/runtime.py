@@ -1,5 +1,6 @@
 """What a process needs before it computes: the compilation cache and the compute type."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -25,6 +26,28 @@ def enable_compilation_cache() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return Path(folder)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+    """Options for XLA on the default backend, or None.
+
+    On CPU: convolutions by Eigen, not YNN, which makes the embedded-size U-Net 1.35x faster (jaxlib 0.10.2, 2 cores;
+    tests/benchmarks/against_torch.py). A jaxlib that does not know the option does without.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+def jit(function, **options):
+    """jax.jit with the backend's `compiler_options`."""
+    return jax.jit(function, compiler_options=compiler_options(), **options)
 
 
 def compute_dtype(name: str = "auto"):

@@ -67,10 +67,15 @@ def text_encoder(config: dict) -> CLIPTextModel:
     return randomise(CLIPTextModel(CLIPTextConfig(**config)), 4)
 
 
+def ddim() -> DDIMScheduler:
+    """Stable Diffusion's schedule."""
+    return DDIMScheduler(**SCHEDULER)
+
+
 def tiny(scheduler=None, **changes) -> dict:
     """The parts of a tiny folder: unet, vae, text_encoder, scheduler. changes: keys of the U-Net's config."""
     parts = dict(unet=unet(UNET_TINY | changes), vae=vae(VAE_TINY), text_encoder=text_encoder(TEXT_TINY))
-    return parts | dict(scheduler=scheduler or DDIMScheduler(**SCHEDULER))
+    return parts | dict(scheduler=scheduler or ddim())
 
 
 def save(path: Path, parts: dict, **options) -> Path:

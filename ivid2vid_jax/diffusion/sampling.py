@@ -14,6 +14,7 @@ import numpy as np
 
 from ivid2vid_jax.diffusion.guidance import combine
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
+from ivid2vid_jax.runtime import jit
 
 
 class Condition(NamedTuple):
@@ -59,15 +60,15 @@ class SamplingLoop:
     """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice."""
 
     def __init__(self, denoise: Callable, prediction_type: str):
-        self.guided = jax.jit(partial(guided, denoise))
-        self.advance = jax.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
-        self.start = jax.jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
+        self.guided = jit(partial(guided, denoise))
+        self.advance = jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
+        self.start = jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
 
         def whole(params, state, source, frames, key, step, guidance):
             prediction = guided(denoise, params, state.x, source, step, guidance)
             return advance(state, prediction, frames, key, step, prediction_type)
 
-        self.whole = jax.jit(whole, donate_argnums=1)
+        self.whole = jit(whole, donate_argnums=1)
 
     def __call__(
         self, params: Any, source: np.ndarray, guidance: Guidance, table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json
+from ivid2vid_jax.models.layers import gelu
 from ivid2vid_jax.models.transformer import layer_norm
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
 }
 
 

@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class GroupNorm(nn.Module):
@@ -30,14 +31,23 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{C} channels cannot be split into {self.groups} groups; change norm_num_groups")
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
-        lead, inner = x.shape[: -self.pool], math.prod(x.shape[-self.pool : -1])
-        h = x.astype(jnp.float32).reshape(*lead, inner, self.groups, C // self.groups)
-        mean = h.mean((-3, -1), keepdims=True)
-        centred = h - mean
-        var = jnp.square(centred).mean((-3, -1), keepdims=True)
-        h = (centred * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
-        channel = (1,) * (x.ndim - 1) + (C,)
-        return (h * scale.astype(jnp.float32).reshape(channel) + bias.astype(jnp.float32).reshape(channel)).astype(self.dtype)
+        lead, channel = x.shape[: -self.pool], (1,) * (x.ndim - 1) + (C,)
+        h = x.astype(jnp.float32).reshape(*lead, math.prod(x.shape[-self.pool : -1]), C)
+
+        def group_mean(h):  # over positions first, then over the group's channels: twice as fast on CPU as over both
+            mean = h.mean(-2).reshape(*lead, self.groups, C // self.groups).mean(-1)
+            return jnp.repeat(mean, C // self.groups, axis=-1)[..., None, :]
+
+        mean = group_mean(h)
+        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * scale.astype(jnp.float32).reshape(channel[-h.ndim :])
+        offset = bias.astype(jnp.float32).reshape(channel[-h.ndim :]) - mean * factor
+        factor, offset = jax.lax.optimization_barrier((factor, offset))  # else XLA computes them anew at every pixel
+        return (h * factor + offset).reshape(x.shape).astype(self.dtype)
+
+
+def gelu(x):
+    """Exact GELU through erf: [...] -> [...]. jax.nn.gelu goes through erfc, which takes XLA four times as long on CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(math.sqrt(0.5)).astype(x.dtype)))
 
 
 def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0):

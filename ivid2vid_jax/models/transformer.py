@@ -3,11 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.attention import Attention
-from ivid2vid_jax.models.layers import GroupNorm
+from ivid2vid_jax.models.layers import GroupNorm, gelu
 
 
 def layer_norm(name, dtype):
@@ -24,7 +23,7 @@ class GEGLU(nn.Module):
     @nn.compact
     def __call__(self, x):
         h, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return h * jax.nn.gelu(gate, approximate=False)
+        return h * gelu(gate)
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,140 @@
+"""One U-Net evaluation and one whole edit against PyTorch/diffusers: same weights, machine, threads and run.
+
+    python -m tests.benchmarks.against_torch --size embedded
+    python -m tests.benchmarks.against_torch --size sd15 --repeats 3
+
+Both sides run in turns, so that a busy moment of the machine hits both. A ratio above 1 means that we are faster; compile
+time is reported apart. On a GPU both run in bfloat16, diffusers with its default scaled-dot-product attention.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+
+import ivid2vid_jax
+from ivid2vid_jax import runtime
+from ivid2vid_jax.diffusion.sampling import Condition
+from ivid2vid_jax.models import InflatedUNet3D
+from ivid2vid_jax.pipeline import EditSettings
+from ivid2vid_jax.video.fit import Fit
+from tests import factory
+
+EMBEDDED = dict(
+    unet=dict(
+        sample_size=16, in_channels=8, out_channels=4, block_out_channels=(48, 64, 96), layers_per_block=1, norm_num_groups=16,
+        cross_attention_dim=96, attention_head_dim=(3, 4, 6),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    ),
+    vae=dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64),
+    text=factory.TEXT_TINY | dict(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6),
+    pixels=64, frames=8, steps=20,
+)  # fmt: skip
+SD15 = dict(unet=factory.UNET_SD15 | dict(in_channels=8), vae=factory.VAE_SD, text=factory.TEXT_SD15, pixels=256, frames=2, steps=2)
+SIZES = dict(embedded=EMBEDDED, sd15=SD15)
+INSTRUCTION = "make the red shape green"
+
+
+def turns(ours, theirs, repeats: int) -> dict:
+    """Seconds of both, taken in turns after one warm-up each; the first call of ours holds the compilation."""
+    begin = time.perf_counter()
+    ours()
+    first = time.perf_counter() - begin
+    theirs()
+    seconds = {"ours": [], "torch": []}
+    for _ in range(repeats):
+        for name, run in (("ours", ours), ("torch", theirs)):
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    ratios = np.array(seconds["torch"]) / np.array(seconds["ours"])
+    quartiles = np.percentile(ratios, [25, 50, 75])
+    return dict(
+        ours_s=float(np.median(seconds["ours"])), torch_s=float(np.median(seconds["torch"])), compile_s=first - float(np.median(seconds["ours"])),
+        ratio=float(quartiles[1]), ratio_quartiles=[float(quartiles[0]), float(quartiles[2])], repeats=repeats,
+    )  # fmt: skip
+
+
+def sync():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def unet_evaluation(pipe, stock, size, repeats):
+    """Three branches of one clip through the U-Net."""
+    K, T, side = 3, size["frames"], size["pixels"] // pipe.folder.vae.downscale
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((K, T, side, side, 8), np.float32)
+    text = rng.standard_normal((K, 77, pipe.folder.unet.cross_attention_dim), np.float32)
+    net = InflatedUNet3D(pipe.folder.unet, dtype=pipe.dtype)
+    run = runtime.jit(lambda params, x, cond: net.apply({"params": params}, x, jnp.full((K,), 500.0), cond.text))
+    cond = jax.device_put(Condition(text, x))
+    x_torch = factory.frames_first(x).to(stock.device, stock.dtype)
+    text_torch = torch.from_numpy(np.repeat(text, T, axis=0)).to(stock.device, stock.dtype)
+
+    def theirs():
+        with torch.no_grad():
+            out = stock.unet(x_torch, 500, text_torch).sample
+        sync()
+        return out
+
+    ours = lambda: run(pipe.params["unet"], cond.source, cond).block_until_ready()  # noqa: E731
+    timing = turns(ours, theirs, repeats)
+    difference = factory.relative(ours().reshape(K * T, side, side, 4), theirs().float().cpu().numpy().transpose(0, 2, 3, 1))
+    return timing | {"relative_difference": difference}
+
+
+def whole_edit(pipe, stock, size, repeats):
+    """Pixels to pixels: encode, sample with three branches, decode. diffusers gets the frames as a batch of images."""
+    T, side = size["frames"], size["pixels"]
+    frames = np.random.default_rng(0).integers(0, 256, (T, side, side, 3), np.uint8)
+    settings = EditSettings(steps=size["steps"], size=side, frames=T).resolved(pipe.folder)
+    fit = Fit.plan((side, side), side, pipe.factor)
+    images = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).float() / 255.0
+
+    def ours():
+        return np.stack(list(pipe.edit_frames(frames, INSTRUCTION, settings, fit)))
+
+    def theirs():
+        options = dict(guidance_scale=7.5, image_guidance_scale=1.5, output_type="np")
+        out = stock(prompt=[INSTRUCTION] * T, image=images, num_inference_steps=size["steps"], **options).images
+        sync()
+        return out
+
+    return turns(ours, theirs, repeats) | {"steps": size["steps"], "frames": T, "pixels": side}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="embedded")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--frames", type=int, help="frames of the clip instead of the size's own")
+    parser.add_argument("--pixels", type=int, help="pixels a side instead of the size's own")
+    args = parser.parse_args()
+    size = SIZES[args.size] | {k: v for k, v in vars(args).items() if k in ("frames", "pixels") and v}
+    parts = dict(unet=factory.unet(size["unet"]), vae=factory.vae(size["vae"]), text_encoder=factory.text_encoder(size["text"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = factory.save(Path(folder) / "model", parts | dict(scheduler=factory.ddim()))
+        pipe = ivid2vid_jax.load(path)
+        stock = StableDiffusionInstructPix2PixPipeline(
+            **parts, scheduler=factory.ddim(), tokenizer=pipe.tokenizer, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )  # fmt: skip
+    if torch.cuda.is_available():
+        stock.to("cuda", torch.bfloat16)
+    stock.set_progress_bar_config(disable=True)
+    report = dict(device=jax.devices()[0].device_kind, threads=torch.get_num_threads(), jax=jax.__version__, torch=torch.__version__, size=args.size)
+    print(json.dumps(report))
+    print(json.dumps({"unet": unet_evaluation(pipe, stock, size, args.repeats)}))
+    print(json.dumps({"edit": whole_edit(pipe, stock, size, args.repeats)}))
+
+
+if __name__ == "__main__":
+    main()
