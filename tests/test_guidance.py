@@ -1,0 +1,43 @@
+"""Which branches a pair of scales asks for, and what they add up to."""
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax.diffusion.guidance import branches, combine
+
+RNG = np.random.default_rng(0)
+E_00, E_V0, E_VT = RNG.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
+
+
+def by_formula(text_scale, video_scale):
+    return E_00 + video_scale * (E_V0 - E_00) + text_scale * (E_VT - E_V0)
+
+
+def by_branches(text_scale, video_scale, rescale=0.0):
+    table = {(False, False): E_00, (False, True): E_V0, (True, True): E_VT}
+    plan = branches(text_scale, video_scale)
+    predictions = np.stack([table[branch.text, branch.video] for branch in plan])
+    return np.asarray(combine(predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale)))
+
+
+@pytest.mark.parametrize(("scales", "count"), [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((2.0, 2.0), 2), ((1.0, 1.0), 1), ((0.0, 1.5), 3)])
+def test_branches_of_weight_zero_are_dropped_and_nothing_else_changes(scales, count):
+    assert len(branches(*scales)) == count
+    np.testing.assert_allclose(by_branches(*scales), by_formula(*scales), atol=2e-5)
+
+
+def test_the_fully_conditioned_branch_is_last():
+    for scales in [(7.5, 1.5), (7.5, 1.0), (2.0, 2.0), (1.0, 1.0)]:
+        assert branches(*scales)[-1][:2] == (True, True)
+
+
+def test_full_rescale_restores_the_conditioned_branchs_deviation():
+    """The trap: InsV2V's released code rescales to the unconditional branch."""
+    assert by_branches(7.5, 1.5, rescale=1.0).std() == pytest.approx(E_VT.std(), rel=1e-5)
+    assert by_branches(7.5, 1.5).std() > 2 * E_VT.std()
+
+
+@pytest.mark.parametrize("scales", [(float("nan"), 1.0), (7.5, float("inf"))])
+def test_scales_must_be_finite(scales):
+    with pytest.raises(ValueError, match="finite"):
+        branches(*scales)
