@@ -140,8 +140,8 @@ class SoundTrack:
     def copy_packets(self, length):
         shift = round(self.begin / self.input.time_base)
         for packet in self.source.demux(self.input):
-            if packet.dts is None or packet.pts is None or packet.pts < shift:
-                continue
+            if packet.dts is None or packet.pts is None or (shift > 0 and packet.pts < shift):
+                continue  # at shift 0 the packets before 0 stay: they prime the decoder
             if (packet.pts - shift) * packet.time_base >= length:
                 break
             packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.output
