@@ -55,6 +55,9 @@ def run(args: EditArgs) -> None:
     if clip.is_container and clip.has_one_frame():
         raise UserError(f"{args.video}: holds one frame in the chosen range and a clip needs two; to edit a still give it as a .png or .jpg")
 
+    if is_still(args.output) and not clip.has_one_frame():
+        raise UserError(f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name")
+
     from ivid2vid_jax import pipeline  # after the checks: importing JAX takes a second
 
     pipe = pipeline.load(args.model, args.dtype, args.variant)
@@ -75,8 +78,6 @@ def run(args: EditArgs) -> None:
     sound = clip if args.output.suffix.lower() in CONTAINERS else None
     if clip.has_audio and sound is None:
         print(f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is left out", file=sys.stderr)
-    if is_still(args.output) and len(times) > 1:
-        raise UserError(f"{args.output}: is a still image, but the clip has {len(times)} frames; give .mp4, .gif or a folder name")
     with Progress("writing", len(times)) as progress:
         write_clip(args.output, progress.over(edited), times, rate, sound)
     record = {"command": shlex.join(["python", "-m", "ivid2vid_jax.edit", *sys.argv[1:]]), "arguments": vars(args), "settings": vars(settings)}

@@ -34,8 +34,8 @@ class Clip:
     """
 
     path: Path
-    start: float | None = None
-    end: float | None = None
+    start: Fraction | None = None
+    end: Fraction | None = None
     fps: Fraction | None = None
     rate: Fraction = DEFAULT_RATE
     height: int = 0
@@ -73,7 +73,7 @@ def open_clip(path: str | Path, start: float | None = None, end: float | None = 
         raise UserError(f"{path}: no such file")
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes)")
-    clip = Clip(path, start, end, Fraction(fps).limit_denominator(1001) if fps else None)
+    clip = Clip(path, exact(start), exact(end), exact(fps, 1001))
     if path.is_dir():
         clip.rate = clip.fps or DEFAULT_RATE
     elif clip.is_container:
@@ -86,6 +86,11 @@ def open_clip(path: str | Path, start: float | None = None, end: float | None = 
         raise UserError(f"{path}: holds no frame between {start or 0} s and {'its end' if end is None else f'{end} s'}")
     clip.height, clip.width = first.pixels.shape[:2]
     return clip
+
+
+def exact(value: float | Fraction | None, denominator: int = 10**6) -> Fraction | None:
+    """The fraction that a typed decimal means: 3.2 s is 16/5 s, not the float a little above it."""
+    return None if value is None else Fraction(value).limit_denominator(denominator)
 
 
 def is_still(path: Path) -> bool:
