@@ -18,7 +18,7 @@ OVERLAP = 128  # pixels shared by neighbouring tiles, blended linearly
 
 
 class FrameCodec:
-    """Encodes and decodes streams of frames. The last chunk is filled up, so one program serves every length."""
+    """Encodes and decodes streams of frames, in chunks of at most five sizes, so few programs serve every length."""
 
     def __init__(self, config: AutoencoderConfig, dtype: Any):
         vae = AutoencoderKL(config, dtype)
@@ -72,14 +72,17 @@ class FrameCodec:
 
 
 def chunks(frames: Iterable[np.ndarray], pixels) -> Iterator[tuple[np.ndarray, int]]:
-    """(stacked frames, how many of them count): as many frames at once as CHUNK_PIXELS allow, at most 16."""
+    """(stacked frames, how many of them count): as many frames at once as CHUNK_PIXELS allow, at most 16.
+
+    The last chunk is filled up to a power of two by repeating its last frame.
+    """
     frames = iter(frames)
     first = next(frames)
-    n = int(np.clip(CHUNK_PIXELS // pixels(first), 1, 16))
-
+    most = 2 ** int(np.log2(np.clip(CHUNK_PIXELS // pixels(first), 1, 16)))
     frames = chain([first], frames)
-    while group := list(islice(frames, n)):
-        yield np.stack([*group, *[group[-1]] * (n - len(group))]), len(group)
+    while group := list(islice(frames, most)):
+        filled = 2 ** (len(group) - 1).bit_length()
+        yield np.stack([*group, *[group[-1]] * (filled - len(group))]), len(group)
 
 
 def spans(length: int, tile: int, overlap: int) -> list[slice]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import tyro
 from tqdm import tqdm
@@ -29,16 +30,21 @@ def main(args_class: type, run: Callable) -> None:
 
 
 class Progress:
-    """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`."""
+    """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`. It shows from its first item on."""
 
     def __init__(self, what: str, total: int | None = None):
-        self.bar = tqdm(desc=what, total=total, mininterval=0.5, dynamic_ncols=True)
+        self.what, self.total = what, total
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.bar.close()
+        if "bar" in vars(self):
+            self.bar.close()
+
+    @cached_property
+    def bar(self) -> tqdm:
+        return tqdm(desc=self.what, total=self.total, mininterval=0.5, dynamic_ncols=True)
 
     def __call__(self, done: int, total: int) -> None:
         self.bar.total = total
@@ -47,8 +53,8 @@ class Progress:
     def over(self, items: Iterable) -> Iterator:
         """The items, each counted as it passes."""
         for item in items:
-            yield item
             self.bar.update()
+            yield item
 
 
 def versions() -> dict[str, str]:

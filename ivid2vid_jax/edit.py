@@ -68,9 +68,10 @@ def run(args: EditArgs) -> None:
     times = []
 
     def pixels():
-        for frame in clip.frames():
-            times.append(frame.time)
-            yield frame.pixels
+        with Progress("encoding") as progress:
+            for frame in progress.over(clip.frames()):
+                times.append(frame.time)
+                yield frame.pixels
 
     with Progress("sampling") as progress:
         edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)

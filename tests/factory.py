@@ -6,6 +6,7 @@ Norms and biases are drawn too, so that a forgotten one shows.
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
 from tokenizers import pre_tokenizers
@@ -102,15 +103,21 @@ def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
 
 
 def relative(ours, theirs) -> float:
-    """max |difference| / max |reference|."""
-    import numpy as np
-
+    """max |difference| / max |reference|, also printed (shown by `pytest -rP`)."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    value = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    print(f"relative difference {value:.1e}")
+    return value
 
 
 def frames_first(clip):
     """[B, T, h, w, C] numpy -> [B*T, C, h, w] torch."""
     B, T, h, w, C = clip.shape
     return torch.from_numpy(clip.reshape(B * T, h, w, C).transpose(0, 3, 1, 2).copy())
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(save(Path(sys.argv[1]), tiny()))

@@ -55,13 +55,17 @@ def codec(tmp_path_factory):
 
 def test_chunks_do_not_show(codec):
     codec, params = codec
-    frames = RNG.integers(0, 256, (21, 16, 24, 3), np.uint8)
+    frames = RNG.integers(0, 256, (23, 16, 24, 3), np.uint8)
     together = codec.encode(params, frames)
-    assert together.shape == (21, 8, 12, 4)
+    assert together.shape == (23, 8, 12, 4)
     np.testing.assert_allclose(together[17:18], codec.encode(params, frames[17:18]), atol=1e-5)
     decoded = list(codec.decode(params, together))
-    assert len(decoded) == 21 and decoded[0].dtype == np.uint8 and decoded[0].shape == (16, 24, 3)
-    assert codec._encode._cache_size() == 1, "one program must serve every length"
+    assert len(decoded) == 23 and decoded[0].dtype == np.uint8 and decoded[0].shape == (16, 24, 3)
+    programs = codec._decode._cache_size()
+    assert programs == 2, "16 frames, and 7 filled up to 8"
+    for length in (5, 6, 8, 9, 16, 40):
+        assert len(list(codec.decode(params, np.resize(together, (length, 8, 12, 4))))) == length
+    assert codec._decode._cache_size() == programs, "those two serve these lengths as well"
 
 
 def test_tiles_join_without_a_seam(codec, monkeypatch):

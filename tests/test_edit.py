@@ -72,7 +72,7 @@ def test_compare_range_rate_and_progress(tiny, car, tmp_path, capsys):
     out = tmp_path / "out.webm"
     code, err, said = run(capsys, *words(tiny, car, out, "--start", "1", "--end", "3", "--fps", "5", "--compare"))
     assert code == 0, err
-    assert "sampling: 100%" in err and "writing: 100%" in err
+    assert "encoding: 10it" in err and "sampling: 100%" in err and "writing: 100%" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.webm", "out.webm.json", "out_compare.webm", "out_sheet.png"]
     assert all(name in said for name in ("out.webm", "out_compare.webm", "out_sheet.png"))
     assert read(out)[1].shape == (10, 480, 480, 3) and read(tmp_path / "out_compare.webm")[1].shape == (10, 480, 960, 3)
@@ -115,7 +115,7 @@ def refused(capsys, tmp_path, *arguments):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     code, err, out = run(capsys, *arguments)
     assert code == 2, err
-    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("sampling:", "writing:"))]
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("encoding:", "sampling:", "writing:"))]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     assert out == "" and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     return lines[0]

@@ -154,6 +154,7 @@ def test_bfloat16_stays_close(inflated):
         (dict(attention_head_dim=5), "32 channels of level 0 cannot be split into 5 heads"),
         (dict(block_out_channels=[32]), "1 levels"),
         (dict(group_norm="batch"), "group_norm='batch'"),
+        (dict(up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"]), "do not mirror each other"),
     ],
 )
 def test_configs_that_cannot_be_computed_are_refused(change, message):

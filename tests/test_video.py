@@ -100,9 +100,9 @@ def set_rotation(path, degrees):
 
 def test_range_and_resampling(tmp_path):
     path = write(tmp_path / "clip.mp4")
-    _, frames, times = read(path, start=0.3, end=0.7)
-    assert times == [Fraction(i, 10) for i in (3, 4, 5, 6)]
-    assert psnr(frames, moving_square()[3:7]) > 35
+    _, frames, times = read(path, start=0.1, end=0.4)  # both a little above the decimal as floats
+    assert times == [Fraction(i, 10) for i in (1, 2, 3)]
+    assert psnr(frames, moving_square()[1:4]) > 35
     _, frames, times = read(path, fps=5)
     assert times == [Fraction(i, 5) for i in range(6)]
     assert psnr(frames, moving_square()[::2]) > 35

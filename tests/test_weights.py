@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler, UNet2DConditionModel
+from diffusers import PNDMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 import ivid2vid_jax
@@ -55,6 +55,18 @@ def test_round_trip_is_bit_exact(tmp_path, changes, options):
     assert (len(list((out / "unet").glob("*.safetensors"))) > 1) == bool(options)
     diffusers_net = UNet2DConditionModel.from_pretrained(out / "unet")  # the stock class takes what we wrote
     assert all(torch.equal(p, torch.from_numpy(tensors(source)[f"unet/{k}"])) for k, p in diffusers_net.state_dict().items())
+
+
+def test_the_stock_pipeline_reads_what_we_wrote(tiny, tmp_path):
+    out = round_trip(tiny, tmp_path)
+    ours, theirs = (StableDiffusionInstructPix2PixPipeline.from_pretrained(path) for path in (out, tiny))
+    for name in ("unet", "vae", "text_encoder"):
+        a, b = getattr(ours, name).state_dict(), getattr(theirs, name).state_dict()
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
+    text = torch.arange(9)[None]
+    assert torch.equal(ours.text_encoder(text)[0], theirs.text_encoder(text)[0])
+    assert ours.tokenizer("the red car")["input_ids"] == theirs.tokenizer("the red car")["input_ids"]
+    assert ours.scheduler.config == theirs.scheduler.config
 
 
 @pytest.mark.slow

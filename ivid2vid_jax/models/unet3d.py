@@ -67,8 +67,10 @@ class UNetConfig:
         for name, choices in (("spatial_attention", ("frame",)), ("group_norm", ("frame", "clip"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose from {', '.join(choices)}")
+        if ["CrossAttn" in name for name in self.down_block_types] != ["CrossAttn" in name for name in reversed(self.up_block_types)]:
+            raise ValueError(f"down_block_types {self.down_block_types} and up_block_types {self.up_block_types} do not mirror each other")
         for level, channels in enumerate(self.block_out_channels):
-            if self.attends(level) and channels % self.heads(level):
+            if (self.attends(level) or level == levels - 1) and channels % self.heads(level):
                 raise ValueError(f"{channels} channels of level {level} cannot be split into {self.heads(level)} heads")
 
     @classmethod

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ class Clip:
 
     def frames(self) -> Iterator[Frame]:
         """The chosen frames in order. Raises UserError, naming the place, where the file breaks off."""
-        chosen = (f for f in decode(self) if (self.start is None or f.time >= self.start) and (self.end is None or f.time < self.end))
+        started = (frame for frame in decode(self) if self.start is None or frame.time >= self.start)
+        chosen = takewhile(lambda frame: self.end is None or frame.time < self.end, started)
         return resample(chosen, self.fps) if self.fps else chosen
 
 

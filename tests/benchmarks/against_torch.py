@@ -21,6 +21,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 
 import ivid2vid_jax
 from ivid2vid_jax import runtime
+from ivid2vid_jax.diffusion.samplers import sampler
 from ivid2vid_jax.diffusion.sampling import Condition
 from ivid2vid_jax.models import InflatedUNet3D
 from ivid2vid_jax.pipeline import EditSettings
@@ -112,13 +113,46 @@ def whole_edit(pipe, stock, size, repeats):
     return turns(ours, theirs, repeats) | {"steps": size["steps"], "frames": T, "pixels": side}
 
 
-def main():
+def host_gap(pipe, size, repeats):
+    """Share of a sampling step that the host adds: the loop's time a step against the compiled step alone, in turns."""
+    T, side, steps = size["frames"], size["pixels"] // pipe.folder.vae.downscale, 20
+    source = np.random.default_rng(0).standard_normal((T, side, side, 4), np.float32)
+    settings = EditSettings(sampler="ddim", frames=T).resolved(pipe.folder)
+    guidance, table = pipe.guidance(INSTRUCTION, settings), sampler("ddim", pipe.schedule, steps)
+    calls, compiled = [], pipe.loop.whole
+
+    def loop():
+        ran = pipe.loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
+        next(ran)
+        begin = time.perf_counter()
+        for latents in ran:
+            pass
+        return (time.perf_counter() - begin) / (steps - 1) if latents is not None else None
+
+    def alone():
+        params, state, *rest = calls[0]
+        state = jax.tree.map(jnp.copy, state)
+        begin = time.perf_counter()
+        for _ in range(steps - 1):
+            state = compiled(params, state, *rest)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - begin) / (steps - 1)
+
+    pipe.loop.whole = lambda params, state, *rest: calls.append((params, jax.tree.map(jnp.copy, state), *rest)) or compiled(params, state, *rest)
+    loop()
+    pipe.loop.whole = compiled
+    times = np.array([(loop(), alone()) for _ in range(repeats)])
+    gaps = np.percentile(times[:, 0] / times[:, 1] - 1, [25, 50, 75])
+    return dict(step_s=float(np.median(times[:, 0])), gap=float(gaps[1]), gap_quartiles=[float(gaps[0]), float(gaps[2])])
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--frames", type=int, help="frames of the clip instead of the size's own")
     parser.add_argument("--pixels", type=int, help="pixels a side instead of the size's own")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     size = SIZES[args.size] | {k: v for k, v in vars(args).items() if k in ("frames", "pixels") and v}
     parts = dict(unet=factory.unet(size["unet"]), vae=factory.vae(size["vae"]), text_encoder=factory.text_encoder(size["text"]))
     with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +167,7 @@ def main():
     report = dict(device=jax.devices()[0].device_kind, threads=torch.get_num_threads(), jax=jax.__version__, torch=torch.__version__, size=args.size)
     print(json.dumps(report))
     print(json.dumps({"unet": unet_evaluation(pipe, stock, size, args.repeats)}))
+    print(json.dumps({"host": host_gap(pipe, size, args.repeats)}))
     print(json.dumps({"edit": whole_edit(pipe, stock, size, args.repeats)}))
 
 
