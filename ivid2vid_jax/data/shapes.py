@@ -1,0 +1,50 @@
+"""The shapes world: clips of moving shapes, each with an instruction and the true edited clip. A pure function of seed and index.
+
+    spec = sample_spec(seed=0, index=7)
+    example = triplet(spec)
+    check(example.source, an_editors_clip, spec).passed
+"""
+
+import hashlib
+
+from ivid2vid_jax.data.shapes_check import Limits, Verdict, check
+from ivid2vid_jax.data.shapes_draw import edit_mask, render
+from ivid2vid_jax.data.shapes_sample import SPLITS, held_out, sample_edit, sample_spec
+from ivid2vid_jax.data.shapes_scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
+from ivid2vid_jax.data.shapes_words import caption, instruction
+from ivid2vid_jax.data.triplet import Triplet
+
+__all__ = [
+    "ALL_KINDS",
+    "KINDS",
+    "SPLITS",
+    "UNSEEN_STYLE",
+    "Limits",
+    "Spec",
+    "Verdict",
+    "check",
+    "edit_mask",
+    "held_out",
+    "render",
+    "sample_edit",
+    "sample_spec",
+    "triplet",
+]
+
+
+def triplet(spec: Spec) -> Triplet:
+    """Draws both clips; the provenance is the spec itself, which `Spec.from_json` reads back."""
+    text = spec.to_json()
+    return Triplet(
+        id=f"shapes-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        source=render(spec.scene, spec.size, spec.frames),
+        edited=render(spec.edited, spec.size, spec.frames),
+        instruction=instruction(spec.scene, spec.edit),
+        source_caption=caption(spec.scene),
+        edited_caption=caption(spec.edited),
+        edit_type=spec.edit.kind,
+        fps=spec.fps,
+        mask=edit_mask(spec),
+        licence="Apache-2.0",
+        provenance=text,
+    )
