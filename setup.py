@@ -30,9 +30,11 @@ setup(
         "tqdm>=4.66",
         "tyro>=0.9",
     ],
-    extras_require={
+    extras_require={  # synthesis and app serve commands that are still to come
         "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],
+        "cuda": ["jax[cuda]"],
+        "synthesis": ["torch", "openai"],
+        "app": ["gradio"],
         "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil"],
     },
 )

@@ -7,6 +7,7 @@ transformer). All kinds start with a zero output projection (weight and bias), s
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from ivid2vid_jax.models.layers import GroupNorm
 from ivid2vid_jax.models.transformer import TransformerBlock
@@ -72,13 +73,13 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        B, T, H, W, C = x.shape
+        B, _, H, W, C = x.shape
         inner = self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, 4, self.dtype, name="norm")(x)
         h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
-        h = h.reshape(B, T, H * W, inner).swapaxes(1, 2).reshape(B * H * W, 1, T, inner)
+        h = rearrange(h, "B T H W C -> (B H W) 1 T C")
         h = TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, name="transformer_blocks.0")(h)
-        h = h.reshape(B, H * W, T, inner).swapaxes(1, 2).reshape(B, T, H, W, inner)
+        h = rearrange(h, "(B H W) 1 T C -> B T H W C", B=B, H=H, W=W)
         return x + nn.Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)
 
 

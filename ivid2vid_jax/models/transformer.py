@@ -1,9 +1,8 @@
 """Transformer blocks of the U-Net: the spatial one of Stable Diffusion, and the block that the temporal one shares."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
 from ivid2vid_jax.models.layers import GroupNorm, gelu
@@ -52,12 +51,10 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, context=None):
-        B, T, L, C = x.shape
-        attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=C, impl=self.impl, dtype=self.dtype)
-        frames = layer_norm("norm1", self.dtype)(x).reshape(B * T, L, C)
+        attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=x.shape[-1], impl=self.impl, dtype=self.dtype)
+        frames = rearrange(layer_norm("norm1", self.dtype)(x), "B T L C -> (B T) L C")
         x = x + Attention(**attend, name="attn1")(frames).reshape(x.shape)
-        h = layer_norm("norm2", self.dtype)(x)
-        h = h.reshape(B * T, L, C) if context is None else h.reshape(B, T * L, C)
+        h = rearrange(layer_norm("norm2", self.dtype)(x), "B T L C -> (B T) L C" if context is None else "B T L C -> B (T L) C")
         x = x + Attention(**attend, name="attn2")(h, context).reshape(x.shape)
         return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
 
@@ -74,7 +71,6 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     linear_projection: bool = False
     impl: str = "auto"
-    block: Any = TransformerBlock
     dtype: jnp.dtype = jnp.float32
 
     def project(self, features, name):
@@ -84,10 +80,9 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x, context):
-        B, T, H, W, C = x.shape
-        inner = self.heads * self.head_dim
+        H, C, inner = x.shape[2], x.shape[4], self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm")(x)
-        h = self.project(inner, "proj_in")(h).reshape(B, T, H * W, inner)
+        h = rearrange(self.project(inner, "proj_in")(h), "B T H W C -> B T (H W) C")
         for i in range(self.depth):
-            h = self.block(self.heads, self.head_dim, self.impl, self.dtype, name=f"transformer_blocks.{i}")(h, context)
-        return x + self.project(C, "proj_out")(h.reshape(B, T, H, W, inner))
+            h = TransformerBlock(self.heads, self.head_dim, self.impl, self.dtype, name=f"transformer_blocks.{i}")(h, context)
+        return x + self.project(C, "proj_out")(rearrange(h, "B T (H W) C -> B T H W C", H=H))
