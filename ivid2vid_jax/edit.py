@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ivid2vid_jax.commands import Progress, main, versions
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.errors import UserError, check_instruction
 
 
 @dataclasses.dataclass
@@ -46,8 +46,7 @@ def run(args: EditArgs) -> None:
     from ivid2vid_jax.video.read import is_still, open_clip
     from ivid2vid_jax.video.write import CONTAINERS, check_output, write_clip
 
-    if not args.instruction.strip():
-        raise UserError("the instruction is empty; say what to change, e.g. 'make it snow'")
+    check_instruction(args.instruction)
     check_output(args.output)
     clip = open_clip(args.video, args.start, args.end, args.fps)
     if args.output.exists() and args.output.resolve() == args.video.resolve():

@@ -21,7 +21,7 @@ from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.diffusion.samplers import CLASSES, SAMPLERS, sampler
 from ivid2vid_jax.diffusion.sampling import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.models import CLIPTextModel, InflatedUNet3D
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import Fit
@@ -162,8 +162,7 @@ class Pipeline:
 
     def check(self, instruction: str) -> None:
         """UserError for an instruction that says nothing, or a net that takes no source clip."""
-        if not instruction.strip():
-            raise UserError("the instruction is empty; say what to change, e.g. 'make it snow'")
+        check_instruction(instruction)
         channels, needed = self.folder.unet.in_channels, 2 * self.folder.vae.latent_channels
         if channels != needed:
             raise UserError(f"{self.folder.path}: this U-Net takes {channels} latent channels and no source clip; an editor takes {needed}. Train one from it")

@@ -101,10 +101,10 @@ class SamplingLoop:
         numbers = np.arange(len(source), dtype=np.int32)
         first = [jax.device_get(self.start(keys[0], *jax.device_put((numbers[w],)), scale, jax.device_put(source[w]))) for w in windows]
         x = assemble(first, windows, source.shape) if noise is None else noise * np.float32(scale)
-        x0, total = np.zeros_like(x), blend_weights(windows, len(source))
+        x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
         for step, key in zip(rows, keys[1:], strict=True):
             prediction = np.zeros_like(x)
-            for window, weight in zip(windows, total, strict=True):
+            for window, weight in zip(windows, weights, strict=True):
                 part = self.guided(params, *jax.device_put((x[window], source[window])), step, guidance)
                 prediction[window] += weight[:, None, None, None] * jax.device_get(part)
                 yield None
