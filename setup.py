@@ -21,6 +21,11 @@ setup(
         "orbax-checkpoint>=0.11.25",
         "transformers>=5",  # CLIPTokenizer only
         "tensorflow-datasets>=4.9.9",
+        "array-record>=0.8",
+        "grain>=0.2.14",
+        "absl-py>=2",
+        "tensorboardX>=2.6",
+        "tokenizers>=0.22",
         "einops>=0.8",
         "safetensors>=0.6",
         "huggingface_hub>=1",

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 import tyro
 from tqdm import tqdm
@@ -14,19 +15,38 @@ from ivid2vid_jax.errors import UserError
 PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
 
 
-def main(args_class: type, run: Callable) -> None:
-    """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback."""
-    args = tyro.cli(args_class)
+def main(args_class: type, run: Callable, recipe: Callable | None = None) -> None:
+    """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback.
+
+    recipe: for commands that take `--config FILE`: makes the defaults of a file's path.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
     try:
+        if recipe:
+            path, argv = split_config(sys.argv[1:])
+            args = tyro.cli(args_class, args=argv, default=recipe(path) if path else args_class())
+        else:
+            args = tyro.cli(args_class)
         run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; what was finished is kept, nothing is half written", file=sys.stderr)
         sys.exit(130)
+
+
+def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of --config, and the other arguments."""
+    for i, word in enumerate(argv):
+        if word == "--config":
+            if i + 1 == len(argv):
+                raise UserError("--config needs the path of a recipe file")
+            return Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config=")), argv[:i] + argv[i + 1 :]
+    return None, argv
 
 
 class Progress:

@@ -17,12 +17,13 @@ import numpy as np
 
 from ivid2vid_jax import runtime
 from ivid2vid_jax.autoencoding import FrameCodec
+from ivid2vid_jax.diffusion.denoiser import denoiser
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.diffusion.samplers import CLASSES, SAMPLERS, sampler
 from ivid2vid_jax.diffusion.sampling import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.errors import UserError, check_instruction
-from ivid2vid_jax.models import CLIPTextModel, InflatedUNet3D
+from ivid2vid_jax.models import CLIPTextModel
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import Fit
 from ivid2vid_jax.weights import hub
@@ -90,12 +91,7 @@ class Pipeline:
 
     @cached_property
     def loop(self) -> SamplingLoop:
-        unet = InflatedUNet3D(self.folder.unet, self.attention_impl, dtype=self.dtype)
-
-        def denoise(params, x_t, t, cond):
-            return unet.apply({"params": params}, jnp.concatenate([x_t, cond.source], axis=-1), t, cond.text)
-
-        return SamplingLoop(denoise, self.schedule.prediction_type)
+        return SamplingLoop(denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype), self.schedule.prediction_type)
 
     @cached_property
     def _encode_text(self) -> Callable:

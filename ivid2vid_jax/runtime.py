@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.errors import UserError
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
 def enable_compilation_cache() -> Path | None:
@@ -51,9 +51,11 @@ def jit(function, **options):
 
 
 def compute_dtype(name: str = "auto"):
-    """The arithmetic's type: "float32", "bfloat16", or "auto" (float32 on CPU, bfloat16 on TPU and GPU)."""
+    """The arithmetic's type: "float32", "bfloat16", or "auto" (float32 on CPU, bfloat16 on TPU and GPU); "float64" where jax_enable_x64 is set."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is unknown; choose auto, {' or '.join(DTYPES)}")
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("dtype float64 needs JAX_ENABLE_X64=1 in the environment")
     return DTYPES[name]

@@ -1,7 +1,6 @@
 """The sampling loop: one clip at once, or a long clip through overlapping windows.
 
-All a sampler knows of the net is `denoise(params, x_t, t, cond)`: noisy latents [B, T, h, w, C], timesteps [B] and a
-`Condition` in, eps or v prediction [B, T, h, w, C] out.
+All a sampler knows of the net is `denoise(params, x_t, t, cond)` of `diffusion/denoiser.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,16 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.guidance import combine
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
 from ivid2vid_jax.runtime import jit
-
-
-class Condition(NamedTuple):
-    """What the net is told: text [B, L, D] and the source clip's latents [B, T, h, w, C], unscaled, zero where dropped."""
-
-    text: jax.Array
-    source: jax.Array
 
 
 class Guidance(NamedTuple):

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ivid2vid_jax.models.layers import precise
+
 IMPLEMENTATIONS = ("auto", "xla")
 
 
@@ -21,7 +23,7 @@ def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
     q_BQHD = q_BQHD * (q_BQHD.shape[-1] ** -0.5)
-    logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=jnp.float32)
+    logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precise(q_BQHD.dtype))
     weights_BHQK = jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype)
     return jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample
+from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, precise
 
 FIXED = dict(
     act_fn=("silu",), latents_mean=(None,), latents_std=(None,), shift_factor=(None, 0), mid_block_add_attention=(True, None),
@@ -79,13 +79,13 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, pixels) -> Posterior:
         """pixels: [N, H, W, 3] in [-1, 1], H and W multiples of `config.downscale`."""
-        moments = self.quant_conv(self.encoder(pixels.astype(self.dtype))).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(pixels.astype(self.dtype))).astype(precise(self.dtype))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
 
     def decode(self, latents):
         """latents: [N, h, w, C], already divided by the scaling factor. Returns [N, H, W, 3] float32, about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(jnp.float32)
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(precise(self.dtype))
 
     def __call__(self, pixels):
         """Reconstruction through the posterior's mode; touches every parameter, for initialisation."""

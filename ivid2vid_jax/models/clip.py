@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json
-from ivid2vid_jax.models.layers import gelu
+from ivid2vid_jax.models.layers import gelu, precise
 from ivid2vid_jax.models.transformer import layer_norm
 
 ACTIVATIONS = {
@@ -65,7 +65,7 @@ class TextTransformer(nn.Module):
     def __call__(self, ids):
         x = Embeddings(self.config, self.dtype, name="embeddings")(ids)
         x = Encoder(self.config, self.dtype, name="encoder")(x)
-        return layer_norm("final_layer_norm", self.dtype)(x).astype(jnp.float32)
+        return layer_norm("final_layer_norm", self.dtype)(x).astype(precise(self.dtype))
 
 
 class Embeddings(nn.Module):
@@ -126,7 +126,7 @@ class CausalAttention(nn.Module):
             nn.Dense(C, dtype=self.dtype, name=name)(x).reshape(B, L, self.heads, C // self.heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * (C // self.heads) ** -0.5, k, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q * (C // self.heads) ** -0.5, k, preferred_element_type=precise(self.dtype))
         logits = jnp.where(jnp.tril(jnp.ones((L, L), bool))[None, None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, L, C)

@@ -12,6 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def precise(dtype):
+    """The type that statistics, softmaxes and outputs are kept in: float32, or float64 where the arithmetic is (in tests)."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation over [..., H, W, C], statistics and affine map in float32, cast to `dtype` at the end.
 
@@ -32,15 +37,15 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         lead, channel = x.shape[: -self.pool], (1,) * (x.ndim - 1) + (C,)
-        h = x.astype(jnp.float32).reshape(*lead, math.prod(x.shape[-self.pool : -1]), C)
+        h = x.astype(precise(self.dtype)).reshape(*lead, math.prod(x.shape[-self.pool : -1]), C)
 
         def group_mean(h):  # over positions first, then over the group's channels: twice as fast on CPU as over both
             mean = h.mean(-2).reshape(*lead, self.groups, C // self.groups).mean(-1)
             return jnp.repeat(mean, C // self.groups, axis=-1)[..., None, :]
 
         mean = group_mean(h)
-        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * scale.astype(jnp.float32).reshape(channel[-h.ndim :])
-        offset = bias.astype(jnp.float32).reshape(channel[-h.ndim :]) - mean * factor
+        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * scale.astype(h.dtype).reshape(channel[-h.ndim :])
+        offset = bias.astype(h.dtype).reshape(channel[-h.ndim :]) - mean * factor
         factor, offset = jax.lax.optimization_barrier((factor, offset))  # else XLA computes them anew at every pixel
         return (h * factor + offset).reshape(x.shape).astype(self.dtype)
 

@@ -28,13 +28,13 @@ class TemporalConvLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True):
+    def __call__(self, x):
         B, T, H, W, C = x.shape
         h = x
         for step in (1, 2, 3, 4):
             h = nn.silu(GroupNorm(self.groups, 1e-5, 4, self.dtype, name=f"conv{step}.0")(h))
             if step > 1 and self.dropout:
-                h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
+                h = nn.Dropout(self.dropout, deterministic=False)(h)
             init = ZERO if step == 4 else {}
             h = TimeConv(C, self.dtype, name=f"conv{step}.{2 if step == 1 else 3}", **init)(h)
         return x + h

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
+from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, precise, timestep_embedding
 from ivid2vid_jax.models.temporal import SLOTS
 from ivid2vid_jax.models.transformer import SpatialTransformer
 
@@ -118,12 +118,14 @@ class InflatedUNet3D(nn.Module):
     """Predicts the noise (or v) of a clip's latents.
 
     `remat`: "none", or "block": each resnet, transformer and temporal layer is recomputed in the backward pass.
+    `train`: `config.temporal_dropout` acts, with the "dropout" stream of `apply`.
     """
 
     config: UNetConfig
     attention_impl: str = "auto"
     remat: str = "none"
     dtype: Any = jnp.float32
+    train: bool = False
 
     @nn.compact
     def __call__(self, x, t, context):
@@ -131,7 +133,7 @@ class InflatedUNet3D(nn.Module):
 
         H and W are multiples of `config.downscale`. Returns [B, T, H, W, out_channels] in float32.
         """
-        cfg = self.config
+        cfg = self.config if self.train else dataclasses.replace(self.config, temporal_dropout=0.0)
         levels = range(len(cfg.block_out_channels))
         if x.shape[-1] != cfg.in_channels:
             raise ValueError(f"the U-Net takes {cfg.in_channels} latent channels, got {x.shape[-1]}")
@@ -158,7 +160,7 @@ class InflatedUNet3D(nn.Module):
             x, _ = block(x, temb, context, skips=skips, resample="up" if level > 0 else None)
 
         x = nn.silu(GroupNorm(cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name="conv_norm_out")(x))
-        return nn.Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+        return nn.Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(precise(self.dtype))
 
 
 class Level(nn.Module):

@@ -39,12 +39,26 @@ def side_by_side(source: Clip, edited: Path) -> Iterator[np.ndarray]:
     return (np.concatenate(halves, axis=1) for halves in halves_of(source, edited))
 
 
-def sheet(columns: list[tuple[np.ndarray, np.ndarray]], title: str) -> Image.Image:
-    """A contact sheet: the source's frames above the edit's, under the instruction."""
+def panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> Path:
+    """Writes clips [T, H, W, 3] of one shape side by side to an animation, small ones enlarged, and NAME_sheet.png; returns the latter."""
+    wide = np.concatenate(clips, axis=2)
+    enlarged = max(1, CELL // clips[0].shape[1])
+    wide = wide.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
+    rate = Fraction(fps).limit_denominator(1001)
+    write_clip(animation, iter(wide), [i / rate for i in range(len(wide))], rate)
+    shown = np.unique(np.linspace(0, len(wide) - 1, min(COLUMNS, len(wide))).round().astype(int))
+    picture = animation.with_name(f"{animation.stem}_sheet.png")
+    with aside(picture) as target:
+        sheet([tuple(clip[i] for clip in clips) for i in shown], title).save(target, format="PNG")
+    return picture
+
+
+def sheet(columns: list[tuple[np.ndarray, ...]], title: str) -> Image.Image:
+    """A contact sheet: a row for each clip (source, edit, ...), a column for each frame shown, under the instruction."""
     H, W = columns[0][0].shape[:2]
     height, width = (max(1, round(side * CELL / max(H, W))) for side in (H, W))
     font, top = ImageFont.load_default(size=20), 2 * MARGIN + 24
-    size = (MARGIN + len(columns) * (width + MARGIN), top + 2 * (height + MARGIN))
+    size = (MARGIN + len(columns) * (width + MARGIN), top + len(columns[0]) * (height + MARGIN))
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     while len(title) > 4 and draw.textlength(title, font) > size[0] - 2 * MARGIN:

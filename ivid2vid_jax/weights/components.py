@@ -1,6 +1,7 @@
 """Parameters of one component (unet, vae, text_encoder) <-> its folder, strictly: no key is ever guessed or dropped."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,30 @@ def canonical(component: str, key: str) -> str:
 def load(component: str, folder: Path, abstract: Any, dtype=None, shardings: Any = None, variant: str | None = None) -> Any:
     """Reads a component's parameters into the tree of `abstract` (jax.ShapeDtypeStruct leaves).
 
-    dtype: cast floating leaves to it; None keeps each as stored. shardings: a tree like `abstract`, or one sharding for
+    dtype: cast floating leaves to it; None keeps each as stored; a dict says it for each Flax path. shardings: a tree like `abstract`, or one sharding for
     all, or None for the default device; each leaf goes straight there, so host memory holds one leaf at a time.
     Raises UserError that names every missing, unexpected or misshapen key with its file.
     """
+    if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
+        shardings = flax.traverse_util.flatten_dict(shardings)
+    params = {}
+    for path, array in arrays(component, folder, abstract):
+        wanted = dtype[path] if isinstance(dtype, dict) else dtype
+        array = array if wanted is None else array.astype(wanted, copy=False)
+        params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
+    return flax.traverse_util.unflatten_dict(params)
+
+
+def arrays(component: str, folder: Path, abstract: Any) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
     entries = {}
     for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():
         if key.rpartition(".")[2] not in IGNORED:
             entries[canonical(component, key)] = (key, entry)
     flat = flax.traverse_util.flatten_dict(abstract)
     check(component, folder, {names.torch_key(path): names.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, entries)
-    if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
-        shardings = flax.traverse_util.flatten_dict(shardings)
-
-    params = {}
     for path in flat:
-        array = names.from_torch(path, files.read(*entries[names.torch_key(path)]))
-        array = array if dtype is None else array.astype(dtype, copy=False)
-        params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
-    return flax.traverse_util.unflatten_dict(params)
+        yield path, names.from_torch(path, files.read(*entries[names.torch_key(path)]))
 
 
 def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, files.Entry]]) -> None:

@@ -102,14 +102,14 @@ def load_params(folder: Folder, dtype=None, shardings: dict | None = None, varia
 
 
 def save_folder(
-    path: str | os.PathLike, folder: Folder, params: dict[str, Any], dtype=None, variant: str | None = None, max_shard_bytes: int = 5 * 10**9
+    path: str | os.PathLike, folder: Folder, params: dict[str, Any], dtype=None, variant: str | None = None, max_shard_bytes: int = 5 * 10**9, replace: bool = False
 ) -> None:
     """Writes a pipeline folder: aside first, then renamed, so that a folder is whole or absent.
 
-    The tokenizer's files are copied from `folder.path`. Raises UserError where `path` exists already.
+    The tokenizer's files are copied from `folder.path`. Raises UserError where `path` exists already, unless `replace`.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not replace:
         raise UserError(f"{path}: exists already; give a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -124,7 +124,12 @@ def save_folder(
         if folder.sampling:
             files.write_json(aside / "sampling.json", folder.sampling)
         aside.chmod(0o755)
-        aside.rename(path)
+        if path.exists():
+            path.rename(old := path.with_name(f"{aside.name}.old"))
+            aside.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            aside.rename(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

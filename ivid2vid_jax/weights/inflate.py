@@ -15,7 +15,7 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, key: jax.Array)
     """The parameters of `source`, made to fit `target`: fresh temporal layers, and conv_in widened from 4 to 8 channels.
 
     Fresh temporal layers end in a zero projection, so the result computes what `params` computed, frame by frame. The new
-    input channels (the source clip's) are zero and the bias is copied.
+    input channels (the source clip's) are zero and the bias is copied. Fresh leaves are float32, the others keep their type.
     Raises ValueError where the two nets differ in anything but temporal layers and input channels.
     """
     flat = flax.traverse_util.flatten_dict(params)
@@ -25,9 +25,8 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, key: jax.Array)
     if stray:
         raise ValueError(f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}")
 
-    dtype = flat[("conv_in", "kernel")].dtype
     made = initial(target, key, fresh) if fresh else {}
-    out = {path: made[path].astype(dtype) if path in made else flat[path] for path in abstract}
+    out = {path: made[path] if path in made else flat[path] for path in abstract}
     kernel = out[("conv_in", "kernel")]
     extra = target.in_channels - source.in_channels
     if extra < 0:

@@ -1,0 +1,1 @@
+"""The trainer: state, step, sharding, checkpoints, the metrics log, the loop."""

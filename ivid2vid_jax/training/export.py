@@ -1,0 +1,48 @@
+"""RUN/pipeline: the averaged weights as a pipeline folder, whole or not at all."""
+
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+
+from ivid2vid_jax.training.params import flatten, unflatten
+from ivid2vid_jax.training.step import TrainState
+from ivid2vid_jax.weights import components
+from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, save_folder
+
+
+def averaged(state: TrainState) -> dict[str, jax.Array]:
+    """The EMA of the trained weights, or the weights themselves where none is kept."""
+    return state.ema or state.params
+
+
+def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Whole arrays in host memory, one after the other; every process takes part, and each gets them."""
+    return {name: np.asarray(leaf if leaf.is_fully_addressable else gather(leaf)) for name, leaf in sorted(params.items())}
+
+
+def gather(leaf: jax.Array) -> jax.Array:
+    sharding = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+
+
+def write(path: Path, folder: Folder, source: Folder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
+    """Writes the pipeline folder in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
+    with jax.transfer_guard("allow"):
+        weights = on_host({**frozen, **trained})
+        if jax.process_index():
+            return
+        if source is not None:
+            weights |= stored(source, {name: weights[name].shape for name in frozen})
+        save_folder(path, folder, unflatten(weights), replace=True)
+
+
+def stored(source: Folder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """The wanted leaves that the source folder holds in the same shape, in the type they are stored in."""
+    found = {}
+    for component in CONFIGS:
+        if any(name.startswith(f"{component}/") for name in wanted):
+            tree = dict(components.arrays(component, source.path / component, abstract(component, getattr(source, component))))
+            found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
+    return {name: found[name] for name, shape in wanted.items() if name in found and found[name].shape == shape}

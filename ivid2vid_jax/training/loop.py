@@ -1,0 +1,195 @@
+"""The training run, from config to finished pipeline, in the order in which things happen.
+
+Where the weights come from: this run's own newest checkpoint; else `model`; else scratch. A checkpoint that cannot be restored is an
+error, never a fresh start.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ivid2vid_jax import runtime
+from ivid2vid_jax.commands import versions
+from ivid2vid_jax.data.loader import Loader
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.pipeline import load_tokenizer
+from ivid2vid_jax.training import distributed, export, run_folder, sharding
+from ivid2vid_jax.training import start as starting
+from ivid2vid_jax.training.checkpoints import Checkpoints
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.metrics import Clock, MetricsLog, memory
+from ivid2vid_jax.training.objectives import objective as make_objective
+from ivid2vid_jax.training.program import StepProgram
+from ivid2vid_jax.training.samples import Samples
+from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
+from ivid2vid_jax.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels"}
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains to `config.steps`, or until it is told to stop, and returns the RUN folder; called again it goes on.
+
+    Raises UserError for a config that cannot be run, a run of another config, a damaged checkpoint, and a loss that is no number.
+    """
+    config.check()
+    run = Path(config.output).expanduser()
+
+    # ---- processes, devices, the run folder
+    distributed.initialise(config.distributed)
+    runtime.enable_compilation_cache()
+    mesh = sharding.make_mesh(config.mesh)
+    with run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(run, config.checkpoint.keep) as checkpoints:
+        at = resume_from(config, run, checkpoints)
+        if at == config.steps:
+            log.info("%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps)
+            return run
+
+        # ---- nets, objective, state
+        folder, source = starting.plan(config, lambda: run_folder.texts(config), run)
+        tokenize = Tokenize(load_tokenizer(folder.path / "tokenizer"), folder.text_encoder.max_position_embeddings)
+        begun = starting.start(config, folder, source, mesh)
+        objective = make_objective(config, folder, tokenize(""), starting.dtype(config))
+        optimizer = make_optimizer(config.optim, config.steps)
+
+        def make(params):
+            return new_state(params, optimizer, config.optim, config.seed)
+
+        placed = sharding.of_tree(jax.eval_shape(make, begun.trained), mesh)
+        loader = Loader(config.loader, config.data, VIEWS[config.task], tokenize, config.seed)
+        if at:
+            abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, begun.trained), placed)
+            begun.trained = {}  # room for what is restored
+            state, position, meta = checkpoints.restore(at, abstract)
+            run_folder.check_origin(run, meta["origin"], begun.origin)
+            loader.restore(position)
+        else:
+            state, position = jax.jit(make, out_shardings=placed)(begun.trained), loader.state
+        tell(run, config, mesh, state, begun.frozen, at)
+
+        # ---- what happens on the way
+        meta = {"config": run_folder.plain(config), "origin": begun.origin, "versions": versions()}
+        program = StepProgram(objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed)
+        validation = Validation(config, tokenize, VIEWS[config.task], objective, mesh)
+        samples = Samples(config, run, folder)
+        clock = Clock(config.steps, at)
+        with loader, MetricsLog(run, config.steps, at, active=jax.process_index() == 0) as metrics_log, jax.transfer_guard("disallow"):
+            reporter = Reporter(config, clock, metrics_log, program, loader, mesh)
+
+            # ---- the loop: step n is dispatched, then step n-1 is read and told
+            for step in range(at + 1, config.steps + 1):
+                with clock.data():
+                    batch, position = next(loader)
+                batch = sharding.put_batch(batch, mesh)
+                if not program.knows(batch):
+                    with clock.pause():
+                        program.compile(state, begun.frozen, batch)
+                state, metrics = program(state, begun.frozen, batch)
+                reporter(step, metrics, len(batch["serial"]) * clip_length(batch))
+
+                stop = checkpoints.preempted(step)
+                last = stop or step == config.steps
+                due = [last or step % config.checkpoint.every == 0, every(step, config.log.eval_every, last and not stop), every(step, config.log.sample_every, last and not stop)]
+                if any(due):
+                    reporter.flush(checkpoints)
+                with clock.pause(), jax.transfer_guard("allow"):
+                    if due[1]:
+                        metrics_log.write(step, validation(export.averaged(state), begun.frozen), kind="validation")
+                    if due[2]:
+                        for picture in samples(step, export.averaged(state), begun.frozen):
+                            metrics_log.images(step, "samples", picture)
+                    if due[0]:
+                        checkpoints.save(step, state, position, meta)
+                        if config.checkpoint.pipeline:
+                            export.write(run / "pipeline", validation.calibrated(folder), source, export.averaged(state), begun.frozen)
+                if stop:
+                    log.info("told to stop: saved at step %d; run the same command to go on", step)
+                    break
+    return run
+
+
+def every(step: int, interval: int, last: bool) -> bool:
+    """Whether something that happens every `interval` steps (0: never) is due."""
+    return interval > 0 and (step % interval == 0 or last)
+
+
+def clip_length(batch: dict) -> int:
+    """Frames of the batch's clips."""
+    return next(x.shape[1] for x in batch.values() if x.ndim == 5)
+
+
+def resume_from(config: TrainConfig, run: Path, checkpoints: Checkpoints) -> int:
+    """The step of the checkpoint to go on from, 0 for a fresh run. One that was asked for sets the newer ones aside."""
+    there = checkpoints.steps()
+    if config.resume is None:
+        return there[-1] if there else 0
+    if config.resume not in there:
+        raise UserError(f"--resume {config.resume}: {run} holds checkpoints of the steps {', '.join(map(str, there)) or 'none'}")
+    checkpoints.discard_after(config.resume)
+    return config.resume
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """A text as int32 [K] token ids, padded and cut to the text encoder's length. It pickles, for the loader's workers."""
+
+    tokenizer: object
+    length: int
+
+    def __call__(self, text: str) -> np.ndarray:
+        return self.tokenizer([text], padding="max_length", max_length=self.length, truncation=True, return_tensors="np")["input_ids"][0].astype(np.int32)
+
+
+class Reporter:
+    """Reads the metrics of the step before the one that was just dispatched, checks and logs them."""
+
+    def __init__(self, config: TrainConfig, clock: Clock, metrics_log: MetricsLog, program: StepProgram, loader: Loader, mesh):
+        self.config, self.clock, self.log, self.program, self.loader = config, clock, metrics_log, program, loader
+        self.devices = mesh.size
+        self.waiting = None
+        self.good = True
+
+    def __call__(self, step: int, metrics: dict, frames: int) -> None:
+        """Takes the metrics of `step`, still being computed, and tells those of the step before."""
+        before, self.waiting = self.waiting, (step, metrics, frames)
+        if before:
+            self.tell(*before)
+
+    def flush(self, checkpoints: Checkpoints) -> None:
+        """Tells the step that is waiting, before anything of it is kept."""
+        if self.waiting:
+            self.tell(*self.waiting, checkpoints)
+            self.waiting = None
+
+    def tell(self, step: int, metrics: dict, frames: int, checkpoints: Checkpoints | None = None) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(np.isfinite(value) for value in values.values()):
+            bad = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
+            raise UserError(
+                f"step {step}: {bad}: training has broken down; the last good checkpoint of {self.config.output} is kept. "
+                "Lower --optim.lr, clip harder (--optim.clip), or compute in float32 (--optim.dtype)"
+            )
+        pace = self.clock.tick(step)
+        values |= pace | {
+            "clips_per_s": self.config.loader.batch / pace["step_time"],
+            "frames_per_s_per_chip": frames / pace["step_time"] / self.devices,
+            "model_flops_per_s": self.program.flops / pace["step_time"],
+        }
+        self.log.write(step, values | ({f"{name}_mib": mib for name, mib in memory().items()} if step % 20 == 0 else {}))
+        self.log.line(step, values)
+
+
+def tell(run: Path, config: TrainConfig, mesh, state, frozen: dict, at: int) -> None:
+    """One line on what is about to happen."""
+    if jax.process_index() == 0:
+        trained, still = (sum(x.size for x in tree.values()) / 1e6 for tree in (state.params, frozen))
+        shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        begin = f"going on from step {at}" if at else f"from {config.model or 'scratch'}"
+        log.info("%s: %s, %s; %.2f M parameters trained, %.2f M frozen; %s", run, config.task, begin, trained, still, shape)
+        log.info("config: %s", json.dumps(run_folder.plain(config), default=str)[:100] + " ... (RUN/config.json)")

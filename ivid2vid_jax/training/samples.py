@@ -1,0 +1,71 @@
+"""Sample edits of held-out clips, to look at: RUN/samples/<step>/NAME.gif side by side (source, edit, truth) and a contact sheet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ivid2vid_jax.data.loader import open_source
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.pipeline import EditSettings, Pipeline, load_tokenizer
+from ivid2vid_jax.training import export
+from ivid2vid_jax.training import start as starting
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.params import unflatten
+from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.weights.folder import Folder
+
+
+class Samples:
+    """samples(step, params, frozen) writes the pictures and returns the contact sheets' paths.
+
+    An editor edits clips, an autoencoder reconstructs them. In a run of several processes the first one computes, alone.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path, folder: Folder):
+        self.config, self.run = config, run
+        self.pipe = Pipeline(folder, {}, load_tokenizer(folder.path / "tokenizer"), starting.dtype(config), config.optim.attention)
+
+    def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
+        if self.config.task == "text_to_image":
+            return []
+        weights = {**frozen, **params}
+        with jax.transfer_guard("allow"):
+            if jax.process_count() > 1:
+                weights = export.on_host(weights)
+            if jax.process_index():
+                return []
+            self.pipe.params = unflatten(weights)
+            return list(self.write(self.run / "samples" / str(step)))
+
+    def write(self, folder: Path) -> Iterator[Path]:
+        from ivid2vid_jax.video import compare
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, record in enumerate(self.records()):
+            shown = [record.source, self.edited(record)]
+            shown += [record.edited] if self.config.task == "edit" else []
+            text = record.instruction if self.config.task == "edit" else "reconstruction"
+            yield compare.panels(folder / f"{i}.gif", shown, text, record.fps)
+
+    def edited(self, record) -> np.ndarray:
+        """[T, H, W, 3] uint8 of the record's source clip."""
+        if self.config.task == "autoencoder":
+            codec, params = self.pipe.codec, self.pipe.params["vae"]
+            return np.stack(list(codec.decode(params, codec.encode(params, record.source))))
+        settings = EditSettings(steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0).resolved(self.pipe.folder)
+        fit = Fit.plan(record.source.shape[1:3], settings.size, self.pipe.factor)
+        return np.stack(list(self.pipe.edit_frames(record.source, record.instruction, settings, fit)))
+
+    def records(self) -> Iterator:
+        """The first held-out triplets of the first dataset that has any, cut to the training length."""
+        for name in self.config.data:
+            try:
+                source = open_source(name, self.config.loader, 0, "eval" if name == "shapes" else "validation")
+            except UserError:
+                continue
+            for i in range(min(self.config.log.samples, len(source))):
+                record, n = source[i], self.config.loader.frames
+                yield type(record)(**{**vars(record), "source": record.source[:n], "edited": record.edited[:n]})
+            return

@@ -1,0 +1,136 @@
+"""Where a run starts: the nets it trains and their weights, split into trained and frozen ones, each born on its devices.
+
+Own checkpoints come before this (`training/loop.py`); then `--model` (a Stable Diffusion or InstructPix2Pix folder, ours, a RUN), then scratch.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ivid2vid_jax import runtime
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel, UNetConfig
+from ivid2vid_jax.training import params as names
+from ivid2vid_jax.training import sharding
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.weights import components, hub
+from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, open_folder
+from ivid2vid_jax.weights.inflate import inflate, initialise
+
+log = logging.getLogger(__name__)
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "trailing",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Start:
+    """folder: the nets as they are trained. origin: where the weights came from, enough to know them again. trained (float32) and
+    frozen: parameters by name."""
+
+    folder: Folder
+    origin: dict[str, Any]
+    trained: dict[str, jax.Array]
+    frozen: dict[str, jax.Array]
+
+
+def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> tuple[Folder, Folder | None]:
+    """The nets that will be trained, and the folder whose weights they start from (None: scratch). No weight is read.
+
+    texts: called where a vocabulary is to be learned, which is kept in RUN/tokenizer.
+    """
+    if config.model is None:
+        return from_scratch(config, texts, run), None
+    source = open_folder(hub.resolve(config.model))
+    sampling = source.sampling | {"size": config.loader.size, "frames": config.loader.frames}
+    return dataclasses.replace(source, unet=target_unet(config, source.unet, source.vae.latent_channels), sampling=sampling), source
+
+
+def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> UNetConfig:
+    """The U-Net of the task: an editor sees the source clip's channels too and has the temporal layers that were asked for."""
+    if config.task == "edit":
+        temporal = unet.temporal if config.net.temporal is None else config.net.temporal
+        return dataclasses.replace(unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=config.loader.frames)
+    if config.task == "text_to_image" and (unet.in_channels != latent_channels or unet.temporal):
+        raise UserError(f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has {unet.in_channels} and temporal layers {unet.temporal}")
+    return unet
+
+
+def from_scratch(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> Folder:
+    from ivid2vid_jax.pipeline import load_tokenizer
+    from ivid2vid_jax.training import tokenizer
+
+    net, home = config.net, run / "tokenizer"
+    if not (home / "vocab.json").is_file() and jax.process_index() == 0:
+        log.info("learning a vocabulary of at most %d tokens", net.text_encoder.vocab_size)
+        tokenizer.learn(texts(), net.text_encoder.vocab_size, home)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    words = load_tokenizer(home)
+    text = dataclasses.replace(net.text_encoder, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    scheduler = SCHEDULER | {"prediction_type": net.prediction_type, "rescale_betas_zero_snr": net.zero_terminal_snr}
+    unet = dataclasses.replace(net.unet, in_channels=net.vae.latent_channels, cross_attention_dim=text.hidden_size, temporal=())
+    sampling = {"size": config.loader.size, "frames": config.loader.frames, "steps": config.log.sample_steps}
+    return Folder(run, target_unet(config, unet, net.vae.latent_channels), net.vae, text, scheduler, sampling)
+
+
+def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh) -> Start:
+    """Loads or draws the weights. folder, source: of `plan`."""
+    shapes = names.flatten({name: abstract(name, getattr(folder, name)) for name in CONFIGS})
+    chosen = names.trainable(shapes, config.optim.trainable)
+    frozen_type = dtype(config) if config.optim.frozen_dtype == "auto" else runtime.compute_dtype(config.optim.frozen_dtype)
+    master = jnp.promote_types(dtype(config), jnp.float32)
+    dtypes = {name: master if name in chosen else frozen_type for name in shapes}
+    placed = sharding.of_tree(shapes, mesh)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # apart from the run's own keys
+    weights = drawn(folder, dtypes, placed, key) if source is None else loaded(folder, source, dtypes, placed, key)
+    origin = {"scratch_seed": config.seed} if source is None else {"model": str(config.model), "files": source.fingerprint()}
+    trained, frozen = ({name: weights[name] for name in sorted(weights) if (name in chosen) == which} for which in (True, False))
+    return Start(folder, origin, trained, frozen)
+
+
+def dtype(config: TrainConfig):
+    """The arithmetic's type."""
+    return runtime.compute_dtype(config.optim.dtype)
+
+
+def drawn(folder: Folder, dtypes: dict, placed: dict, key) -> dict[str, jax.Array]:
+    """All weights of the nets, drawn afresh."""
+    pixels = jnp.zeros((1, 2 * folder.vae.downscale, 2 * folder.vae.downscale, 3))
+
+    def draw(key):
+        k_unet, k_vae, k_text = jax.random.split(key, 3)
+        trees = {
+            "unet": initialise(folder.unet, k_unet),
+            "vae": AutoencoderKL(folder.vae).init(k_vae, pixels)["params"],
+            "text_encoder": CLIPTextModel(folder.text_encoder).init(k_text, jnp.zeros((1, 1), jnp.int32))["params"],
+        }
+        return {name: leaf.astype(dtypes[name]) for name, leaf in names.flatten(trees).items()}
+
+    return jax.jit(draw, out_shardings=placed)(key)
+
+
+def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, key) -> dict[str, jax.Array]:
+    """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
+    types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
+    for name in CONFIGS:
+        tree = abstract(name, getattr(source, name))
+        weights = components.load(name, source.path / name, tree, flax.traverse_util.flatten_dict(types[name]), places[name])
+        out[name] = inflate(weights, source.unet, folder.unet, key) if name == "unet" else weights
+
+    def place(name, leaf):
+        fresh = leaf.is_fully_addressable and jax.process_count() > 1  # drawn by every process for itself, the same everywhere
+        return jax.device_put(np.asarray(leaf) if fresh else leaf, placed[name]).astype(dtypes[name])
+
+    return {name: place(name, leaf) for name, leaf in names.flatten(out).items()}
