@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, precise
+from ivid2vid_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, precise
 
 FIXED = dict(
     act_fn=("silu",), latents_mean=(None,), latents_std=(None,), shift_factor=(None, 0), mid_block_add_attention=(True, None),
@@ -167,8 +167,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x):
         N, h, w, C = x.shape
         y = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="group_norm")(x).reshape(N, h * w, 1, C)
-        q, k, v = (nn.Dense(C, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
-        return x + nn.Dense(C, dtype=self.dtype, name="to_out.0")(attention(q, k, v)).reshape(x.shape)
+        q, k, v = (Dense(C, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
+        return x + Dense(C, dtype=self.dtype, name="to_out.0")(attention(q, k, v)).reshape(x.shape)
 
 
 def head(x, features, groups, dtype):

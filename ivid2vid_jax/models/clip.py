@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json
-from ivid2vid_jax.models.layers import gelu, precise
+from ivid2vid_jax.models.layers import Dense, gelu, precise
 from ivid2vid_jax.models.transformer import layer_norm
 
 ACTIVATIONS = {
@@ -109,8 +109,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](h))
+        h = Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](h))
 
 
 class CausalAttention(nn.Module):
@@ -123,11 +123,11 @@ class CausalAttention(nn.Module):
     def __call__(self, x):
         B, L, C = x.shape
         q, k, v = (
-            nn.Dense(C, dtype=self.dtype, name=name)(x).reshape(B, L, self.heads, C // self.heads)
+            Dense(C, dtype=self.dtype, name=name)(x).reshape(B, L, self.heads, C // self.heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         logits = jnp.einsum("bqhd,bkhd->bhqk", q * (C // self.heads) ** -0.5, k, preferred_element_type=precise(self.dtype))
         logits = jnp.where(jnp.tril(jnp.ones((L, L), bool))[None, None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, L, C)
-        return nn.Dense(C, dtype=self.dtype, name="out_proj")(out)
+        return Dense(C, dtype=self.dtype, name="out_proj")(out)

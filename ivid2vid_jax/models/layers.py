@@ -5,6 +5,7 @@ Every spatial layer takes [..., H, W, C] and folds all leading axes (batch, fram
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,20 @@ import numpy as np
 def precise(dtype):
     """The type that statistics, softmaxes and outputs are kept in: float32, or float64 where the arithmetic is (in tests)."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def matmul(x, kernel):
+    """x [..., K] @ kernel [K, M] -> [..., M]. On CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
+    is then 6 times faster in XLA. (Elsewhere they stay apart, so that a split axis need not move.)"""
+    if jax.default_backend() == "cpu":
+        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return x @ kernel
+
+
+class Dense(nn.Dense):
+    """flax's dense layer through `matmul`."""
+
+    dot_general: Any = lambda x, kernel, dimension_numbers, precision=None: matmul(x, kernel)
 
 
 class GroupNorm(nn.Module):
@@ -75,8 +90,8 @@ class TimestepMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.silu(nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x))
-        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+        x = nn.silu(Dense(self.features, dtype=self.dtype, name="linear_1")(x))
+        return Dense(self.features, dtype=self.dtype, name="linear_2")(x)
 
 
 class ResnetBlock(nn.Module):
@@ -98,7 +113,7 @@ class ResnetBlock(nn.Module):
 
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm("norm1", x))
         if temb is not None:
-            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
             h = h + shift.reshape(shift.shape[0], *(1,) * (h.ndim - 2), shift.shape[-1])
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(norm("norm2", h))
         if x.shape[-1] != self.features:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from ivid2vid_jax.models.layers import GroupNorm
+from ivid2vid_jax.models.layers import Dense, GroupNorm, matmul
 from ivid2vid_jax.models.transformer import TransformerBlock
 
 ZERO = dict(kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
@@ -56,7 +56,7 @@ class TimeConv(nn.Module):
         taps = kernel.astype(self.dtype)[:, 0, 0]  # [3, C, features]
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
         window = jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1)  # [B, T, H, W, 3C]
-        return window @ taps.reshape(3 * C, self.features) + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
+        return matmul(window, taps.reshape(3 * C, self.features)) + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
 
 
 class TemporalTransformer(nn.Module):
@@ -76,11 +76,11 @@ class TemporalTransformer(nn.Module):
         B, _, H, W, C = x.shape
         inner = self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, 4, self.dtype, name="norm")(x)
-        h = nn.Dense(inner, dtype=self.dtype, name="proj_in")(h)
+        h = Dense(inner, dtype=self.dtype, name="proj_in")(h)
         h = rearrange(h, "B T H W C -> (B H W) 1 T C")
         h = TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, name="transformer_blocks.0")(h)
         h = rearrange(h, "(B H W) 1 T C -> B T H W C", B=B, H=H, W=W)
-        return x + nn.Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)
+        return x + Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)
 
 
 def temporal_convolution(config, heads, head_dim, dtype, name, wrap=lambda module: module):

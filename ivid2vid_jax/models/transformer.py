@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
-from ivid2vid_jax.models.layers import GroupNorm, gelu
+from ivid2vid_jax.models.layers import Dense, GroupNorm, gelu
 
 
 def layer_norm(name, dtype):
@@ -21,7 +21,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        h, gate = jnp.split(Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return h * gelu(gate)
 
 
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         C = x.shape[-1]
-        return nn.Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
+        return Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
 
 
 class TransformerBlock(nn.Module):
@@ -75,7 +75,7 @@ class SpatialTransformer(nn.Module):
 
     def project(self, features, name):
         if self.linear_projection:
-            return nn.Dense(features, dtype=self.dtype, name=name)
+            return Dense(features, dtype=self.dtype, name=name)
         return nn.Conv(features, (1, 1), dtype=self.dtype, name=name)
 
     @nn.compact

@@ -16,7 +16,7 @@ class NetConfig:
     temporal: tuple[str, ...] | None = ("conv", "attention")  # kinds of temporal layers (models/temporal.py); None = as the model has them
     unet: UNetConfig = UNetConfig(
         block_out_channels=(48, 64, 96), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, attention_head_dim=(2, 2, 3),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, attention_head_dim=(8, 2, 3),
         cross_attention_dim=96, norm_num_groups=16, sample_size=16, num_frames=8,
     )  # fmt: skip
     vae: AutoencoderConfig = AutoencoderConfig(

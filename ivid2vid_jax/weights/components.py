@@ -41,14 +41,14 @@ def load(component: str, folder: Path, abstract: Any, dtype=None, shardings: Any
     if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
         shardings = flax.traverse_util.flatten_dict(shardings)
     params = {}
-    for path, array in arrays(component, folder, abstract):
+    for path, array in arrays(component, folder, abstract, variant):
         wanted = dtype[path] if isinstance(dtype, dict) else dtype
         array = array if wanted is None else array.astype(wanted, copy=False)
         params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
     return flax.traverse_util.unflatten_dict(params)
 
 
-def arrays(component: str, folder: Path, abstract: Any) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def arrays(component: str, folder: Path, abstract: Any, variant: str | None = None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
     entries = {}
     for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():

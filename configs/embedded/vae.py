@@ -1,0 +1,20 @@
+"""Stage A of the embedded pipeline: the autoencoder of the shapes world, from scratch.
+
+    python -m ivid2vid_jax.train --config configs/embedded/vae.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card of assets/shapes-base.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.training.config import AutoencoderLossConfig, CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/vae",
+    task="autoencoder",
+    steps=4000,
+    loader=LoaderConfig(batch=48, frames=1, size=64),
+    autoencoder=AutoencoderLossConfig(kl=1e-3),
+    optim=OptimConfig(lr=1.5e-3, warmup=200, trainable=("vae",), weight_decay=0.0),
+    checkpoint=CheckpointConfig(every=250),
+    log=LogConfig(eval_every=250, eval_batches=4, sample_every=1000, samples=2),
+)
