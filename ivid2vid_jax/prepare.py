@@ -2,6 +2,7 @@
 
     python -m ivid2vid_jax.prepare --data shapes --count 10000 --output data/shapes
     python -m ivid2vid_jax.prepare --data pairs.csv --size 256 --fps 8 --frames 16 --codec mp4 --output data/pairs
+    python -m ivid2vid_jax.prepare --data data/pairs --cache-for MODEL --size 256 --frames 16     # encode it once, for `train --loader.cached`
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from ivid2vid_jax.errors import UserError
 
 BAD = "bad.jsonl"
 NAMED = 20  # bad triplets named on the screen; the file has them all
-WITHOUT_EFFECT = ("output", "workers", "limit_bad")  # on what is written
+WITHOUT_EFFECT = ("output", "workers", "limit_bad", "cache_for", "augmentations", "stride", "crop", "flip")  # on what is written
 
 
 @dataclasses.dataclass
@@ -25,7 +26,7 @@ class PrepareArgs:
     """Turns triplets (clip, instruction, edited clip) into a dataset for training. A stopped run goes on when it is run again."""
 
     data: str  # "shapes", a list of pairs (.csv, .jsonl or .json with src_video, tgt_video, prompt), or an InstructPix2Pix folder
-    output: Path  # the dataset's folder, new or that of a run to go on with
+    output: Path | None = None  # the dataset's folder, new or that of a run to go on with
     size: int | None = None  # pixels of the shorter side, never enlarged (default 256; shapes: of each side, default 64)
     fps: float | None = None  # resample both clips to this rate; left out, they keep their own
     frames: int | None = None  # take the first so many frames of a clip (default all; shapes: 8)
@@ -39,6 +40,11 @@ class PrepareArgs:
     seed: int = 0  # shapes: which sequence
     kinds: tuple[str, ...] | None = None  # shapes: kinds of edit (default the training ones)
     split: str = "train"  # shapes: train, or eval for the combinations that training never sees
+    cache_for: str | None = None  # a model: encode the prepared dataset --data with it, into its latent cache, for training clips of --size and --frames
+    augmentations: int = 1  # cache: cuts of each triplet that are kept
+    stride: int = 1  # cache: as --loader.stride, likewise crop and flip
+    crop: float = 1.0
+    flip: float = 0.0
 
     def check(self) -> None:
         """UserError for a number out of range or a codec that there is not."""
@@ -82,6 +88,10 @@ class Examples:
 def run(args: PrepareArgs) -> None:
     """Writes the dataset, or goes on with it, and reports what was read, written and left out. UserError for bad input."""
     args.check()
+    if args.cache_for is not None:
+        return write_cache(args)
+    if args.output is None:
+        raise UserError("--output is missing: name the dataset's folder")
     from ivid2vid_jax.data import dataset, shards
 
     reader = reader_for(args)
@@ -108,6 +118,20 @@ def run(args: PrepareArgs) -> None:
             raise UserError(f"{args.data}: none of its {len(items)} triplets can be read; the reasons are in {args.output / BAD}")
         shards.describe(args.output, dataset.features(), outcomes, f"Triplets (clip, instruction, edited clip) from {Path(args.data).name}.")
         report(args.output, items, outcomes)
+
+
+def write_cache(args: PrepareArgs) -> None:
+    """Encodes the prepared dataset `args.data` for a model."""
+    if not Path(args.data).is_dir() or args.output is not None:
+        raise UserError("--cache-for goes with --data FOLDER, a dataset that prepare wrote, and without --output: the cache lies within it")
+    if args.augmentations < 1:
+        raise UserError(f"--augmentations {args.augmentations} must be at least 1")
+    from ivid2vid_jax.data.config import LoaderConfig
+    from ivid2vid_jax.training import latents
+
+    cut = LoaderConfig(frames=args.frames or 8, size=args.size or 64, stride=args.stride, crop=args.crop, flip=args.flip)
+    cut.check()
+    print(f"wrote {latents.write(Path(args.data), args.cache_for, cut, args.augmentations)}")
 
 
 def reader_for(args: PrepareArgs):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ivid2vid_jax.commands import main
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.config import TrainConfig, check_types
 
 
 def recipe(path: Path) -> TrainConfig:
@@ -28,6 +28,10 @@ def recipe(path: Path) -> TrainConfig:
         raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {error})") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"--config {path}: says no `config = TrainConfig(...)`")
+    try:
+        check_types(config)
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
     return config
 
 

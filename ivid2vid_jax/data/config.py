@@ -19,6 +19,7 @@ class LoaderConfig:
     crop: float = 1.0  # least share of the shorter side that a random square crop keeps; 1 = the middle square
     flip: float = 0.0  # chance of a mirrored clip; never where instruction or captions speak of left or right
     pan: float = 0.0  # share of an image dataset's steps in which the pairs become moving clips: the window travels, alike in both
+    cached: bool = False  # read latents and embeddings that `prepare --cache-for` made, instead of pixels
     workers: int = 0  # processes that decode; 0 = threads of this one
     threads: int = 2  # threads of each of these processes, a batch each
     limit_bad: int = 100  # damaged records that may be substituted before the run stops

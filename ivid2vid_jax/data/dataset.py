@@ -170,8 +170,8 @@ def clip_length(data: bytes) -> int:
 class Dataset:
     """Triplets by number: `len(triplets)`, `triplets[i]`. Opens no shard before it is read from, and travels to worker processes."""
 
-    def __init__(self, path: Path, split: str, records):
-        self.path, self.split, self.records = path, split, records
+    def __init__(self, path: Path, split: str, records, splits: tuple[str, ...] = ()):
+        self.path, self.split, self.records, self.splits = path, split, records, splits
 
     def __len__(self) -> int:
         return len(self.records)
@@ -196,7 +196,11 @@ def open_dataset(path: str | Path, split: str = "train") -> Dataset:
     split: a split's name, or a part of one as tfds writes it, "train[:10%]".
     Raises UserError: no such folder, not a dataset or not finished, not triplets, a shard missing, no such split (naming those there are).
     """
-    path = Path(path).expanduser()
+    return open_records(Path(path).expanduser(), split, features())
+
+
+def open_records(path: Path, split: str, wanted: tfds.features.FeaturesDict) -> Dataset:
+    """`open_dataset` for records of the wanted features, which `Dataset.record` gives."""
     if not path.is_dir():
         raise UserError(f"{path}: no such dataset folder")
     if not (path / "dataset_info.json").is_file():
@@ -207,8 +211,8 @@ def open_dataset(path: str | Path, split: str = "train") -> Dataset:
         builder = tfds.builder_from_directory(path)
     except (ParseError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: its description cannot be read ({error})") from error
-    if set(builder.info.features or ()) != set(features()):
-        raise UserError(f"{path}: holds no triplets but {sorted(builder.info.features or ())}")
+    if set(builder.info.features or ()) != set(wanted):
+        raise UserError(f"{path}: holds {sorted(builder.info.features or ())}, not {sorted(wanted)}")
     try:
         files = builder.info.splits[split].filenames
     except (ValueError, KeyError) as error:
@@ -216,4 +220,4 @@ def open_dataset(path: str | Path, split: str = "train") -> Dataset:
     for file in files:
         if not (path / file).is_file():
             raise UserError(f"{path}: the shard {file} is missing; copy it here or prepare the data again")
-    return Dataset(path, split, builder.as_data_source(split=split))
+    return Dataset(path, split, builder.as_data_source(split=split), tuple(builder.info.splits))

@@ -71,6 +71,15 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
     return source
 
 
+def open_latents(name: str, key: str, split: str):
+    """The latent cache of a prepared dataset; UserError where there is none."""
+    if name == "shapes":
+        raise UserError("the endless shapes world has no latent cache: prepare a dataset of it first (prepare --data shapes)")
+    from ivid2vid_jax.data.cache import open_cache
+
+    return open_cache(Path(name), key, split)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """One dataset's clips or images in an endless order of their own; `example(position)` is a pure function. Sent to the workers."""
@@ -84,6 +93,7 @@ class Stream:
     tokenize: Callable[[str], np.ndarray] | None
     seed: int
     config: LoaderConfig
+    cache: Any = None  # latents of the same records (data/cache.py): rows then hold them instead of pixels
 
     def example(self, position: int) -> dict[str, Any]:
         """One row of a batch; "bad" is a JSON list of (name, reason) of the records that this one stands in for, or empty."""
@@ -92,12 +102,27 @@ class Stream:
         for index in range(first, first + TRIES):
             name = f"{self.data}[{index % len(self.source)}]"
             try:
-                row = self.row(self.source[index % len(self.source)], np.random.default_rng([self.seed, position, DRAWS]))
+                row = self.made(index % len(self.source), np.random.default_rng([self.seed, position, DRAWS]))
             except UserError as error:
                 bad.append((name, str(error)))
             else:
                 return row | {"serial": np.uint32(position % 2**32), "bad": json.dumps(bad) if bad else ""}
         raise UserError(f"{bad[0][0]} and the {TRIES - 1} records after it cannot be used; the first: {bad[0][1]}; prepare the data again")
+
+    def made(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The row of one record, from its pixels or from the cache."""
+        return self.row(self.source[index], rng) if self.cache is None else self.cached_row(index, rng)
+
+    def cached_row(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Posteriors of the clips, float16 [T, h, w, C], under the names that the trainer knows; one frame of them in the images' stream."""
+        row = self.cache.row(index, int(rng.integers(self.cache.augmentations)))
+        start = int(rng.integers(len(row["source_mean"]) - self.frames + 1))
+        clips = {name: row[name][start : start + self.frames] for name in ("source_mean", "source_std", "edited_mean", "edited_std")}
+        if self.view == "edit":
+            target = {"target_mean": clips["edited_mean"], "target_std": clips["edited_std"]}
+            return target | {"source_mean": clips["source_mean"], "text": row["text"], "tokens": self.tokens(row["instruction"])}
+        side = ("source", "edited")[rng.integers(2)]
+        return {"target_mean": clips[f"{side}_mean"], "target_std": clips[f"{side}_std"], "tokens": self.tokens(row[f"{side}_caption"])}
 
     def row(self, record: Triplet, rng: np.random.Generator) -> dict[str, np.ndarray]:
         self.check(record)
@@ -202,6 +227,8 @@ class Loader:
     Always "serial": uint32 [b], the example's position in its stream: what is drawn for an example hangs on it, and on nothing else of
     the row. b: this process's share of config.batch; T: config.frames, or 1.
     tokenize: text -> int32 [K], sent to the workers by pickle. shard: this process's share; by default what JAX says.
+    cache: the key of the data's latent caches; rows then hold "target_mean", "target_std", (edit:) "source_mean": float16
+    [b, T, h, w, C], and "text": float16 [b, K, D], in the place of pixels.
     With workers, scripts need the usual `if __name__ == "__main__":`. Raises UserError for bad arguments, and while iterating when
     more than limit_bad records were damaged.
 
@@ -217,6 +244,7 @@ class Loader:
         seed: int,
         split: str = "train",
         shard: grain.sharding.ShardOptions | None = None,
+        cache: str | None = None,
     ):
         config.check()
         if not 0 <= seed < 2**32:
@@ -229,10 +257,11 @@ class Loader:
             raise UserError(f"batch {config.batch} cannot be divided by the {self.shard.shard_count} processes; make it a multiple")
         self.weights = normalised(config.weights, data)
         sources = [open_source(name, config, seed, split) for name in data]
+        caches = [open_latents(name, cache, split) if cache else None for name in data]
         stills = [is_stills(name, source) for name, source in zip(data, sources, strict=True)]
         self.images = np.array([1.0 if config.frames == 1 else 1 - config.pan if still else config.images for still in stills])
         self.streams = tuple(
-            Stream(name, source, shuffled(source, seed, 2 * i + part), frames, still, view, tokenize, seed, config)
+            Stream(name, source, shuffled(source, seed, 2 * i + part), frames, still, view, tokenize, seed, config, caches[i])
             for i, (name, source, still) in enumerate(zip(data, sources, stills, strict=True))
             for part, frames in enumerate((config.frames, 1))
         )

@@ -67,17 +67,17 @@ class GroupNorm(nn.Module):
 
 def gelu(x):
     """Exact GELU through erf: [...] -> [...]. jax.nn.gelu goes through erfc, which takes XLA four times as long on CPU."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(math.sqrt(0.5)).astype(x.dtype)))
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
 
 
-def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0):
-    """Sinusoidal embedding of timesteps (Vaswani et al. 2017, as Stable Diffusion uses it), float32 [B, features].
+def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0, dtype=jnp.float32):
+    """Sinusoidal embedding of timesteps (Vaswani et al. 2017, as Stable Diffusion uses it), [B, features] in `dtype`.
 
     t_B: [B], integers or floats. flip_sin_to_cos puts the cosines first.
     """
     half = features // 2
-    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
-    angles = t_B.astype(jnp.float32)[:, None] * freqs[None, :]
+    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=dtype) / (half - freq_shift))
+    angles = t_B.astype(dtype)[:, None] * freqs[None, :]
     halves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.pad(jnp.concatenate(halves, axis=-1), ((0, 0), (0, features % 2)))
 

@@ -140,7 +140,7 @@ class InflatedUNet3D(nn.Module):
         if x.shape[2] % cfg.downscale or x.shape[3] % cfg.downscale:
             raise ValueError(f"latent size {x.shape[2]}x{x.shape[3]} is not a multiple of {cfg.downscale}")
         x, context = x.astype(self.dtype), context.astype(self.dtype)
-        temb = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
+        temb = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift, precise(self.dtype))
         temb = TimestepMLP(4 * cfg.block_out_channels[0], self.dtype, name="time_embedding")(temb)
 
         x = nn.Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)

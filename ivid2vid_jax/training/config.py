@@ -1,6 +1,8 @@
 """The training config: one tree of typed dataclasses. `TrainConfig()` is the shapes recipe; a recipe file says `config = TrainConfig(...)`."""
 
 import dataclasses
+import types
+import typing
 from typing import Literal
 
 from ivid2vid_jax.data.config import LoaderConfig
@@ -47,7 +49,7 @@ class OptimConfig:
     lr: float = 1e-3  # peak learning rate
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to final_lr
     warmup: int = 100  # steps of linear warm-up
-    final_lr: float = 0.0  # share of lr that is left at the last step
+    final_lr: float = 0.0  # share of lr that is left when the last step is done
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
@@ -127,7 +129,8 @@ class TrainConfig:
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
-        """Raises UserError that names a value out of its range."""
+        """Raises UserError that names a value of another type or out of its range."""
+        check_types(self)
         ranges = (
             ("steps", self.steps, 1, 10**9), ("seed", self.seed, 0, 2**32 - 1), ("optim.lr", self.optim.lr, 0, 100),
             ("optim.ema", self.optim.ema, 0, 0.999999), ("optim.clip", self.optim.clip, 0, 1e9), ("optim.warmup", self.optim.warmup, 0, self.steps),
@@ -144,3 +147,31 @@ class TrainConfig:
                 raise UserError(f"--drop.{name} {getattr(self.drop, name)} must not be negative")
         if self.loader.batch % self.optim.accumulation:
             raise UserError(f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation {self.optim.accumulation}")
+
+
+def check_types(config, prefix: str = "") -> None:
+    """UserError that names a value of another type than its field says: Python, which recipes are written in, does not mind one."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if not fits(value, field.type):
+            kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
+            raise UserError(f"{name} {value!r} must be {kind or str(field.type).replace('typing.', '')}")
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{name}.")
+
+
+def fits(value, kind) -> bool:
+    """Whether a value is of an annotation's kind; a whole number passes for a float."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is typing.Any:
+        return True
+    if origin is Literal:
+        return value in args
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, each) for each in args)
+    if origin is tuple:
+        each = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -47,7 +47,7 @@ def train(config: TrainConfig) -> Path:
     mesh = sharding.make_mesh(config.mesh)
     with run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(run, config.checkpoint.keep) as checkpoints:
         at = resume_from(config, run, checkpoints)
-        if at == config.steps:
+        if at >= config.steps:
             log.info("%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps)
             return run
 
@@ -62,7 +62,8 @@ def train(config: TrainConfig) -> Path:
             return new_state(params, optimizer, config.optim, config.seed)
 
         placed = sharding.of_tree(jax.eval_shape(make, begun.trained), mesh)
-        loader = Loader(config.loader, config.data, VIEWS[config.task], tokenize, config.seed)
+        latents = cache_key(config, folder) if config.loader.cached else None
+        loader = Loader(config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=latents)
         if at:
             abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, begun.trained), placed)
             begun.trained = {}  # room for what is restored
@@ -80,7 +81,7 @@ def train(config: TrainConfig) -> Path:
         samples = Samples(config, run, folder)
         clock = Clock(config.steps, at)
         with loader, MetricsLog(run, config.steps, at, active=jax.process_index() == 0) as metrics_log, jax.transfer_guard("disallow"):
-            reporter = Reporter(config, clock, metrics_log, program, loader, mesh)
+            reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
 
             # ---- the loop: step n is dispatched, then step n-1 is read and told
             for step in range(at + 1, config.steps + 1):
@@ -97,7 +98,7 @@ def train(config: TrainConfig) -> Path:
                 last = stop or step == config.steps
                 due = [last or step % config.checkpoint.every == 0, every(step, config.log.eval_every, last and not stop), every(step, config.log.sample_every, last and not stop)]
                 if any(due):
-                    reporter.flush(checkpoints)
+                    reporter.flush()
                 with clock.pause(), jax.transfer_guard("allow"):
                     if due[1]:
                         metrics_log.write(step, validation(export.averaged(state), begun.frozen), kind="validation")
@@ -112,6 +113,16 @@ def train(config: TrainConfig) -> Path:
                     log.info("told to stop: saved at step %d; run the same command to go on", step)
                     break
     return run
+
+
+def cache_key(config: TrainConfig, folder) -> str:
+    """The latent cache of this model and these cuts. Raises UserError where what is cached would be trained."""
+    from ivid2vid_jax.data.cache import key
+    from ivid2vid_jax.training.latents import marks
+
+    if config.model is None or config.task == "autoencoder":
+        raise UserError("--loader.cached needs --model, whose frozen autoencoder made the cache")
+    return key(marks(folder), config.loader)
 
 
 def every(step: int, interval: int, last: bool) -> bool:
@@ -149,11 +160,10 @@ class Tokenize:
 class Reporter:
     """Reads the metrics of the step before the one that was just dispatched, checks and logs them."""
 
-    def __init__(self, config: TrainConfig, clock: Clock, metrics_log: MetricsLog, program: StepProgram, loader: Loader, mesh):
-        self.config, self.clock, self.log, self.program, self.loader = config, clock, metrics_log, program, loader
+    def __init__(self, config: TrainConfig, clock: Clock, metrics_log: MetricsLog, program: StepProgram, checkpoints: Checkpoints, mesh):
+        self.config, self.clock, self.log, self.program, self.checkpoints = config, clock, metrics_log, program, checkpoints
         self.devices = mesh.size
         self.waiting = None
-        self.good = True
 
     def __call__(self, step: int, metrics: dict, frames: int) -> None:
         """Takes the metrics of `step`, still being computed, and tells those of the step before."""
@@ -161,20 +171,20 @@ class Reporter:
         if before:
             self.tell(*before)
 
-    def flush(self, checkpoints: Checkpoints) -> None:
+    def flush(self) -> None:
         """Tells the step that is waiting, before anything of it is kept."""
         if self.waiting:
-            self.tell(*self.waiting, checkpoints)
+            self.tell(*self.waiting)
             self.waiting = None
 
-    def tell(self, step: int, metrics: dict, frames: int, checkpoints: Checkpoints | None = None) -> None:
+    def tell(self, step: int, metrics: dict, frames: int) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(np.isfinite(value) for value in values.values()):
             bad = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
-            raise UserError(
-                f"step {step}: {bad}: training has broken down; the last good checkpoint of {self.config.output} is kept. "
-                "Lower --optim.lr, clip harder (--optim.clip), or compute in float32 (--optim.dtype)"
-            )
+            saved = self.checkpoints.steps()
+            kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+            ways = "lower --optim.lr, clip harder (--optim.clip), or compute in float32 (--optim.dtype)"
+            raise UserError(f"{self.config.output}, step {step}: {bad}: training has broken down; {kept}; {ways}")
         pace = self.clock.tick(step)
         values |= pace | {
             "clips_per_s": self.config.loader.batch / pace["step_time"],

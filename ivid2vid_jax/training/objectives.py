@@ -61,6 +61,7 @@ class Denoising:
             denoiser(folder.unet, config.optim.attention, config.optim.remat, dtype, train=train) for train in (False, True)
         )
         self.dropout = folder.unet.temporal_dropout > 0
+        self.trains_text = "text_encoder" in config.optim.trainable  # cached embeddings would be out of date
 
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
         """t: [B] int32 timesteps; None draws them. train: with conditioning dropout."""
@@ -108,10 +109,11 @@ class Denoising:
     def text(self, params, batch):
         """Embeddings of the instructions [B, K, D] and of the empty one [K, D]."""
         tokens = jnp.asarray(self.null_tokens, jnp.int32)[None]
-        if "text" not in batch:
+        cached = "text" in batch and not self.trains_text
+        if not cached:
             tokens = jnp.concatenate([tokens, batch["tokens"]])
         out = self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
-        return (batch["text"].astype(out.dtype) if "text" in batch else out[1:]), out[0]
+        return (batch["text"].astype(out.dtype) if cached else out[1:]), out[0]
 
 
 def dropped(r_B, drop: DropConfig):

@@ -31,7 +31,7 @@ def new_state(params: dict[str, jax.Array], optimizer, config: OptimConfig, seed
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant, linear or cosine to `final_lr` at the last step."""
+    """Linear warm-up, then constant, linear or cosine to `final_lr`, which is reached when the last step is done."""
     after, end = max(1, steps - config.warmup), config.lr * config.final_lr
     main = {
         "constant": optax.constant_schedule(config.lr),
@@ -54,8 +54,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.optimizer == "adamw":
         main = optax.adamw(lr, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=kernels)
     else:
-        # without its own scaling by parameter norms: lr means what it means for AdamW
-        main = optax.adafactor(lr, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None, weight_decay_mask=kernels)
+        # optax.adafactor without its scaling by parameter norms, and with decay times lr: both mean what they mean for AdamW
+        decay = optax.add_decayed_weights(config.weight_decay, kernels)
+        main = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay, optax.scale_by_learning_rate(lr))
     return optax.chain(optax.clip_by_global_norm(config.clip), main) if config.clip else main
 
 

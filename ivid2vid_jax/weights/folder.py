@@ -37,10 +37,10 @@ class Folder:
     scheduler: dict
     sampling: dict
 
-    def fingerprint(self) -> dict[str, str]:
-        """sha256 of each weight file."""
+    def fingerprint(self, parts: tuple[str, ...] = ("unet", "vae", "text_encoder")) -> dict[str, str]:
+        """sha256 of each weight file of the parts."""
         marks = {}
-        for name in CONFIGS:
+        for name in parts:
             for file in files.find(self.path / name, components.STEMS[name]):
                 digest = hashlib.sha256()
                 with open(file, "rb") as f:

@@ -1,0 +1,23 @@
+"""Stable Diffusion 2.1 (v-prediction, 1024-wide text) inflated to an editor; otherwise as configs/sd15.py.
+
+    python -m ivid2vid_jax.train --config configs/sd21.py --data data/triplets --output runs/sd21
+
+The data are prepared, and cached with --cache-for stabilityai/stable-diffusion-2-1, as there. The temporal layers fit diffusers'
+UNet3DConditionModel (heads of 64), so the result can be exported to that stock class.
+Hardware: TPU v5e-16 or larger. Time and quality: not measured here.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, MeshConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/sd21",
+    model="stabilityai/stable-diffusion-2-1",
+    data=("data/triplets",),
+    steps=10_000,
+    loader=LoaderConfig(batch=64, frames=16, size=256, cached=True, workers=4),
+    optim=OptimConfig(lr=1e-4, schedule="constant", warmup=500, b2=0.999, ema=0.9999, remat="block"),
+    mesh=MeshConfig(data=1, fsdp=-1),
+    checkpoint=CheckpointConfig(every=500),
+    log=LogConfig(eval_every=500, sample_every=1000, sample_steps=50),
+)

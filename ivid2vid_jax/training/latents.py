@@ -1,0 +1,66 @@
+"""Encodes a prepared dataset with a model's frozen autoencoder and text encoder, once, into its latent cache (`data/cache.py`)."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ivid2vid_jax import runtime
+from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.data import cache
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.data.dataset import open_dataset
+from ivid2vid_jax.data.loader import Stream
+from ivid2vid_jax.models import AutoencoderKL
+from ivid2vid_jax.pipeline import Pipeline, load
+from ivid2vid_jax.training.objectives import to_pixels
+from ivid2vid_jax.weights.folder import Folder
+
+log = logging.getLogger(__name__)
+
+CHUNK_PIXELS = 2**19  # encoded at once
+
+
+def marks(folder: Folder) -> dict[str, str]:
+    """sha256 of every file that cached latents and embeddings hang on."""
+    found = folder.fingerprint(("vae", "text_encoder"))
+    for file in sorted((folder.path / "tokenizer").iterdir()):
+        found[f"tokenizer/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def write(data: Path, model: str, config: LoaderConfig, augmentations: int, dtype: str = "auto") -> Path:
+    """Writes or completes the cache of a prepared dataset for a model and the loader's cuts; returns its folder. A stopped run goes on."""
+    splits = {split: open_dataset(data, split) for split in open_dataset(data).splits}
+    pipe = load(model, dtype)
+    streams = {split: Stream(str(data), source, None, config.frames, False, "edit", lambda text: (), 0, config) for split, source in splits.items()}
+
+    def rows(split: str, index: int, augmentation: int):
+        triplet = splits[split][index]
+        row = streams[split].row(triplet, np.random.default_rng([index, augmentation, 2]))
+        return triplet, row["source"], row["edited"]
+
+    encoding = cache.Encoding(rows, posterior(pipe), lambda texts: np.asarray(pipe.encode_text(texts), np.float32))
+    arguments = {"model": str(model), "files": marks(pipe.folder)} | {name: getattr(config, name) for name in cache.CUT}
+    counts = {split: len(source) for split, source in splits.items()}
+    with Progress("encoding") as progress:
+        return cache.write(data, cache.key(marks(pipe.folder), config), arguments, augmentations, counts, encoding, progress)
+
+
+def posterior(pipe: Pipeline):
+    """uint8 [N, H, W, 3] -> mean, std [N, h, w, C], numpy float32; in chunks of one size, so that one program serves all."""
+    vae, params = AutoencoderKL(pipe.folder.vae, pipe.dtype), pipe.params["vae"]
+    encode = runtime.jit(lambda params, pixels: vae.apply({"params": params}, to_pixels(pixels, pipe.dtype), method=vae.encode))
+
+    def run(frames):
+        count = max(1, CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
+        parts = []
+        for i in range(0, len(frames), count):
+            chunk = frames[i : i + count]
+            filled = np.concatenate([chunk, np.zeros((count - len(chunk), *chunk.shape[1:]), np.uint8)])
+            parts.append(jax.tree.map(lambda x, used=len(chunk): x[:used], jax.device_get(tuple(encode(params, filled)))))
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
+    return run

@@ -1,0 +1,83 @@
+"""Every recipe: it loads, says its own command, and its tiny twin (the same switches on a tiny model and tiny data) trains and is exported."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax.training.config import NetConfig, TrainConfig
+from ivid2vid_jax.training.metrics import read_metrics
+
+RECIPES = sorted(path for path in Path("configs").rglob("*.py"))
+
+
+def load(path: Path) -> TrainConfig:
+    from ivid2vid_jax.train import recipe
+
+    return recipe(path)
+
+
+def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainConfig:
+    """The recipe at sizes that compile in seconds. What it trains, drops, weighs and caches stays."""
+    from tests.tiny_run import NET
+
+    loader = dataclasses.replace(config.loader, batch=4, frames=min(2, config.loader.frames), size=16, workers=0)
+    net = dataclasses.replace(NET, temporal=config.net.temporal, prediction_type=config.net.prediction_type)
+    return dataclasses.replace(
+        config,
+        output=str(output), model=str(model) if config.model else None, data=(str(data),) if config.data != ("shapes",) else config.data, steps=3,
+        loader=loader, net=net if config.model is None else NetConfig(temporal=config.net.temporal),
+        optim=dataclasses.replace(config.optim, warmup=1, accumulation=min(config.optim.accumulation, 2)),
+        checkpoint=dataclasses.replace(config.checkpoint, every=2),
+        log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    from ivid2vid_jax import prepare
+
+    folder = tmp_path_factory.mktemp("data") / "triplets"
+    prepare.run(prepare.PrepareArgs(data="shapes", output=folder, count=24, size=16, frames=3, validation=0.3, workers=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny 4-channel folder, as Stable Diffusion is one."""
+    from tests import factory
+
+    return factory.save(tmp_path_factory.mktemp("base") / "sd", factory.tiny(in_channels=4))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_docstring_holds_the_command_that_runs_it(path):
+    text = path.read_text().split('"""')[1]
+    assert re.search(rf"python -m ivid2vid_jax\.train --config {path}", text), text
+    assert "Hardware" in text and ("Time" in text or "s a step" in text)
+    load(path).check()
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "configs"], ids=lambda path: path.stem)
+def test_twin_trains(path, base, tiny, prepared, tmp_path):
+    from ivid2vid_jax.training.loop import train
+
+    config = load(path)
+    model = tiny if config.model and "pix2pix" in config.model else base
+    small = twin(config, model, prepared, tmp_path / "run")
+    if config.loader.cached:
+        from ivid2vid_jax.training import latents
+
+        latents.write(prepared, str(model), small.loader, augmentations=1)
+    run = train(small)
+    lines = read_metrics(run, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3] and np.isfinite([line["loss"] for line in lines]).all()
+    assert lines[-1]["frame_loss"] > 0 and read_metrics(run, "validation")[-1]["loss"] > 0
+
+    import ivid2vid_jax
+
+    clip = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    edited = ivid2vid_jax.load(run).edit(clip, "make it red", steps=1)
+    assert edited.shape == clip.shape
