@@ -263,12 +263,12 @@ class Run:
 
 
 def recipe(folder: Path, **changes) -> Path:
-    """Writes recipe.py for a run in folder/run, split over fsdp and frames in spite of its small leaves; returns the run's folder."""
+    """Writes recipe.py for a run in folder/run, whose kernels are split over fsdp in spite of their size; returns the run's folder."""
     folder.mkdir()
-    changes = dict(mesh__fsdp=2, mesh__frames=2, checkpoint__keep=100) | changes
+    changes = dict(net__temporal=("conv",), mesh__fsdp=2, mesh__frames=2, checkpoint__keep=100) | changes
     (folder / "recipe.py").write_text(
-        "from ivid2vid_jax.training import sharding\nfrom tests.sharded_run import SMALL, recipe\n\n"
-        f"sharding.SMALL = SMALL\nconfig = recipe({str(folder / 'run')!r}, **{changes!r})\n"
+        "from ivid2vid_jax.training import sharding\nfrom tests.sharded_run import recipe\n\n"
+        f"sharding.SMALL = 64\nconfig = recipe({str(folder / 'run')!r}, **{changes!r})\n"
     )
     return folder / "run"
 

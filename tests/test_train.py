@@ -183,19 +183,17 @@ def stop_at(patch, step):
     patch.setattr(MetricsLog, "write", tell_and_stop)
 
 
-def test_stopped_gone_on_and_prolonged_equals_uninterrupted(whole, tmp_path, monkeypatch, caplog):
-    run, plain = tmp_path / "run", dict(checkpoint__every=100)
-    handler = signal.getsignal(signal.SIGTERM)
+def test_stopped_and_prolonged_equals_uninterrupted(whole, tmp_path, monkeypatch):
+    run, handler = tmp_path / "run", signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
-        train(cheap(run, **plain, steps=6))
+        train(cheap(run, checkpoint__every=100, steps=6))
     assert steps_of(run) == [3] and told(run) == told(whole[0])[:3]
     assert signal.getsignal(signal.SIGTERM) == handler
-    train(cheap(run, **plain, steps=6))
-    assert steps_of(run) == [3, 6]
-    train(cheap(run, **plain, steps=8))
-    same_state(run, whole[0], 6)
-    same_state(run, whole[0], 8)
+    train(cheap(run))
+    assert steps_of(run) == [3, 4, 6, 8]
+    for step in (4, 6, 8):
+        same_state(run, whole[0], step)
     assert told(run) == told(whole[0])
 
 

@@ -530,8 +530,9 @@ def test_no_gradient_is_formed_of_frozen_weights(world, shapes, forward):
     assert len(leaves) == 4 and all(any(f"'{name}'" in leaf for name in names) for leaf in leaves)
 
 
-def test_the_autoencoder_has_no_backward_pass_where_the_unet_is_trained(world, shapes, forward):
-    step, _ = step_counts(world, shapes, trainable=("unet",))
+def test_no_gradient_flows_into_the_autoencoder_of_an_editor(world, shapes, forward):
+    """Not even where it is named as trained; so none is formed where it is frozen."""
+    step, _ = step_counts(world, shapes, trainable=("unet", "vae"))
     backward = 2 * net_counts(world, shapes)["conv_general_dilated"] - 1  # by the kernel and by the input; conv_in's input needs none
     assert step["conv_general_dilated"] == forward["conv_general_dilated"] + backward
 

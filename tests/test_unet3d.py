@@ -78,7 +78,7 @@ def inflated(tmp_path_factory):
     one_level = dict(in_channels=4, block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",))
     config, params = load(factory.unet(factory.UNET_TINY | one_level), tmp_path_factory.mktemp("unet"))
     target = UNetConfig.from_json(config.to_json() | dict(temporal=["conv", "attention"], in_channels=8))
-    return config, params, target, inflate(params, config, target, jax.random.key(0))
+    return config, params, target, inflate(params, config, target, 0)
 
 
 def test_freshly_inflated_equals_2d_and_ignores_the_new_channels(inflated):

@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> Path:
         folder, source = starting.plan(config, lambda: run_folder.texts(config), run)
         tokenize = Tokenize(load_tokenizer(folder.path / "tokenizer"), folder.text_encoder.max_position_embeddings)
         begun = starting.start(config, folder, source, mesh)
-        objective = make_objective(config, folder, tokenize(""), starting.dtype(config))
+        objective = make_objective(config, folder, tokenize(""), starting.dtype(config), frozenset(begun.trained))
         optimizer = make_optimizer(config.optim, config.steps)
 
         def make(params):

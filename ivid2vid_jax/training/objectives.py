@@ -7,6 +7,7 @@ serial number, so that noise and dropout depend neither on the order of rows nor
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +31,11 @@ class Losses(NamedTuple):
     t: jax.Array | None = None
 
 
-def objective(config: TrainConfig, folder: Folder, null_tokens, dtype: Any):
-    """The objective of `config.task` for the nets of a folder. null_tokens: int32 [K], the empty instruction's."""
+def objective(config: TrainConfig, folder: Folder, null_tokens, dtype: Any, trained: Collection[str] = ()):
+    """The objective of `config.task` for the nets of a folder. null_tokens: int32 [K], the empty instruction's. trained: names of what is."""
     if config.task == "autoencoder":
         return Autoencoding(folder, config.autoencoder.kl, dtype)
-    return Denoising(config, folder, null_tokens, dtype)
+    return Denoising(config, folder, null_tokens, dtype, trains_text=any(name.startswith("text_encoder/") for name in trained))
 
 
 def to_pixels(frames_u8, dtype):
@@ -49,7 +50,7 @@ class Denoising:
     clip, shared by its frames; independent noise for every frame.
     """
 
-    def __init__(self, config: TrainConfig, folder: Folder, null_tokens, dtype: Any):
+    def __init__(self, config: TrainConfig, folder: Folder, null_tokens, dtype: Any, trains_text: bool = False):
         self.loss, self.drop = config.loss, config.drop
         self.has_source = config.task == "edit"
         self.null_tokens, self.dtype = null_tokens, dtype
@@ -61,7 +62,7 @@ class Denoising:
             denoiser(folder.unet, config.optim.attention, config.optim.remat, dtype, train=train) for train in (False, True)
         )
         self.dropout = folder.unet.temporal_dropout > 0
-        self.trains_text = "text_encoder" in config.optim.trainable  # cached embeddings would be out of date
+        self.trains_text = trains_text  # cached embeddings would be out of date
 
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
         """t: [B] int32 timesteps; None draws them. train: with conditioning dropout."""

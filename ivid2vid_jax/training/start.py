@@ -25,6 +25,7 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.weights import components, hub
 from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, open_folder
 from ivid2vid_jax.weights.inflate import inflate, initialise
+from ivid2vid_jax.weights.initial import fresh
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +90,24 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
     """Loads or draws the weights. folder, source: of `plan`."""
     shapes = names.flatten({name: abstract(name, getattr(folder, name)) for name in CONFIGS})
     chosen = names.trainable(shapes, config.optim.trainable)
+    check_chosen(config, chosen)
     frozen_type = dtype(config) if config.optim.frozen_dtype == "auto" else runtime.compute_dtype(config.optim.frozen_dtype)
     master = jnp.promote_types(dtype(config), jnp.float32)
     dtypes = {name: master if name in chosen else frozen_type for name in shapes}
     placed = sharding.of_tree(shapes, mesh)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # apart from the run's own keys
-    weights = drawn(folder, dtypes, placed, key) if source is None else loaded(folder, source, dtypes, placed, key)
+    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config.seed)
     origin = {"scratch_seed": config.seed} if source is None else {"model": str(config.model), "files": source.fingerprint()}
     trained, frozen = ({name: weights[name] for name in sorted(weights) if (name in chosen) == which} for which in (True, False))
     return Start(folder, origin, trained, frozen)
+
+
+def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
+    """UserError for weights that the task gives no gradient: weight decay alone would wear them away."""
+    learns = ("vae/",) if config.task == "autoencoder" else ("unet/", "text_encoder/")
+    stray = sorted(name for name in chosen if not name.startswith(learns))
+    if stray:
+        way = "give --optim.trainable vae" if config.task == "autoencoder" else "train the autoencoder by itself, with --task autoencoder"
+        raise UserError(f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not train {stray[0]} and {len(stray) - 1} more; {way}")
 
 
 def dtype(config: TrainConfig):
@@ -105,29 +115,30 @@ def dtype(config: TrainConfig):
     return runtime.compute_dtype(config.optim.dtype)
 
 
-def drawn(folder: Folder, dtypes: dict, placed: dict, key) -> dict[str, jax.Array]:
-    """All weights of the nets, drawn afresh."""
+def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
+    """All weights of the nets, drawn afresh, one after the other."""
     pixels = jnp.zeros((1, 2 * folder.vae.downscale, 2 * folder.vae.downscale, 3))
+    inits = {
+        "unet": lambda key: initialise(folder.unet, key),
+        "vae": lambda key: AutoencoderKL(folder.vae).init(key, pixels)["params"],
+        "text_encoder": lambda key: CLIPTextModel(folder.text_encoder).init(key, jnp.zeros((1, 1), jnp.int32))["params"],
+    }
+    out = {}
+    for component, init in inits.items():
+        for path, leaf in fresh(init, seed).items():
+            name = "/".join((component, *path))
+            leaf = leaf.astype(dtypes[name])
+            out[name] = jax.make_array_from_callback(leaf.shape, placed[name], lambda part, leaf=leaf: leaf[part])
+    return out
 
-    def draw(key):
-        k_unet, k_vae, k_text = jax.random.split(key, 3)
-        trees = {
-            "unet": initialise(folder.unet, k_unet),
-            "vae": AutoencoderKL(folder.vae).init(k_vae, pixels)["params"],
-            "text_encoder": CLIPTextModel(folder.text_encoder).init(k_text, jnp.zeros((1, 1), jnp.int32))["params"],
-        }
-        return {name: leaf.astype(dtypes[name]) for name, leaf in names.flatten(trees).items()}
 
-    return jax.jit(draw, out_shardings=placed)(key)
-
-
-def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, key) -> dict[str, jax.Array]:
+def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name in CONFIGS:
         tree = abstract(name, getattr(source, name))
         weights = components.load(name, source.path / name, tree, flax.traverse_util.flatten_dict(types[name]), places[name])
-        out[name] = inflate(weights, source.unet, folder.unet, key) if name == "unet" else weights
+        out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
 
     def place(name, leaf):
         fresh = leaf.is_fully_addressable and jax.process_count() > 1  # drawn by every process for itself, the same everywhere

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.models.unet3d import InflatedUNet3D, UNetConfig
+from ivid2vid_jax.weights import initial
 from ivid2vid_jax.weights.names import torch_key
 
 
-def inflate(params: Any, source: UNetConfig, target: UNetConfig, key: jax.Array) -> Any:
+def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> Any:
     """The parameters of `source`, made to fit `target`: fresh temporal layers, and conv_in widened from 4 to 8 channels.
 
     Fresh temporal layers end in a zero projection, so the result computes what `params` computed, frame by frame. The new
@@ -20,13 +21,13 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, key: jax.Array)
     """
     flat = flax.traverse_util.flatten_dict(params)
     abstract = flax.traverse_util.flatten_dict(abstract_params(target))
-    fresh = [path for path in abstract if path not in flat and is_temporal_key(torch_key(path))]
-    stray = sorted(map(torch_key, (abstract.keys() - set(fresh)) ^ flat.keys()))
+    new = [path for path in abstract if path not in flat and is_temporal_key(torch_key(path))]
+    stray = sorted(map(torch_key, (abstract.keys() - set(new)) ^ flat.keys()))
     if stray:
         raise ValueError(f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}")
 
-    made = initial(target, key, fresh) if fresh else {}
-    out = {path: made[path] if path in made else flat[path] for path in abstract}
+    made = initial.fresh(lambda key: initialise(target, key), seed, new) if new else {}
+    out = {path: jnp.asarray(made[path]) if path in made else flat[path] for path in abstract}
     kernel = out[("conv_in", "kernel")]
     extra = target.in_channels - source.in_channels
     if extra < 0:
@@ -38,16 +39,6 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, key: jax.Array)
 def abstract_params(config: UNetConfig) -> Any:
     """The parameter tree of the net as jax.ShapeDtypeStruct leaves (float32); nothing is computed."""
     return jax.eval_shape(lambda key: initialise(config, key), jax.random.key(0))
-
-
-def initial(config: UNetConfig, key: jax.Array, paths: list[tuple]) -> dict:
-    """Initial values of some parameters only: the compiler drops the rest of the net's initialisation."""
-
-    def chosen(key):
-        flat = flax.traverse_util.flatten_dict(initialise(config, key))
-        return {path: flat[path] for path in paths}
-
-    return jax.jit(chosen)(key)
 
 
 def initialise(config: UNetConfig, key: jax.Array) -> Any:
