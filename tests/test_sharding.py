@@ -332,6 +332,19 @@ def test_two_processes_leave_behind_what_one_does(alone, together):
 
 
 @pytest.mark.slow
+def test_two_processes_start_from_a_model_as_one_does(alone, tmp_path):
+    """Its weights are read by both, temporal attention is drawn, frozen weights are written as the model holds them."""
+    started = dict(model=str(alone), net__temporal=("conv", "attention"), steps=2, checkpoint__pipeline=True)
+    runs = {processes: recipe(tmp_path / str(processes), **started) for processes in (1, 2)}
+    for processes in runs:
+        Run(tmp_path / str(processes), processes=processes, devices=8 // processes).end()
+    for name in ("loss", "param_norm"):
+        close(curve(runs[2], name=name), curve(runs[1], name=name), 1e-5)
+    kept, stored = (load_params(open_folder(run / "pipeline"))["vae"] for run in (runs[2], alone))
+    assert jax.tree.all(jax.tree.map(np.array_equal, kept, stored))
+
+
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(alone, together, tmp_path):
     run = copied(together, tmp_path / "one", mesh__fsdp=1)
     Run(tmp_path / "one", "--resume", 2).end()
