@@ -113,7 +113,10 @@ def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path)
     assert all(np.array_equal(ours[name], state(first, 2)[f"ema/{name}"]) for name in fresh)
 
     train(config_of(second, model=str(first), net__temporal=None, **options | dict(steps=1, optim__warmup=0, optim__lr=0.0)))
-    assert {name: leaf.tobytes() for name, leaf in weights_of(second / "pipeline").items()} == {name: leaf.tobytes() for name, leaf in ours.items()}
+    again = weights_of(second / "pipeline")
+    assert again.keys() == ours.keys() and all(again[name].tobytes() == ours[name].tobytes() for name in ours.keys() - fresh)
+    for name in fresh:  # an average of equal numbers is rounded
+        np.testing.assert_allclose(again[name], ours[name], rtol=1e-6)
     assert open_folder(second / "pipeline").unet.temporal == ("conv", "attention")
 
 
@@ -127,13 +130,3 @@ def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
     with pytest.raises(UserError, match="text_to_image trains a 2D U-Net of 4 channels; this one has 8"):
         wide = factory.save(tmp_path / "wide", factory.tiny())
         train(config_of(tmp_path / "none", task="text_to_image", model=str(wide)))
-
-
-def test_a_learning_rate_that_breaks_the_run_is_named(tmp_path):
-    """Truly diverging: nothing that is no number is in any checkpoint."""
-    run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"step \d+: .*: training has broken down; (the last good checkpoint is of step \d+|there is no checkpoint yet); lower --optim.lr"):
-        train(cheap(run, steps=200, optim__lr=100.0, optim__clip=0.0, optim__warmup=0))
-    for step in steps_of(run):
-        assert all(np.isfinite(leaf).all() for name, leaf in state(run, step).items() if name != "key")
-    assert max(steps_of(run), default=0) <= read_metrics(run, "train")[-1]["step"]
