@@ -11,7 +11,7 @@ from ivid2vid_jax.training.config import AutoencoderLossConfig, CheckpointConfig
 config = TrainConfig(
     output="runs/embedded/vae",
     task="autoencoder",
-    steps=4000,
+    steps=3000,
     loader=LoaderConfig(batch=48, frames=1, size=64),
     autoencoder=AutoencoderLossConfig(kl=1e-3),
     optim=OptimConfig(lr=1.5e-3, warmup=200, trainable=("vae",), weight_decay=0.0),

@@ -7,6 +7,7 @@ names the folder and offers the checkpoint before it, and nothing falls back to 
 import functools
 import hashlib
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterable
@@ -43,8 +44,8 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int = 3):
         self.folder = run.absolute() / "checkpoints"
+        self.clean()
         options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True,  # what a killed save left behind
             preservation_policy=policies.LatestN(keep),
             save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides when
             lightweight_initialize=True,  # a damaged checkpoint must not stop the others from being listed
@@ -64,6 +65,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def clean(self) -> None:
+        """Removes what a killed save left behind. Not by orbax: its own cleaning runs beside the first save and may trip over itself."""
+        if jax.process_index() == 0 and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if ".orbax-checkpoint-tmp" in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
+        ocp.multihost.sync_global_processes("ivid2vid_jax.cleaned")
 
     def save(self, step: int, state: Any, data: dict, meta: dict) -> None:
         """Starts a save; returns when the arrays are copied off the device, so `state` may be donated at once.

@@ -94,6 +94,7 @@ class DistributedConfig:
 class CheckpointConfig:
     every: int = 500  # steps between checkpoints; the last step and a stop are always saved
     keep: int = 3  # newest checkpoints kept
+    wait: bool = False  # let training wait until a checkpoint is on disk: a kill then costs one interval at most, else also the steps of that while
     pipeline: bool = True  # also write RUN/pipeline, the EMA weights as a pipeline folder, with every checkpoint
 
 
@@ -136,7 +137,7 @@ class TrainConfig:
             ("optim.ema", self.optim.ema, 0, 0.999999), ("optim.clip", self.optim.clip, 0, 1e9), ("optim.warmup", self.optim.warmup, 0, self.steps),
             ("optim.final_lr", self.optim.final_lr, 0, 1), ("optim.accumulation", self.optim.accumulation, 1, self.loader.batch),
             ("drop.text + drop.both + drop.video", self.drop.text + self.drop.both + self.drop.video, 0, 1),
-            ("checkpoint.every", self.checkpoint.every, 1, 10**9), ("checkpoint.keep", self.checkpoint.keep, 1, 10**6),
+            ("checkpoint.every", self.checkpoint.every, 1, 10**9), ("checkpoint.keep", self.checkpoint.keep, 1, 10**6), ("log.eval_batches", self.log.eval_batches, 1, 10**6),
             ("loss.frame_weight", self.loss.frame_weight, 0, 1000), ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
         )  # fmt: skip
         for name, value, low, high in ranges:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ivid2vid_jax.training.params import flatten, unflatten
 from ivid2vid_jax.training.step import TrainState
-from ivid2vid_jax.weights import components
+from ivid2vid_jax.weights import components, files
 from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, save_folder
 
 
@@ -27,15 +27,22 @@ def gather(leaf: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
 
 
-def write(path: Path, folder: Folder, source: Folder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
-    """Writes the pipeline folder in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
+def write(run: Path, step: int, folder: Folder, source: Folder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
+    """Writes RUN/pipeline in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
     with jax.transfer_guard("allow"):
         weights = on_host({**frozen, **trained})
         if jax.process_index():
             return
         if source is not None:
             weights |= stored(source, {name: weights[name].shape for name in frozen})
-        save_folder(path, folder, unflatten(weights), replace=True)
+        save_folder(run / "pipeline", folder, unflatten(weights), replace=True)
+        files.write_json(run / "pipeline" / "training.json", {"step": step})
+
+
+def written_step(run: Path) -> int | None:
+    """The step whose weights RUN/pipeline holds; None where there is no whole one."""
+    file = run / "pipeline" / "training.json"
+    return files.read_json(file)["step"] if file.is_file() else None
 
 
 def stored(source: Folder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:

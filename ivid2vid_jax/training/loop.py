@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> Path:
     mesh = sharding.make_mesh(config.mesh)
     with run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(run, config.checkpoint.keep) as checkpoints:
         at = resume_from(config, run, checkpoints)
-        if at >= config.steps:
+        stale = config.checkpoint.pipeline and bool(at) and export.written_step(run) != at  # killed between a checkpoint and its pipeline
+        if at >= config.steps and not stale:
             log.info("%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps)
             return run
 
@@ -79,6 +80,14 @@ def train(config: TrainConfig) -> Path:
         program = StepProgram(objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed)
         validation = Validation(config, tokenize, VIEWS[config.task], objective, mesh)
         samples = Samples(config, run, folder)
+
+        def write_pipeline(step: int) -> None:
+            weights = export.averaged(state)
+            export.write(run, step, validation.calibrated(folder, weights, begun.frozen), source, weights, begun.frozen)
+
+        if stale:
+            log.info("%s: writing the pipeline of step %d, which an interruption kept from being written", run, at)
+            write_pipeline(at)
         clock = Clock(config.steps, at)
         with loader, MetricsLog(run, config.steps, at, active=jax.process_index() == 0) as metrics_log, jax.transfer_guard("disallow"):
             reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
@@ -107,8 +116,10 @@ def train(config: TrainConfig) -> Path:
                             metrics_log.images(step, "samples", picture)
                     if due[0]:
                         checkpoints.save(step, state, position, meta)
+                        if config.checkpoint.wait:
+                            checkpoints.wait()
                         if config.checkpoint.pipeline:
-                            export.write(run / "pipeline", validation.calibrated(folder), source, export.averaged(state), begun.frozen)
+                            write_pipeline(step)
                 if stop:
                     log.info("told to stop: saved at step %d; run the same command to go on", step)
                     break

@@ -28,14 +28,14 @@ class Validation:
     """
 
     def __init__(self, config: TrainConfig, tokenize, view: str, objective, mesh):
-        self.config, self.mesh, self.last = config, mesh, {}
+        self.config, self.mesh = config, mesh
         self.sources = (tokenize, view)
         self.batches = None
 
         def losses(params, frozen, key_data, batch):
             keys = clip_keys(key_data, 0, batch["serial"])
             found = objective.losses(unflatten({**frozen, **params}), batch, keys, train=False, t=batch["t"])
-            return {"loss": found.total, **found.parts}
+            return {"loss": found.total, **found.parts, "t": batch["t"]}  # t from every process
 
         self.losses = runtime.jit(losses, out_shardings=sharding.replicated(mesh))
 
@@ -60,24 +60,23 @@ class Validation:
             if self.batches is None:
                 self.batches = self.load()
             key = jax.random.key_data(jax.random.key(0))
-            found, t = [], []
-            for batch in self.batches:
-                placed = sharding.put_batch(batch, self.mesh)
-                found.append(jax.device_get(self.losses(params, frozen, key, placed)))
-                t.append(jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(placed["t"])))
+            found = [jax.device_get(self.losses(params, frozen, key, sharding.put_batch(batch, self.mesh))) for batch in self.batches]
         if not found:
             return {}
-        rows, t = {name: np.concatenate([each[name] for each in found]) for name in found[0]}, np.concatenate(t)
-        self.last = {name: float(values.mean()) for name, values in rows.items()}
-        if "noise_loss" in rows:
-            self.last |= by_band(rows["noise_loss"], t)
-        return self.last
+        rows = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        t = rows.pop("t")
+        means = {name: float(values.mean()) for name, values in rows.items()}
+        return means | (by_band(rows["noise_loss"], t) if "noise_loss" in rows else {})
 
-    def calibrated(self, folder: Folder) -> Folder:
-        """The folder with the scaling factor that gives a trained autoencoder's latents unit variance, where one was trained."""
-        if "latent_square" not in self.last:
+    def calibrated(self, folder: Folder, params: dict, frozen: dict) -> Folder:
+        """The folder with the scaling factor that gives a trained autoencoder's latents unit variance, where one is trained."""
+        if self.config.task != "autoencoder":
             return folder
-        factor = round(float(self.last["latent_square"] ** -0.5), 5)
+        found = self(params, frozen)
+        if not found:
+            log.warning("the autoencoder's scaling factor stays %s: there are no held-out clips to measure its latents on", folder.vae.scaling_factor)
+            return folder
+        factor = round(float(found["latent_square"] ** -0.5), 5)
         return dataclasses.replace(folder, vae=dataclasses.replace(folder.vae, scaling_factor=factor))
 
 
