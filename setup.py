@@ -14,6 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ivid2vid_jax", "ivid2vid_jax.*"]),
+    package_data={"ivid2vid_jax.assets": ["**/*"]},
     install_requires=[
         "jax>=0.8",
         "flax>=0.12",

@@ -1,5 +1,6 @@
 """`python -m ivid2vid_jax.edit`: edit a clip by an instruction.
 
+    python -m ivid2vid_jax.edit --instruction "make the circle blue"        # the embedded pipeline on a clip of its own world
     python -m ivid2vid_jax.edit --model timbrooks/instruct-pix2pix --video in.mp4 --instruction "make it snow" --output out.mp4
 """
 
@@ -17,10 +18,10 @@ from ivid2vid_jax.errors import UserError, check_instruction
 class EditArgs:
     """Edits a clip by an instruction. Whatever is left out comes from the model folder's sampling.json."""
 
-    video: Path  # the clip: a video, gif, webp, image, or a folder of frames
     instruction: str  # what to change, e.g. "make it snow"
-    output: Path  # .mp4 or .webm (sound kept), .gif, .webp, .png for a still, or the name of a new folder for frames
-    model: str  # a pipeline folder, a training run, or a model of the Hugging Face hub ("owner/name")
+    video: Path | None = None  # the clip: a video, gif, webp, image, or a folder of frames or the bare name of an embedded clip (default: the first of those)
+    output: Path = Path("edited.mp4")  # .mp4 or .webm (sound kept), .gif, .webp, .png for a still, or the name of a new folder for frames
+    model: str | None = None  # a pipeline folder, a training run, or a model of the Hugging Face hub, "owner/name" (default: the embedded shapes-edit)
     steps: int | None = None  # sampler steps
     text_scale: float | None = None  # guidance towards the instruction
     video_scale: float | None = None  # guidance towards the source clip
@@ -41,6 +42,7 @@ class EditArgs:
 
 def run(args: EditArgs) -> None:
     """Edits `args.video` to `args.output` and writes the settings beside it; UserError for bad input, with nothing written."""
+    from ivid2vid_jax import assets
     from ivid2vid_jax.video import compare
     from ivid2vid_jax.video.fit import Fit
     from ivid2vid_jax.video.read import is_still, open_clip
@@ -48,11 +50,12 @@ def run(args: EditArgs) -> None:
 
     check_instruction(args.instruction)
     check_output(args.output)
-    clip = open_clip(args.video, args.start, args.end, args.fps)
-    if args.output.exists() and args.output.resolve() == args.video.resolve():
+    video = assets.clip(args.video)
+    clip = open_clip(video, args.start, args.end, args.fps)
+    if args.output.exists() and args.output.resolve() == video.resolve():
         raise UserError(f"{args.output}: is the input clip; name another output")
     if clip.is_container and clip.has_one_frame():
-        raise UserError(f"{args.video}: holds one frame in the chosen range and a clip needs two; to edit a still give it as a .png or .jpg")
+        raise UserError(f"{video}: holds one frame in the chosen range and a clip needs two; to edit a still give it as a .png or .jpg")
 
     if is_still(args.output) and not clip.has_one_frame():
         raise UserError(f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name")

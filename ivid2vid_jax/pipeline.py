@@ -144,6 +144,17 @@ class Pipeline:
                 progress(done + 1, total)
         raise AssertionError("the sampling loop ended without latents")
 
+    def generate(self, caption: str, count: int, settings: EditSettings) -> np.ndarray:
+        """Images of a caption by a text-to-image net (4 channels, no temporal layers), uint8 [count, size, size, 3]. settings: resolved."""
+        latent, unet = self.folder.vae, self.folder.unet
+        if unet.in_channels != latent.latent_channels or unet.temporal:
+            raise UserError(f"{self.folder.path}: this U-Net edits clips and draws no images from text alone")
+        side = settings.size // latent.downscale
+        noise = np.random.default_rng(settings.seed).standard_normal((count, side, side, latent.latent_channels), np.float32)
+        settings = dataclasses.replace(settings, video_scale=1.0, frames=count)
+        drawn = self.sample(noise[..., :0], caption, settings, noise=noise)
+        return np.stack(list(self.codec.decode(self.params["vae"], drawn)))
+
     def edit_frames(
         self, frames: Iterable[np.ndarray], instruction: str, settings: EditSettings, fit: Fit, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[np.ndarray]:
@@ -202,7 +213,7 @@ def load(model: str | Path, dtype: str = "auto", variant: str | None = None, att
         raise UserError(f"{folder.path}: {error}") from error
     if folder.scheduler.get("_class_name") not in CLASSES:
         log.info("%s: its %s gives the noise schedule; ddim samples", folder.path.name, folder.scheduler.get("_class_name"))
-    return Pipeline(folder, load_params(folder, compute, variant=variant), load_tokenizer(folder.path / "tokenizer"), compute, attention_impl)
+    return Pipeline(folder, load_params(folder, compute, variant=variant), load_tokenizer(folder.tokenizer), compute, attention_impl)
 
 
 def load_tokenizer(path: Path):

@@ -18,7 +18,7 @@ from ivid2vid_jax.errors import UserError
 
 BAD = "bad.jsonl"
 NAMED = 20  # bad triplets named on the screen; the file has them all
-WITHOUT_EFFECT = ("output", "workers", "limit_bad", "cache_for", "augmentations", "stride", "crop", "flip")  # on what is written
+WITHOUT_EFFECT = ("output", "workers", "limit_bad", "cache_for", "cache_text", "augmentations", "stride", "crop", "flip")  # on what is written
 
 
 @dataclasses.dataclass
@@ -41,6 +41,7 @@ class PrepareArgs:
     kinds: tuple[str, ...] | None = None  # shapes: kinds of edit (default the training ones)
     split: str = "train"  # shapes: train, or eval for the combinations that training never sees
     cache_for: str | None = None  # a model: encode the prepared dataset --data with it, into its latent cache, for training clips of --size and --frames
+    cache_text: bool = True  # cache: with the text encoder's embeddings; without, it also serves where the text encoder is trained
     augmentations: int = 1  # cache: cuts of each triplet that are kept
     stride: int = 1  # cache: as --loader.stride, likewise crop and flip
     crop: float = 1.0
@@ -131,7 +132,7 @@ def write_cache(args: PrepareArgs) -> None:
 
     cut = LoaderConfig(frames=args.frames or 8, size=args.size or 64, stride=args.stride, crop=args.crop, flip=args.flip)
     cut.check()
-    print(f"wrote {latents.write(Path(args.data), args.cache_for, cut, args.augmentations)}")
+    print(f"wrote {latents.write(Path(args.data), args.cache_for, cut, args.augmentations, args.cache_text)}")
 
 
 def reader_for(args: PrepareArgs):

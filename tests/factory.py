@@ -92,7 +92,7 @@ def save(path: Path, parts: dict, **options) -> Path:
 
 def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
     """A byte-level CLIP vocabulary of 512 single bytes and a few merges, in CLIPTokenizer's own files."""
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>"), ("c", "a")]
     tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]

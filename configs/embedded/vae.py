@@ -2,7 +2,7 @@
 
     python -m ivid2vid_jax.train --config configs/embedded/vae.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card of assets/shapes-base.
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

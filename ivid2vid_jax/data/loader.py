@@ -71,13 +71,13 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
     return source
 
 
-def open_latents(name: str, key: str, split: str):
+def open_latents(name: str, keys: tuple[str, ...], split: str):
     """The latent cache of a prepared dataset; UserError where there is none."""
     if name == "shapes":
         raise UserError("the endless shapes world has no latent cache: prepare a dataset of it first (prepare --data shapes)")
     from ivid2vid_jax.data.cache import open_cache
 
-    return open_cache(Path(name), key, split)
+    return open_cache(Path(name), keys, split)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +120,8 @@ class Stream:
         clips = {name: row[name][start : start + self.frames] for name in ("source_mean", "source_std", "edited_mean", "edited_std")}
         if self.view == "edit":
             target = {"target_mean": clips["edited_mean"], "target_std": clips["edited_std"]}
-            return target | {"source_mean": clips["source_mean"], "text": row["text"], "tokens": self.tokens(row["instruction"])}
+            text = {"text": row["text"]} if "text" in row else {}
+            return target | text | {"source_mean": clips["source_mean"], "tokens": self.tokens(row["instruction"])}
         side = ("source", "edited")[rng.integers(2)]
         return {"target_mean": clips[f"{side}_mean"], "target_std": clips[f"{side}_std"], "tokens": self.tokens(row[f"{side}_caption"])}
 
@@ -227,8 +228,8 @@ class Loader:
     Always "serial": uint32 [b], the example's position in its stream: what is drawn for an example hangs on it, and on nothing else of
     the row. b: this process's share of config.batch; T: config.frames, or 1.
     tokenize: text -> int32 [K], sent to the workers by pickle. shard: this process's share; by default what JAX says.
-    cache: the key of the data's latent caches; rows then hold "target_mean", "target_std", (edit:) "source_mean": float16
-    [b, T, h, w, C], and "text": float16 [b, K, D], in the place of pixels.
+    cache: keys of the data's latent caches, the first that is there is read; rows then hold "target_mean", "target_std", (edit:) "source_mean": float16
+    [b, T, h, w, C], and "text": float16 [b, K, D] if it is in there, in the place of pixels.
     With workers, scripts need the usual `if __name__ == "__main__":`. Raises UserError for bad arguments, and while iterating when
     more than limit_bad records were damaged.
 
@@ -244,7 +245,7 @@ class Loader:
         seed: int,
         split: str = "train",
         shard: grain.sharding.ShardOptions | None = None,
-        cache: str | None = None,
+        cache: tuple[str, ...] = (),
     ):
         config.check()
         if not 0 <= seed < 2**32:

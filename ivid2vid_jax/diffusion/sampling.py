@@ -68,7 +68,7 @@ class SamplingLoop:
     ) -> Iterator[np.ndarray | None]:
         """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
 
-        source: latents of the source clip [T, h, w, C] on the host. windows: see `video/windows.py`; one window means one
+        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given. windows: see `video/windows.py`; one window means one
         dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
         """
         rows, keys = step_rows(table), list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
@@ -79,7 +79,7 @@ class SamplingLoop:
     def one_window(self, params, source, guidance, rows, keys, scale, windows, noise):
         frames, source = jax.device_put((np.arange(len(source), dtype=np.int32), source))
         x = self.start(keys[0], frames, scale, source) if noise is None else jax.device_put(noise * np.float32(scale))
-        state = State(x, jax.device_put(np.zeros(source.shape, np.float32)))
+        state = State(x, jax.device_put(np.zeros(x.shape, np.float32)))
         for step, key in zip(rows, keys[1:], strict=True):
             state = self.whole(params, state, source, frames, key, step, guidance)
             yield None

@@ -5,7 +5,17 @@ by dots is its PyTorch key, up to the name of the leaf (`weights/names.py`).
 """
 
 from ivid2vid_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from ivid2vid_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from ivid2vid_jax.models.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from ivid2vid_jax.models.unet3d import InflatedUNet3D, UNetConfig
 
-__all__ = ["AutoencoderConfig", "AutoencoderKL", "CLIPTextConfig", "CLIPTextModel", "InflatedUNet3D", "UNetConfig"]
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderKL",
+    "CLIPConfig",
+    "CLIPModel",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPVisionConfig",
+    "InflatedUNet3D",
+    "UNetConfig",
+]

@@ -8,7 +8,7 @@ from typing import Literal
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from ivid2vid_jax.models import AutoencoderConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,14 @@ class NetConfig:
     )  # fmt: skip
     text_encoder: CLIPTextConfig = CLIPTextConfig(
         vocab_size=1024, hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=32,
+        projection_dim=96,
+    )  # fmt: skip
+    clip: CLIPConfig = CLIPConfig(  # of --task clip; its images have the loader's size
+        text=CLIPTextConfig(
+            vocab_size=1024, hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=32,
+            projection_dim=96,
+        ),
+        vision=CLIPVisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8),
         projection_dim=96,
     )  # fmt: skip
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"  # from scratch; with --model its scheduler says it
@@ -57,7 +65,7 @@ class OptimConfig:
     clip: float = 1.0  # most global gradient norm; 0 = no clipping
     accumulation: int = 1  # micro-batches of one optimiser step; the batch is split, not multiplied
     ema: float = 0.999  # decay of the averaged weights, warmed up as min(ema, (1+n)/(10+n)); 0 = none
-    trainable: tuple[str, ...] = ("unet",)  # unet, temporal, attention, text_encoder, vae, or regular expressions on parameter names
+    trainable: tuple[str, ...] = ("unet",)  # unet, temporal, attention, text_encoder, vae, clip, or regular expressions on parameter names
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the arithmetic; auto: bfloat16 on TPU and GPU, float32 on CPU
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # frozen weights are kept in; auto = dtype
     remat: Literal["none", "block"] = "none"  # block: layers are recomputed in the backward pass; less memory, a third more time
@@ -114,7 +122,7 @@ class TrainConfig:
     output: str = "runs/shapes"  # the RUN folder
     model: str | None = None  # what to start from: a pipeline folder, a RUN, a model of the hub; None = from scratch
     data: tuple[str, ...] = ("shapes",)  # "shapes" (the procedural world) and folders made by `python -m ivid2vid_jax.prepare`
-    task: Literal["edit", "text_to_image", "autoencoder"] = "edit"
+    task: Literal["edit", "text_to_image", "autoencoder", "clip"] = "edit"
     steps: int = 2000  # optimiser steps of the whole run
     seed: int = 0
     resume: int | None = None  # go on from this checkpoint instead of the newest one

@@ -9,7 +9,7 @@ import numpy as np
 from ivid2vid_jax.training.params import flatten, unflatten
 from ivid2vid_jax.training.step import TrainState
 from ivid2vid_jax.weights import components, files
-from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, save_folder
+from ivid2vid_jax.weights.folder import ClipFolder, Folder, abstract, save_folder
 
 
 def averaged(state: TrainState) -> dict[str, jax.Array]:
@@ -27,7 +27,7 @@ def gather(leaf: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
 
 
-def write(run: Path, step: int, folder: Folder, source: Folder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
+def write(run: Path, step: int, folder: Folder | ClipFolder, source: Folder | ClipFolder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
     """Writes RUN/pipeline in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
     with jax.transfer_guard("allow"):
         weights = on_host({**frozen, **trained})
@@ -45,11 +45,12 @@ def written_step(run: Path) -> int | None:
     return files.read_json(file)["step"] if file.is_file() else None
 
 
-def stored(source: Folder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
+def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
     """The wanted leaves that the source folder holds in the same shape, in the type they are stored in."""
     found = {}
-    for component in CONFIGS:
+    for component, net in source.models.items():
         if any(name.startswith(f"{component}/") for name in wanted):
-            tree = dict(components.arrays(component, source.path / component, abstract(component, getattr(source, component))))
+            home = source.path if component == "clip" else source.path / component
+            tree = dict(components.arrays(component, home, abstract(component, net)))
             found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
     return {name: found[name] for name, shape in wanted.items() if name in found and found[name].shape == shape}

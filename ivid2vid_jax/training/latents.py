@@ -1,6 +1,5 @@
 """Encodes a prepared dataset with a model's frozen autoencoder and text encoder, once, into its latent cache (`data/cache.py`)."""
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -16,23 +15,29 @@ from ivid2vid_jax.data.loader import Stream
 from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.pipeline import Pipeline, load
 from ivid2vid_jax.training.objectives import to_pixels
-from ivid2vid_jax.weights.folder import Folder
+from ivid2vid_jax.weights.folder import Folder, sha256
 
 log = logging.getLogger(__name__)
 
 CHUNK_PIXELS = 2**19  # encoded at once
 
 
-def marks(folder: Folder) -> dict[str, str]:
-    """sha256 of every file that cached latents and embeddings hang on."""
-    found = folder.fingerprint(("vae", "text_encoder"))
-    for file in sorted((folder.path / "tokenizer").iterdir()):
-        found[f"tokenizer/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
+def marks(folder: Folder, text: bool) -> dict[str, str]:
+    """sha256 of every file that cached latents, and embeddings if there are to be any, hang on."""
+    found = folder.fingerprint(("vae", "text_encoder") if text else ("vae",))
+    return found | ({f"tokenizer/{file.name}": sha256(file) for file in sorted(folder.tokenizer.iterdir())} if text else {})
 
 
-def write(data: Path, model: str, config: LoaderConfig, augmentations: int, dtype: str = "auto") -> Path:
-    """Writes or completes the cache of a prepared dataset for a model and the loader's cuts; returns its folder. A stopped run goes on."""
+def keys(folder: Folder, config: LoaderConfig, text: bool) -> tuple[str, ...]:
+    """The caches that serve a training from a model's folder: with embeddings, unless the text encoder is trained, or without."""
+    return tuple(cache.key(marks(folder, each), config) for each in (True, False)[not text :])
+
+
+def write(data: Path, model: str, config: LoaderConfig, augmentations: int, text: bool = True, dtype: str = "auto") -> Path:
+    """Writes or completes the cache of a prepared dataset for a model and the loader's cuts; returns its folder. A stopped run goes on.
+
+    text: with the text encoder's embeddings.
+    """
     splits = {split: open_dataset(data, split) for split in open_dataset(data).splits}
     pipe = load(model, dtype)
     streams = {split: Stream(str(data), source, None, config.frames, False, "edit", lambda text: (), 0, config) for split, source in splits.items()}
@@ -42,11 +47,11 @@ def write(data: Path, model: str, config: LoaderConfig, augmentations: int, dtyp
         row = streams[split].row(triplet, np.random.default_rng([index, augmentation, 2]))
         return triplet, row["source"], row["edited"]
 
-    encoding = cache.Encoding(rows, posterior(pipe), lambda texts: np.asarray(pipe.encode_text(texts), np.float32))
-    arguments = {"model": str(model), "files": marks(pipe.folder)} | {name: getattr(config, name) for name in cache.CUT}
+    encoding = cache.Encoding(rows, posterior(pipe), (lambda texts: np.asarray(pipe.encode_text(texts), np.float32)) if text else None)
+    arguments = {"model": str(model), "files": marks(pipe.folder, text)} | {name: getattr(config, name) for name in cache.CUT}
     counts = {split: len(source) for split, source in splits.items()}
     with Progress("encoding") as progress:
-        return cache.write(data, cache.key(marks(pipe.folder), config), arguments, augmentations, counts, encoding, progress)
+        return cache.write(data, keys(pipe.folder, config, text)[0], arguments, augmentations, counts, encoding, progress)
 
 
 def posterior(pipe: Pipeline):

@@ -30,7 +30,7 @@ from ivid2vid_jax.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
-VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels"}
+VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels", "clip": "caption"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> Path:
 
         # ---- nets, objective, state
         folder, source = starting.plan(config, lambda: run_folder.texts(config), run)
-        tokenize = Tokenize(load_tokenizer(folder.path / "tokenizer"), folder.text_encoder.max_position_embeddings)
+        tokenize = Tokenize(load_tokenizer(folder.tokenizer), folder.text_length)
         begun = starting.start(config, folder, source, mesh)
         objective = make_objective(config, folder, tokenize(""), starting.dtype(config), frozenset(begun.trained))
         optimizer = make_optimizer(config.optim, config.steps)
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> Path:
             return new_state(params, optimizer, config.optim, config.seed)
 
         placed = sharding.of_tree(jax.eval_shape(make, begun.trained), mesh)
-        latents = cache_key(config, folder) if config.loader.cached else None
+        latents = cache_keys(config, folder, begun.trained) if config.loader.cached else ()
         loader = Loader(config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=latents)
         if at:
             abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, begun.trained), placed)
@@ -126,14 +126,13 @@ def train(config: TrainConfig) -> Path:
     return run
 
 
-def cache_key(config: TrainConfig, folder) -> str:
-    """The latent cache of this model and these cuts. Raises UserError where what is cached would be trained."""
-    from ivid2vid_jax.data.cache import key
-    from ivid2vid_jax.training.latents import marks
+def cache_keys(config: TrainConfig, folder, trained) -> tuple[str, ...]:
+    """The latent caches of this model and these cuts. Raises UserError where what is cached would be trained."""
+    from ivid2vid_jax.training.latents import keys
 
-    if config.model is None or config.task == "autoencoder":
+    if config.model is None or config.task in ("autoencoder", "clip"):
         raise UserError("--loader.cached needs --model, whose frozen autoencoder made the cache")
-    return key(marks(folder), config.loader)
+    return keys(folder, config.loader, text=config.task == "edit" and not any(name.startswith("text_encoder/") for name in trained))
 
 
 def every(step: int, interval: int, last: bool) -> bool:

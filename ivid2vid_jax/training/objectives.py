@@ -17,10 +17,11 @@ from jax import random
 from ivid2vid_jax.diffusion import losses as diffusion
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
+from ivid2vid_jax.models import AutoencoderKL, CLIPModel, CLIPTextModel
 from ivid2vid_jax.models.autoencoder import Posterior
+from ivid2vid_jax.models.clip import normalise, unit
 from ivid2vid_jax.training.config import DropConfig, TrainConfig
-from ivid2vid_jax.weights.folder import Folder
+from ivid2vid_jax.weights.folder import ClipFolder, Folder
 
 
 class Losses(NamedTuple):
@@ -31,10 +32,12 @@ class Losses(NamedTuple):
     t: jax.Array | None = None
 
 
-def objective(config: TrainConfig, folder: Folder, null_tokens, dtype: Any, trained: Collection[str] = ()):
+def objective(config: TrainConfig, folder: Folder | ClipFolder, null_tokens, dtype: Any, trained: Collection[str] = ()):
     """The objective of `config.task` for the nets of a folder. null_tokens: int32 [K], the empty instruction's. trained: names of what is."""
     if config.task == "autoencoder":
         return Autoencoding(folder, config.autoencoder.kl, dtype)
+    if config.task == "clip":
+        return Contrastive(folder, dtype)
     return Denoising(config, folder, null_tokens, dtype, trains_text=any(name.startswith("text_encoder/") for name in trained))
 
 
@@ -146,3 +149,32 @@ class Autoencoding:
         l1 = jnp.abs(error).mean(1)
         parts = {"l1": l1, "kl": kl, "mse": jnp.square(error).mean(1), "latent_square": jnp.square(mean).reshape(B, -1).mean(1)}
         return Losses(l1 + self.kl * kl, parts)
+
+
+MOST_SCALE = 100.0  # of the logits; CLIP's own limit
+
+
+@dataclasses.dataclass
+class Contrastive:
+    """CLIP: every clip must find its caption among the batch's, and every caption its clip. Clips of the same caption do not compete.
+
+    A clip's embedding is the mean of its frames'. The clips of a batch see each other: with --optim.accumulation only those of a micro-batch.
+    """
+
+    folder: ClipFolder
+    dtype: Any
+
+    def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
+        model, clip, tokens = CLIPModel(self.folder.clip, self.dtype), batch["clip"], batch["tokens"]
+        B, T = clip.shape[:2]
+        mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
+        pixels = normalise(clip.reshape(B * T, *clip.shape[2:]), mean, std, self.dtype)
+        images, texts, scale = model.apply({"params": params["clip"]}, pixels, tokens)
+        images, scale = unit(images.reshape(B, T, -1).mean(1)), jnp.minimum(scale, MOST_SCALE)
+        logits = scale * jnp.matmul(images, texts.T, precision="highest")
+        same = (tokens[:, None] == tokens[None]).all(-1) & ~jnp.eye(B, dtype=bool)
+        logits = jnp.where(same, -jnp.inf, logits)
+        own = jnp.diagonal(logits)
+        by_image, by_text = (jax.nn.logsumexp(logits, axis=axis) - own for axis in (1, 0))
+        retrieved = (logits.argmax(1) == jnp.arange(B)).astype(own.dtype)
+        return Losses((by_image + by_text) / 2, {"retrieved": retrieved, "scale": jnp.broadcast_to(scale, (B,))})

@@ -14,6 +14,7 @@ PRESETS = {
     "attention": lambda name: name.startswith("unet/") and re.search(r"/attn\d", name) is not None,
     "text_encoder": lambda name: name.startswith("text_encoder/"),
     "vae": lambda name: name.startswith("vae/"),
+    "clip": lambda name: name.startswith("clip/"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Sample edits of held-out clips, to look at: RUN/samples/<step>/NAME.gif side by side (source, edit, truth) and a contact sheet."""
+"""Samples on held-out clips, to look at: RUN/samples/<step>/NAME.gif side by side (source, edit, truth) and a contact sheet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,21 +14,23 @@ from ivid2vid_jax.training import start as starting
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.video.fit import Fit
-from ivid2vid_jax.weights.folder import Folder
+from ivid2vid_jax.weights.folder import ClipFolder, Folder
 
 
 class Samples:
     """samples(step, params, frozen) writes the pictures and returns the contact sheets' paths.
 
-    An editor edits clips, an autoencoder reconstructs them. In a run of several processes the first one computes, alone.
+    An editor edits clips, an autoencoder reconstructs them, text to image draws their captions, CLIP has nothing to show. In a run of several processes the first one computes, alone.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, folder: Folder):
+    def __init__(self, config: TrainConfig, run: Path, folder: Folder | ClipFolder):
         self.config, self.run = config, run
-        self.pipe = Pipeline(folder, {}, load_tokenizer(folder.path / "tokenizer"), starting.dtype(config), config.optim.attention)
+        self.pipe = None
+        if config.task != "clip":
+            self.pipe = Pipeline(folder, {}, load_tokenizer(folder.tokenizer), starting.dtype(config), config.optim.attention)
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
-        if self.config.task == "text_to_image":
+        if self.pipe is None:
             return []
         weights = {**frozen, **params}
         with jax.transfer_guard("allow"):
@@ -44,17 +46,18 @@ class Samples:
 
         folder.mkdir(parents=True, exist_ok=True)
         for i, record in enumerate(self.records()):
-            shown = [record.source, self.edited(record)]
-            shown += [record.edited] if self.config.task == "edit" else []
-            text = record.instruction if self.config.task == "edit" else "reconstruction"
-            yield compare.panels(folder / f"{i}.gif", shown, text, record.fps)
+            made = self.made(record)
+            text = {"edit": record.instruction, "text_to_image": record.source_caption, "autoencoder": "reconstruction"}[self.config.task]
+            yield compare.panels(folder / f"{i}.gif", [record.source, made] + [record.edited] * (self.config.task == "edit"), text, record.fps)
 
-    def edited(self, record) -> np.ndarray:
-        """[T, H, W, 3] uint8 of the record's source clip."""
+    def made(self, record) -> np.ndarray:
+        """[T, H, W, 3] uint8, to be seen beside the record's source clip."""
         if self.config.task == "autoencoder":
             codec, params = self.pipe.codec, self.pipe.params["vae"]
             return np.stack(list(codec.decode(params, codec.encode(params, record.source))))
         settings = EditSettings(steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0).resolved(self.pipe.folder)
+        if self.config.task == "text_to_image":
+            return self.pipe.generate(record.source_caption, len(record.source), settings)
         fit = Fit.plan(record.source.shape[1:3], settings.size, self.pipe.factor)
         return np.stack(list(self.pipe.edit_frames(record.source, record.instruction, settings, fit)))
 

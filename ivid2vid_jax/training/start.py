@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 
 from ivid2vid_jax import runtime
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel, UNetConfig
+from ivid2vid_jax.models import CLIPTextConfig, UNetConfig
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.weights import components, hub
-from ivid2vid_jax.weights.folder import CONFIGS, Folder, abstract, open_folder
-from ivid2vid_jax.weights.inflate import inflate, initialise
+from ivid2vid_jax.weights.folder import ClipFolder, Folder, abstract, initialiser, open_clip, open_folder
+from ivid2vid_jax.weights.inflate import inflate
 from ivid2vid_jax.weights.initial import fresh
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ SCHEDULER = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "trailing",
 }  # fmt: skip
+PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
+    "do_convert_rgb": True, "resample": 3, "rescale_factor": 1 / 255, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+}  # fmt: skip
+LEARNS = {"autoencoder": ("vae",), "clip": ("clip",)}  # the components that a task trains; else the U-Net and the text encoder
 
 
 @dataclasses.dataclass
@@ -40,19 +45,25 @@ class Start:
     """folder: the nets as they are trained. origin: where the weights came from, enough to know them again. trained (float32) and
     frozen: parameters by name."""
 
-    folder: Folder
+    folder: Folder | ClipFolder
     origin: dict[str, Any]
     trained: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
 
 
-def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> tuple[Folder, Folder | None]:
+def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> tuple[Folder | ClipFolder, Folder | ClipFolder | None]:
     """The nets that will be trained, and the folder whose weights they start from (None: scratch). No weight is read.
 
     texts: called where a vocabulary is to be learned, which is kept in RUN/tokenizer.
     """
     if config.model is None:
-        return from_scratch(config, texts, run), None
+        learn_vocabulary(config, texts, run / "tokenizer")
+        return (clip_from_scratch if config.task == "clip" else from_scratch)(config, run), None
+    if config.task == "clip":
+        source = open_clip(hub.resolve(config.model))
+        if source.clip.vision.image_size != config.loader.size:
+            raise UserError(f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels")
+        return source, source
     source = open_folder(hub.resolve(config.model))
     sampling = source.sampling | {"size": config.loader.size, "frames": config.loader.frames}
     return dataclasses.replace(source, unet=target_unet(config, source.unet, source.vae.latent_channels), sampling=sampling), source
@@ -68,27 +79,44 @@ def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> 
     return unet
 
 
-def from_scratch(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> Folder:
-    from ivid2vid_jax.pipeline import load_tokenizer
+def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], home: Path) -> None:
+    """Writes a tokenizer learned from the texts, where the run has none yet."""
     from ivid2vid_jax.training import tokenizer
 
-    net, home = config.net, run / "tokenizer"
+    size = (config.net.clip.text if config.task == "clip" else config.net.text_encoder).vocab_size
     if not (home / "vocab.json").is_file() and jax.process_index() == 0:
-        log.info("learning a vocabulary of at most %d tokens", net.text_encoder.vocab_size)
-        tokenizer.learn(texts(), net.text_encoder.vocab_size, home)
+        log.info("learning a vocabulary of at most %d tokens", size)
+        tokenizer.learn(texts(), size, home)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
-    words = load_tokenizer(home)
-    text = dataclasses.replace(net.text_encoder, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+
+
+def with_marks(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
+    """The text tower with the tokenizer's begin, end and padding tokens."""
+    from ivid2vid_jax.pipeline import load_tokenizer
+
+    words = load_tokenizer(tokenizer)
+    return dataclasses.replace(text, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+
+
+def from_scratch(config: TrainConfig, run: Path) -> Folder:
+    net = config.net
+    text = with_marks(net.text_encoder, run / "tokenizer")
     scheduler = SCHEDULER | {"prediction_type": net.prediction_type, "rescale_betas_zero_snr": net.zero_terminal_snr}
     unet = dataclasses.replace(net.unet, in_channels=net.vae.latent_channels, cross_attention_dim=text.hidden_size, temporal=())
     sampling = {"size": config.loader.size, "frames": config.loader.frames, "steps": config.log.sample_steps}
     return Folder(run, target_unet(config, unet, net.vae.latent_channels), net.vae, text, scheduler, sampling)
 
 
+def clip_from_scratch(config: TrainConfig, run: Path) -> ClipFolder:
+    size, text = config.loader.size, with_marks(config.net.clip.text, run / "tokenizer")
+    clip = dataclasses.replace(config.net.clip, text=text, vision=dataclasses.replace(config.net.clip.vision, image_size=size))
+    return ClipFolder(run, clip, PREPROCESSOR | {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}, run / "tokenizer")
+
+
 def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh) -> Start:
     """Loads or draws the weights. folder, source: of `plan`."""
-    shapes = names.flatten({name: abstract(name, getattr(folder, name)) for name in CONFIGS})
+    shapes = names.flatten({name: abstract(name, net) for name, net in folder.models.items()})
     chosen = names.trainable(shapes, config.optim.trainable)
     check_chosen(config, chosen)
     frozen_type = dtype(config) if config.optim.frozen_dtype == "auto" else runtime.compute_dtype(config.optim.frozen_dtype)
@@ -103,10 +131,10 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
 
 def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
     """UserError for weights that the task gives no gradient: weight decay alone would wear them away."""
-    learns = ("vae/",) if config.task == "autoencoder" else ("unet/", "text_encoder/")
-    stray = sorted(name for name in chosen if not name.startswith(learns))
+    learns = LEARNS.get(config.task, ("unet", "text_encoder"))
+    stray = sorted(name for name in chosen if not name.startswith(tuple(f"{component}/" for component in learns)))
     if stray:
-        way = "give --optim.trainable vae" if config.task == "autoencoder" else "train the autoencoder by itself, with --task autoencoder"
+        way = f"give --optim.trainable {learns[0]}" if config.task in LEARNS else "train the autoencoder by itself, with --task autoencoder"
         raise UserError(f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not train {stray[0]} and {len(stray) - 1} more; {way}")
 
 
@@ -117,15 +145,9 @@ def dtype(config: TrainConfig):
 
 def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
     """All weights of the nets, drawn afresh, one after the other."""
-    pixels = jnp.zeros((1, 2 * folder.vae.downscale, 2 * folder.vae.downscale, 3))
-    inits = {
-        "unet": lambda key: initialise(folder.unet, key),
-        "vae": lambda key: AutoencoderKL(folder.vae).init(key, pixels)["params"],
-        "text_encoder": lambda key: CLIPTextModel(folder.text_encoder).init(key, jnp.zeros((1, 1), jnp.int32))["params"],
-    }
     out = {}
-    for component, init in inits.items():
-        for path, leaf in fresh(init, seed).items():
+    for component, net in folder.models.items():
+        for path, leaf in fresh(initialiser(component, net), seed).items():
             name = "/".join((component, *path))
             leaf = leaf.astype(dtypes[name])
             out[name] = jax.make_array_from_callback(leaf.shape, placed[name], lambda part, leaf=leaf: leaf[part])
@@ -135,9 +157,9 @@ def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, ja
 def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
-    for name in CONFIGS:
-        tree = abstract(name, getattr(source, name))
-        weights = components.load(name, source.path / name, tree, flax.traverse_util.flatten_dict(types[name]), places[name])
+    for name, net in source.models.items():
+        home = source.path if name == "clip" else source.path / name
+        weights = components.load(name, home, abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name])
         out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
 
     def place(name, leaf):

@@ -1,4 +1,4 @@
-"""Parameters of one component (unet, vae, text_encoder) <-> its folder, strictly: no key is ever guessed or dropped."""
+"""Parameters of one component (unet, vae, text_encoder, clip) <-> its folder, strictly: no key is ever guessed or dropped."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy as np
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.weights import files, names
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "clip": "model"}
 
 # Buffers that older releases saved and that hold no learned value.
 IGNORED = ("position_ids",)

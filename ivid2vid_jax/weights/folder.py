@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNetConfig
+from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, UNetConfig
 from ivid2vid_jax.weights import components, files
-from ivid2vid_jax.weights.inflate import abstract_params
+from ivid2vid_jax.weights.inflate import initialise
 
 log = logging.getLogger(__name__)
 
 CONFIGS = {"unet": UNetConfig, "vae": AutoencoderConfig, "text_encoder": CLIPTextConfig}
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -37,17 +39,88 @@ class Folder:
     scheduler: dict
     sampling: dict
 
-    def fingerprint(self, parts: tuple[str, ...] = ("unet", "vae", "text_encoder")) -> dict[str, str]:
+    @property
+    def models(self) -> dict[str, Any]:
+        """Component -> config of what has weights."""
+        return {name: getattr(self, name) for name in CONFIGS}
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text."""
+        return self.text_encoder.max_position_embeddings
+
+    def fingerprint(self, parts: tuple[str, ...] = tuple(CONFIGS)) -> dict[str, str]:
         """sha256 of each weight file of the parts."""
-        marks = {}
-        for name in parts:
-            for file in files.find(self.path / name, components.STEMS[name]):
-                digest = hashlib.sha256()
-                with open(file, "rb") as f:
-                    while block := f.read(1 << 24):
-                        digest.update(block)
-                marks[f"{name}/{file.name}"] = digest.hexdigest()
-        return marks
+        return {f"{name}/{file.name}": sha256(file) for name in parts for file in files.find(self.path / name, components.STEMS[name])}
+
+    def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
+        """Everything that makes up the folder, into an empty one."""
+        for name, config in self.models.items():
+            components.save(name, path / name, params[name], dtype, variant, max_shard_bytes)
+            files.write_json(path / name / "config.json", config.to_json())
+        shutil.copytree(self.tokenizer, path / "tokenizer")
+        (path / "scheduler").mkdir()
+        files.write_json(path / "scheduler" / "scheduler_config.json", self.scheduler)
+        files.write_json(path / "model_index.json", model_index(self))
+        if self.sampling:
+            files.write_json(path / "sampling.json", self.sampling)
+
+
+@dataclasses.dataclass
+class ClipFolder:
+    """A CLIP model in transformers' layout: weights, configs and the tokenizer's files side by side.
+
+    preprocessor: the content of preprocessor_config.json: image_mean, image_std, size, ...
+    """
+
+    path: Path
+    clip: CLIPConfig
+    preprocessor: dict
+    tokenizer: Path
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return {"clip": self.clip}
+
+    @property
+    def text_length(self) -> int:
+        return self.clip.text.max_position_embeddings
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of each weight file."""
+        return {file.name: sha256(file) for file in files.find(self.path, components.STEMS["clip"])}
+
+    def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
+        components.save("clip", path, params["clip"], dtype, variant, max_shard_bytes)
+        files.write_json(path / "config.json", self.clip.to_json())
+        files.write_json(path / "preprocessor_config.json", self.preprocessor)
+        for name in TOKENIZER_FILES:
+            if (self.tokenizer / name).is_file():
+                shutil.copy(self.tokenizer / name, path / name)
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def open_clip(path: str | os.PathLike) -> ClipFolder:
+    """Reads the configs of a CLIP folder. Raises UserError that names what is missing or not understood."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder")
+    try:
+        config = files.read_json(path / "config.json")
+        if config.get("model_type") != "clip":
+            raise UserError(f"{path}: is a {config.get('model_type', 'folder without model_type')}, not a CLIP model")
+        clip = CLIPConfig.from_json(config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from error
+    return ClipFolder(path, clip, files.read_json(path / "preprocessor_config.json"), path)
 
 
 def open_folder(path: str | os.PathLike) -> Folder:
@@ -79,16 +152,23 @@ def open_folder(path: str | os.PathLike) -> Folder:
     return Folder(path, **configs, scheduler=scheduler, sampling=files.read_json(sampling) if sampling.is_file() else {})
 
 
-def abstract(component: str, config: Any) -> Any:
-    """The parameter tree of a component as jax.ShapeDtypeStruct leaves."""
+def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
+    """key -> a component's fresh parameters."""
     if component == "unet":
-        return abstract_params(config)
+        return lambda key: initialise(config, key)
     if component == "vae":
         side = config.downscale * 2
-        init = lambda key: AutoencoderKL(config).init(key, jnp.zeros((1, side, side, config.in_channels)))  # noqa: E731
-    else:
-        init = lambda key: CLIPTextModel(config).init(key, jnp.zeros((1, 1), jnp.int32))  # noqa: E731
-    return jax.eval_shape(init, jax.random.key(0))["params"]
+        return lambda key: AutoencoderKL(config).init(key, jnp.zeros((1, side, side, config.in_channels)))["params"]
+    ids = jnp.zeros((1, 1), jnp.int32)
+    if component == "clip":
+        side = config.vision.image_size
+        return lambda key: CLIPModel(config).init(key, jnp.zeros((1, side, side, config.vision.num_channels)), ids)["params"]
+    return lambda key: CLIPTextModel(config).init(key, ids)["params"]
+
+
+def abstract(component: str, config: Any) -> Any:
+    """The parameter tree of a component as jax.ShapeDtypeStruct leaves."""
+    return jax.eval_shape(initialiser(component, config), jax.random.key(0))
 
 
 def load_params(folder: Folder, dtype=None, shardings: dict | None = None, variant: str | None = None) -> dict[str, Any]:
@@ -97,14 +177,20 @@ def load_params(folder: Folder, dtype=None, shardings: dict | None = None, varia
         name: components.load(
             name, folder.path / name, abstract(name, getattr(folder, name)), dtype, (shardings or {}).get(name), variant
         )
-        for name in CONFIGS
+        for name in folder.models
     }
 
 
 def save_folder(
-    path: str | os.PathLike, folder: Folder, params: dict[str, Any], dtype=None, variant: str | None = None, max_shard_bytes: int = 5 * 10**9, replace: bool = False
+    path: str | os.PathLike,
+    folder: "Folder | ClipFolder",
+    params: dict[str, Any],
+    dtype=None,
+    variant: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    replace: bool = False,
 ) -> None:
-    """Writes a pipeline folder: aside first, then renamed, so that a folder is whole or absent.
+    """Writes a pipeline or CLIP folder: aside first, then renamed, so that a folder is whole or absent.
 
     The tokenizer's files are copied from `folder.path`. Raises UserError where `path` exists already, unless `replace`.
     """
@@ -114,15 +200,7 @@ def save_folder(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        for name in CONFIGS:
-            components.save(name, aside / name, params[name], dtype, variant, max_shard_bytes)
-            files.write_json(aside / name / "config.json", getattr(folder, name).to_json())
-        shutil.copytree(folder.path / "tokenizer", aside / "tokenizer")
-        (aside / "scheduler").mkdir()
-        files.write_json(aside / "scheduler" / "scheduler_config.json", folder.scheduler)
-        files.write_json(aside / "model_index.json", model_index(folder))
-        if folder.sampling:
-            files.write_json(aside / "sampling.json", folder.sampling)
+        folder.write(aside, params, dtype, variant, max_shard_bytes)
         aside.chmod(0o755)
         if path.exists():
             path.rename(old := path.with_name(f"{aside.name}.old"))

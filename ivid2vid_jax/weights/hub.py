@@ -1,26 +1,33 @@
-"""Where `--model` points: a folder, a run, or a model of the Hugging Face hub."""
+"""Where `--model` points: a folder, a run, an embedded model, or one of the Hugging Face hub."""
 
 import re
 from pathlib import Path
 
+from ivid2vid_jax import assets
 from ivid2vid_jax.errors import UserError
 
-FILES = ["model_index.json", "sampling.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors"]
+FILES = [
+    "model_index.json", "sampling.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors",
+    "config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "model.safetensors",  # a CLIP's
+]  # fmt: skip
 
 
-def resolve(model: str | Path, variant: str | None = None) -> Path:
-    """The pipeline folder that `model` names: itself, RUN/pipeline of a training run, or a hub id "owner/name", which is
-    fetched into the hub's cache (or found there without a network).
+def resolve(model: str | Path | None, variant: str | None = None) -> Path:
+    """The folder that `model` names: itself, RUN/pipeline of a training run, an embedded model's (None: shapes-edit), or a hub id
+    "owner/name", which is fetched into the hub's cache (or found there without a network).
 
     Raises UserError where there is no such folder and no such model on the hub.
     """
+    model = assets.DEFAULT if model is None else model
     path = Path(model).expanduser()
-    if (path / "pipeline" / "model_index.json").is_file():
+    if (path / "pipeline").is_dir() and (path / "checkpoints").is_dir():
         return path / "pipeline"
     if path.exists():
         return path
+    if str(model) in assets.MODELS:
+        return assets.folder() / str(model)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        raise UserError(f"{model}: no such model folder")
+        raise UserError(f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 

@@ -12,6 +12,9 @@ import jax
 import jax.extend
 import numpy as np
 
+from ivid2vid_jax.models.clip import LOGIT_SCALE
+
+CONSTANTS = {"scale": 1.0, "logit_scale": LOGIT_SCALE}
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
 
@@ -19,7 +22,7 @@ def fresh(init: Callable, seed: int, paths: Iterable[tuple] | None = None) -> di
     """Initial values of a module's parameters, or of some of them: Flax path -> float32 array.
 
     init: key -> parameter tree (it is traced, never run): which leaves it draws and which are constant is read off it. Kernels are
-    lecun_normal and embeddings normal with variance 1/features, as flax's layers have them; a constant scale is 1, all else is 0.
+    lecun_normal and embeddings normal with variance 1/features, as flax's layers have them; constants: `CONSTANTS`, else 0.
     """
     jaxpr, shapes = jax.make_jaxpr(lambda key: flax.traverse_util.flatten_dict(init(key)), return_shape=True)(jax.random.key(0))
     drawn = dict(zip(sorted(shapes), depends(jaxpr.jaxpr), strict=True))  # make_jaxpr orders a dict's leaves by key
@@ -38,7 +41,7 @@ def depends(jaxpr) -> list[bool]:
 def value(path: tuple, shape: tuple[int, ...], is_drawn: bool, seed: int) -> np.ndarray:
     """One leaf, float32."""
     if not is_drawn:
-        return np.full(shape, 1.0 if path[-1] == "scale" else 0.0, np.float32)
+        return np.full(shape, CONSTANTS.get(path[-1], 0.0), np.float32)
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
     if path[-1] == "embedding":
         return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(shape[-1]))

@@ -1,0 +1,20 @@
+"""Stage B of the embedded pipeline: a small CLIP on images of the shapes world and their captions, from scratch.
+
+    python -m ivid2vid_jax.train --config configs/embedded/clip.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/clip",
+    task="clip",
+    data=("data/embedded/images",),
+    steps=3000,
+    loader=LoaderConfig(batch=128, frames=1, size=64),
+    optim=OptimConfig(lr=1e-3, warmup=200, b2=0.98, trainable=("clip",), weight_decay=0.1),
+    checkpoint=CheckpointConfig(every=250),
+    log=LogConfig(eval_every=250, eval_batches=4, sample_every=0),
+)

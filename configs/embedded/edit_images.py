@@ -1,0 +1,21 @@
+"""Stage D of the embedded pipeline: editing of images by instruction, from stage C: 8 input channels, no temporal layers yet.
+
+    python -m ivid2vid_jax.train --config configs/embedded/edit_images.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/edit_images",
+    model="runs/embedded/text_to_image",
+    data=("data/embedded/images",),
+    steps=8000,
+    net=NetConfig(temporal=()),
+    loader=LoaderConfig(batch=64, frames=1, size=64, cached=True),
+    optim=OptimConfig(lr=1e-3, warmup=200, trainable=("unet", "text_encoder")),
+    checkpoint=CheckpointConfig(every=250),
+    log=LogConfig(eval_every=250, eval_batches=4, sample_every=1000, samples=6),
+)

@@ -1,0 +1,21 @@
+"""Stage C of the embedded pipeline: text to image, U-Net and text encoder, on cached latents of stage A's autoencoder.
+
+    python -m ivid2vid_jax.train --config configs/embedded/text_to_image.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/text_to_image",
+    model="runs/embedded/vae",
+    task="text_to_image",
+    data=("data/embedded/images",),
+    steps=2500,
+    loader=LoaderConfig(batch=64, frames=1, size=64, cached=True),
+    optim=OptimConfig(lr=1e-3, warmup=200, trainable=("unet", "text_encoder")),
+    checkpoint=CheckpointConfig(every=250),
+    log=LogConfig(eval_every=250, eval_batches=4, sample_every=500, samples=6),
+)

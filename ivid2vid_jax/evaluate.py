@@ -1,0 +1,93 @@
+"""`python -m ivid2vid_jax.evaluate`: measure an editor where the truth is known.
+
+    python -m ivid2vid_jax.evaluate --model shapes-edit --data shapes
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from ivid2vid_jax.commands import Progress, main, versions
+from ivid2vid_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class EvaluateArgs:
+    """Edits held-out clips of the shapes world and judges them from pixels, beside two baselines. A stopped run goes on when it is run again."""
+
+    model: str | None = None  # a pipeline folder or a training run (default: the embedded shapes-edit)
+    data: str = "shapes"  # the procedural world
+    output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
+    count: int = 40  # clips of each kind
+    kinds: tuple[str, ...] = ()  # kinds of edit (default: those of training)
+    editors: tuple[str, ...] = ("model", "per frame", "copy", "vae")  # what is judged: the model, the two baselines, the autoencoder's best
+    sheets: int = 2  # contact sheets of each kind
+    steps: int | None = None  # sampler steps; this and what follows come from the model folder where they are left out
+    text_scale: float | None = None
+    video_scale: float | None = None
+    sampler: str | None = None
+    seed: int = 0  # of the sampling
+    dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto
+
+
+def run(args: EvaluateArgs) -> None:
+    """Writes the report and prints its table."""
+    from ivid2vid_jax import pipeline
+    from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS
+    from ivid2vid_jax.evaluation import shapes
+    from ivid2vid_jax.video import compare
+
+    if args.data != "shapes":
+        raise UserError(f"--data {args.data}: only 'shapes' can be evaluated on so far")
+    if not 1 <= args.count <= 10**6 or args.sheets < 0:
+        raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
+    kinds = args.kinds or KINDS
+    if unknown := [kind for kind in kinds if kind not in ALL_KINDS]:
+        raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(ALL_KINDS)}")
+    pipe = pipeline.load(args.model, args.dtype)
+    names = {field.name for field in dataclasses.fields(pipeline.EditSettings)}
+    settings = pipeline.EditSettings(**{k: v for k, v in vars(args).items() if k in names}).resolved(pipe.folder)
+    pipe.check("x")
+    known = shapes.editors(pipe, settings)
+    if unknown := [name for name in args.editors if name not in known]:
+        raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, known))}")
+
+    record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "seed_of_clips": shapes.SEED}
+    claim(args.output, record)
+
+    def show(item: shapes.Item, truth, edited) -> None:
+        if item.editor == "model" and item.index < args.sheets:
+            mark = "passed" if item.passed else "failed"
+            compare.panels(args.output / "clips" / f"{item.kind}-{item.index}.gif", [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
+
+    (args.output / "clips").mkdir(parents=True, exist_ok=True)
+    wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames))
+    with Progress("editing") as progress:
+        items = shapes.run({name: known[name] for name in args.editors}, wanted, args.output / "items.jsonl", show, progress)
+    found = shapes.report(items)
+    (args.output / "report.json").write_text(json.dumps(record | {"report": found, "versions": versions()}, indent=2) + "\n")
+    text = shapes.table(found)
+    (args.output / "report.md").write_text(text + "\n")
+    print(text)
+    print(f"wrote {args.output}")
+
+
+def claim(folder: Path, record: dict) -> None:
+    """Makes the folder one of this model and these settings; UserError where it holds another's items."""
+    file, record = folder / "run.json", json.loads(json.dumps(record))
+    if file.is_file():
+        before = json.loads(file.read_text())
+        if before != record:
+            changed = [name for name in record if before.get(name) != record[name]]
+            raise UserError(f"--output {folder}: holds results of another evaluation ({', '.join(changed)} differ); name a new folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output {folder}: is a folder of something else; name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(EvaluateArgs, run)

@@ -1,0 +1,1 @@
+"""Metrics of edited clips, and what puts them into tables and pictures."""

@@ -1,0 +1,150 @@
+"""The benchmark on the shapes world: true edits pass, copies fail, runs go on; and its command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax import commands, evaluate, pipeline
+from ivid2vid_jax.data import shapes as world
+from ivid2vid_jax.evaluation import shapes
+
+KINDS = ("colour", "remove", "grey", "identity")
+
+
+def wanted(count=3):
+    return list(shapes.specs(KINDS, count, 64, 4))
+
+
+def perfect(truth):
+    return truth.edited
+
+
+def copy(truth):
+    return truth.source
+
+
+def test_the_clips_are_held_out_and_their_own():
+    specs = wanted()
+    assert [(kind, index) for kind, index, _ in specs] == [(kind, index) for kind in KINDS for index in range(3)]
+    assert all(world.held_out(spec.scene, spec.edit) and spec.edit.kind == kind for kind, _, spec in specs)
+    assert len({spec.to_json() for _, _, spec in specs}) == len(specs)
+    assert [spec for *_, spec in shapes.specs(("grey",), 3, 64, 4)] == [spec for kind, _, spec in specs if kind == "grey"]  # whatever else is asked
+
+
+def test_true_edits_pass_and_copies_fail(tmp_path):
+    items = shapes.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")
+    found = shapes.report(items)
+    everything = found["truth"]["all"]
+    assert everything["passed"]["share"] == 1 and everything["count"] == 12 and everything["flicker"]["mean"] == 0
+    assert everything["psnr"]["db"] == np.inf and everything["psnr"]["interval"] is None
+    assert [found["copy"][kind]["passed"]["share"] for kind in KINDS] == [0, 0, 0, 1]
+    assert found["copy"]["colour"]["psnr_outside"]["db"] == np.inf and found["copy"]["colour"]["psnr"]["db"] < 40
+    assert "psnr_outside" not in found["copy"]["grey"]  # a style may change every pixel
+    assert everything["difference"]["mean"] == pytest.approx(everything["difference_truth"]["mean"]) and everything["difference"]["mean"] > 0
+
+
+def test_numbers_of_an_item_are_what_they_say(tmp_path):
+    """A clip one grey level too bright, and 3 brighter in every other frame."""
+    _, _, spec = wanted()[0]
+    truth = world.triplet(spec)
+    edited = np.asarray(truth.edited, int) + 1
+    edited[1::2] += 3
+    item = shapes.judge("x", "colour", 0, spec, truth, edited.clip(0, 255).astype(np.uint8))
+    assert item.error == pytest.approx((1 + 16) / 2) and item.error_outside == pytest.approx((1 + 16) / 2, rel=0.05)
+    assert item.flicker == pytest.approx(3) and abs(item.difference - item.difference_truth) <= 3
+    assert shapes.psnr(np.array([item.error])) == pytest.approx(10 * np.log10(255**2 / 8.5))
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    file, calls = tmp_path / "items.jsonl", []
+
+    def counting(truth):
+        calls.append(truth.id)
+        return truth.edited
+
+    first = shapes.run({"truth": counting}, wanted(2), file)
+    file.write_text(file.read_text()[:-20])  # killed within the last line
+    seen = []
+    again = shapes.run({"truth": counting, "copy": copy}, wanted(2), file, lambda item, *_: seen.append(item), lambda done, total: None)
+    assert len(calls) == len(first) + 1 and again[: len(first)] == first
+    assert len(seen) == 1 + len(first) and [item.editor for item in again] == ["truth"] * 8 + ["copy"] * 8
+    assert len(shapes.read(file)) == 16
+
+
+def test_the_table_holds_the_numbers(tmp_path):
+    text = shapes.table(shapes.report(shapes.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")))
+    lines = text.splitlines()
+    assert lines[2].startswith("| truth | 12 | 100.0% [76, 100] | 100.0% | 100.0% | exact | exact | 0.00 |")
+    assert lines[3].startswith("| copy | 12 | 25.0% [9, 53] |")
+    assert [line.split(" | ")[0] for line in lines if line.startswith(tuple(f"| {kind}" for kind in KINDS))] == [f"| {kind}" for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny editor whose temporal layers do something: no output projection is zero."""
+    import flax
+    import jax
+
+    from ivid2vid_jax.training.loop import train
+    from ivid2vid_jax.weights.folder import load_params, open_folder, save_folder
+    from tests.tiny_run import tiny
+
+    run = train(tiny(tmp_path_factory.mktemp("runs") / "run", steps=1, optim__warmup=0, checkpoint__pipeline=True))
+    folder = open_folder(run / "pipeline")
+    flat = flax.traverse_util.flatten_dict(load_params(folder), sep="/")
+    flat = {name: leaf if np.any(leaf) else leaf + 0.05 * jax.random.normal(jax.random.key(i), leaf.shape) for i, (name, leaf) in enumerate(flat.items())}
+    save_folder(run.parent / "model", folder, flax.traverse_util.unflatten_dict(flat, sep="/"))
+    return run.parent / "model"
+
+
+def test_the_baseline_without_temporal_layers_sees_one_frame_at_a_time(trained):
+    pipe = pipeline.load(trained)
+    settings = pipeline.EditSettings(steps=2).resolved(pipe.folder)
+    judged = shapes.editors(pipe, settings)
+    truth = world.triplet(world.sample_spec(0, 0, size=16, frames=2))
+    shown = {name: judged[name](truth) for name in judged}
+    truth.source[1] = 255 - truth.source[1]
+    changed = {name: judged[name](truth) for name in judged}
+    assert np.array_equal(shown["per frame"][0], changed["per frame"][0]) and not np.array_equal(shown["per frame"][1], changed["per frame"][1])
+    assert not np.array_equal(shown["model"][0], changed["model"][0])
+    assert np.array_equal(changed["copy"], truth.source) and np.array_equal(shown["vae"], changed["vae"])
+
+
+def command(capsys, *words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+        try:
+            commands.main(evaluate.EvaluateArgs, evaluate.run)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, *capsys.readouterr()
+
+
+def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
+    output = tmp_path / "out"
+    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "colour", "grey", "--steps", 2, "--sheets", 1]
+    code, out, _ = command(capsys, *words)
+    assert code == 0 and "| model | 2 |" in out and "| per frame | 2 |" in out and "| colour | 1 |" in out
+    assert (output / "report.md").read_text().strip() in out
+    report = json.loads((output / "report.json").read_text())
+    assert report["settings"]["steps"] == 2 and report["report"]["vae"]["all"]["count"] == 2 and len(report["weights"]) == 3
+    assert {path.name for path in (output / "clips").iterdir()} == {f"{kind}-0{end}" for kind in ("colour", "grey") for end in (".gif", "_sheet.png")}
+    before = (output / "items.jsonl").read_text()
+    assert command(capsys, *words)[0] == 0 and (output / "items.jsonl").read_text() == before
+    code, _, err = command(capsys, *words, "--text-scale", 3)
+    assert code == 2 and "another evaluation (settings differ)" in err and (output / "items.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--kinds", "colur"], "--kinds colur: choose from"), (["--editors", "modle"], "'modle'"), (["--count", "0"], "--count 0"),
+        (["--data", "/tmp"], "--data /tmp: only 'shapes'"), (["--model", "/no/where"], "no such model folder"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name(trained, tmp_path, capsys, more, message):
+    code, _, err = command(capsys, "--model", trained, "--output", tmp_path / "out", *more)
+    assert code == 2 and message in err and "Traceback" not in err and not (tmp_path / "out").exists()

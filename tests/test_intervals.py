@@ -1,0 +1,27 @@
+"""Confidence intervals: known answers, and the coverage that they promise."""
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax.evaluation.intervals import bootstrap, wilson
+
+
+@pytest.mark.parametrize(("successes", "count", "wanted"), [(8, 10, (0.4901625, 0.9433178)), (0, 20, (0.0, 0.1611252)), (20, 20, (0.8388748, 1.0))])
+def test_wilson_known_answers(successes, count, wanted):
+    """Values of R's prop.test(correct = FALSE)."""
+    assert wilson(successes, count) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_wilson_covers_the_truth_as_often_as_it_says(share):
+    drawn = np.random.default_rng(0).binomial(40, share, 4000)
+    covered = np.mean([low <= share <= high for low, high in (wilson(int(k), 40) for k in drawn)])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_bootstrap_of_a_mean_is_the_normal_interval_and_repeats():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    found = bootstrap(values, lambda drawn: drawn.mean(-1))
+    half = 1.96 * values.std() / 20
+    assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert found == bootstrap(values, lambda drawn: drawn.mean(-1))
