@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
 import ivid2vid_jax
 from ivid2vid_jax.diffusion import sampling
@@ -191,3 +191,19 @@ def test_bfloat16_edits_look_alike(tiny, pipe):
     video, options = clip(2), dict(steps=3, size=16, text_scale=1.0, video_scale=1.0)
     full, half = pipe.edit(video, INSTRUCTION, **options), ivid2vid_jax.load(tiny, dtype="bfloat16").edit(video, INSTRUCTION, **options)
     assert 0 < np.abs(full.astype(float) - half).mean() < 4
+
+
+def test_text_to_image_equals_diffusers(tmp_path, pipe):
+    folder = factory.save(tmp_path / "base", factory.tiny(in_channels=4))
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = factory.ddim()
+    noise = np.random.default_rng(3).standard_normal((2, 8, 8, 4), np.float32)
+    options = dict(num_inference_steps=8, guidance_scale=4.0, latents=channels_first(noise), height=16, width=16, output_type="np")
+    theirs = stock(prompt=[INSTRUCTION] * 2, **options).images
+    base = ivid2vid_jax.load(folder)
+    ours = base.generate(INSTRUCTION, 2, EditSettings(steps=8, sampler="ddim", text_scale=4.0, size=16, seed=3).resolved(base.folder))
+    assert theirs.std() > 0.05 and np.abs(theirs[0] - theirs[1]).max() > 0.1
+    np.testing.assert_allclose(ours / 255.0, theirs, atol=0.0025)
+    with pytest.raises(UserError, match="edits clips and draws no images"):
+        pipe.generate(INSTRUCTION, 1, EditSettings().resolved(pipe.folder))

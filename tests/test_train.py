@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ivid2vid_jax import commands, edit, pipeline, train as command
+from ivid2vid_jax.clip import load_clip
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import export, run_folder, sharding
 from ivid2vid_jax.training.checkpoints import Checkpoints, named
@@ -386,3 +387,25 @@ def test_a_run_whose_origin_changed_is_not_gone_on_with(edited, tmp_path):
     finally:
         file.write_bytes(content)
     assert files(run, "config.json") == before
+
+
+def test_a_clip_is_trained_and_scores(tmp_path):
+    """From scratch, gone on with, then from that run's own average."""
+    run = tmp_path / "clip"
+    options = dict(task="clip", optim__trainable=("clip",), loader__frames=1, checkpoint__pipeline=True, optim__schedule="constant")
+    train(config_of(run, steps=2, **options))
+    train(config_of(run, steps=4, log__eval_every=4, **options))
+    lines = read_metrics(run, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and {"retrieved", "scale"} <= lines[-1].keys() and "retrieved" in read_metrics(run, "validation")[-1]
+    found = load_clip(run)
+    averages = {name.removeprefix("ema/"): leaf for name, leaf in state(run, 4).items() if name.startswith("ema/")}
+    weights = flatten({"clip": found.params})
+    assert weights.keys() == averages.keys() and all(np.array_equal(weights[name], leaf) for name, leaf in averages.items())
+    images, texts = found.images(np.zeros((3, 20, 16, 3), np.uint8)), found.texts(["a red circle"])
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
+    assert (images @ texts.T).shape == (3, 1)
+    train(config_of(tmp_path / "again", model=str(run), steps=1, **options | dict(optim__lr=0.0, optim__warmup=0)))
+    again = flatten({"clip": load_clip(tmp_path / "again").params})
+    assert all(np.allclose(again[name], leaf, rtol=1e-6) for name, leaf in weights.items())
+    with pytest.raises(UserError, match="takes images of 16 pixels"):
+        train(config_of(tmp_path / "none", model=str(run), steps=1, **options | dict(loader__size=24, optim__warmup=0)))

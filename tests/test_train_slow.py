@@ -128,7 +128,8 @@ def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path)
 def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
     for name, model in (("model", str(plain)), ("scratch", None)):
         run = tmp_path / name
-        train(config_of(run, task="text_to_image", model=model, loader__frames=1, steps=2, checkpoint__pipeline=True))
+        train(config_of(run, task="text_to_image", model=model, loader__frames=1, steps=2, checkpoint__pipeline=True, log__sample_every=2))
+        assert {path.name for path in (run / "samples" / "2").iterdir()} == {"0.gif", "0_sheet.png"}
         folder = open_folder(run / "pipeline")
         assert folder.unet.in_channels == 4 and folder.unet.temporal == () and steps_of(run) == [2]
         assert all(np.isfinite(record["loss"]) for record in read_metrics(run, "train"))

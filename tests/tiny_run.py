@@ -3,7 +3,7 @@
 import dataclasses
 
 from ivid2vid_jax.data.config import LoaderConfig
-from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from ivid2vid_jax.models import AutoencoderConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, UNetConfig
 from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
 
 NET = NetConfig(
@@ -14,6 +14,10 @@ NET = NetConfig(
     vae=AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0, sample_size=16),
     text_encoder=CLIPTextConfig(
         vocab_size=640, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16, projection_dim=16,
+    ),
+    clip=CLIPConfig(
+        CLIPTextConfig(vocab_size=640, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16),
+        CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8), projection_dim=8,
     ),
 )  # fmt: skip
 
