@@ -35,6 +35,7 @@ setup(
         "numpy>=2",
         "tqdm>=4.66",
         "tyro>=0.9",
+        "matplotlib>=3.9",
     ],
     extras_require={  # synthesis and app serve commands that are still to come
         "tpu": ["jax[tpu]"],

@@ -1,9 +1,11 @@
 """`python -m ivid2vid_jax.evaluate`: measure an editor where the truth is known.
 
     python -m ivid2vid_jax.evaluate --model shapes-edit --data shapes
+    python -m ivid2vid_jax.evaluate --grid-text 1 2 3 5 --grid-video 1 1.5 2 --output grid       # which guidance scales?
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -25,6 +27,8 @@ class EvaluateArgs:
     kinds: tuple[str, ...] = ()  # kinds of edit (default: those of training)
     editors: tuple[str, ...] = ("model", "per frame", "copy", "vae")  # what is judged: the model, the two baselines, the autoencoder's best
     sheets: int = 2  # contact sheets of each kind
+    grid_text: tuple[float, ...] = ()  # text scales to try, each with each of --grid-video, in the place of --editors
+    grid_video: tuple[float, ...] = ()
     steps: int | None = None  # sampler steps; this and what follows come from the model folder where they are left out
     text_scale: float | None = None
     video_scale: float | None = None
@@ -37,7 +41,7 @@ def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
     from ivid2vid_jax import pipeline
     from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS
-    from ivid2vid_jax.evaluation import shapes
+    from ivid2vid_jax.evaluation import grid, shapes
     from ivid2vid_jax.video import compare
 
     if args.data != "shapes":
@@ -51,8 +55,12 @@ def run(args: EvaluateArgs) -> None:
     names = {field.name for field in dataclasses.fields(pipeline.EditSettings)}
     settings = pipeline.EditSettings(**{k: v for k, v in vars(args).items() if k in names}).resolved(pipe.folder)
     pipe.check("x")
-    known = shapes.editors(pipe, settings)
-    if unknown := [name for name in args.editors if name not in known]:
+    points = list(itertools.product(args.grid_text, args.grid_video))
+    if bool(args.grid_text) != bool(args.grid_video):
+        raise UserError("--grid-text and --grid-video go together: each text scale is tried with each video scale")
+    known = grid.editors(pipe, settings, points) if points else shapes.editors(pipe, settings)
+    judged = tuple(known) if points else args.editors
+    if unknown := [name for name in judged if name not in known]:
         raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, known))}")
 
     record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "seed_of_clips": shapes.SEED}
@@ -66,12 +74,15 @@ def run(args: EvaluateArgs) -> None:
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
     wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames))
     with Progress("editing") as progress:
-        items = shapes.run({name: known[name] for name in args.editors}, wanted, args.output / "items.jsonl", show, progress)
+        items = shapes.run({name: known[name] for name in judged}, wanted, args.output / "items.jsonl", show, progress)
     found = shapes.report(items)
     (args.output / "report.json").write_text(json.dumps(record | {"report": found, "versions": versions()}, indent=2) + "\n")
     text = shapes.table(found)
     (args.output / "report.md").write_text(text + "\n")
     print(text)
+    if points:
+        grid.plot(found, points, args.output / "grid.png", f"{args.model or 'shapes-edit'}: {args.count} held-out clips of each of {len(kinds)} kinds")
+        print(f"best: {grid.name(grid.best(found, points))}")
     print(f"wrote {args.output}")
 
 

@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivid2vid_jax import commands, evaluate, pipeline
 from ivid2vid_jax.data import shapes as world
-from ivid2vid_jax.evaluation import shapes
+from ivid2vid_jax.evaluation import grid, shapes
 
 KINDS = ("colour", "remove", "grey", "identity")
 
@@ -83,20 +84,23 @@ def test_the_table_holds_the_numbers(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A tiny editor whose temporal layers do something: no output projection is zero."""
+    """A tiny editor, never trained, whose temporal layers do something: no output projection is zero."""
     import flax
-    import jax
 
-    from ivid2vid_jax.training.loop import train
-    from ivid2vid_jax.weights.folder import load_params, open_folder, save_folder
+    from ivid2vid_jax.training import run_folder, start
+    from ivid2vid_jax.weights.folder import initialiser, save_folder
+    from ivid2vid_jax.weights.initial import fresh
     from tests.tiny_run import tiny
 
-    run = train(tiny(tmp_path_factory.mktemp("runs") / "run", steps=1, optim__warmup=0, checkpoint__pipeline=True))
-    folder = open_folder(run / "pipeline")
-    flat = flax.traverse_util.flatten_dict(load_params(folder), sep="/")
-    flat = {name: leaf if np.any(leaf) else leaf + 0.05 * jax.random.normal(jax.random.key(i), leaf.shape) for i, (name, leaf) in enumerate(flat.items())}
-    save_folder(run.parent / "model", folder, flax.traverse_util.unflatten_dict(flat, sep="/"))
-    return run.parent / "model"
+    home = tmp_path_factory.mktemp("model")
+    config, rng = tiny(home), np.random.default_rng(0)
+    start.learn_vocabulary(config, lambda: run_folder.texts(config), home / "tokenizer")
+    folder, params = start.from_scratch(config, home), {}
+    for name, net in folder.models.items():
+        flat = {path: leaf if leaf.any() else 0.05 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in fresh(initialiser(name, net), 0).items()}
+        params[name] = flax.traverse_util.unflatten_dict(flat)
+    save_folder(home / "editor", folder, params)
+    return home / "editor"
 
 
 def test_the_baseline_without_temporal_layers_sees_one_frame_at_a_time(trained):
@@ -138,10 +142,30 @@ def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
     assert code == 2 and "another evaluation (settings differ)" in err and (output / "items.jsonl").read_text() == before
 
 
+def test_a_grid_of_guidance_scales_is_a_picture_and_names_the_best(trained, tmp_path, capsys):
+    output = tmp_path / "grid"
+    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "colour", "--steps", 1, "--grid-text", 1, 3, "--grid-video", 1]
+    code, out, _ = command(capsys, *words)
+    report = json.loads((output / "report.json").read_text())["report"]
+    assert code == 0 and set(report) == {"text 1, video 1", "text 3, video 1"} and "best: text " in out
+    assert report["text 1, video 1"]["all"]["psnr"] != report["text 3, video 1"]["all"]["psnr"]
+    with Image.open(output / "grid.png") as picture:
+        assert picture.width > 1000
+
+
+def test_the_best_point_passes_most_and_then_is_nearest():
+    def found(share, db):
+        return {"all": {"passed": {"share": share}, "psnr": {"db": db}}}
+
+    points = [(1.0, 1.0), (2.0, 1.0), (2.0, 1.5)]
+    report = dict(zip(map(grid.name, points), (found(0.5, 40), found(0.9, 20), found(0.9, 25)), strict=True))
+    assert grid.best(report, points) == (2.0, 1.5)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--kinds", "colur"], "--kinds colur: choose from"), (["--editors", "modle"], "'modle'"), (["--count", "0"], "--count 0"),
+        (["--grid-text", "2"], "--grid-text and --grid-video go together"), (["--kinds", "colur"], "--kinds colur: choose from"), (["--editors", "modle"], "'modle'"), (["--count", "0"], "--count 0"),
         (["--data", "/tmp"], "--data /tmp: only 'shapes'"), (["--model", "/no/where"], "no such model folder"),
     ],
 )  # fmt: skip

@@ -11,10 +11,10 @@ from ivid2vid_jax.training.config import AutoencoderLossConfig, CheckpointConfig
 config = TrainConfig(
     output="runs/embedded/vae",
     task="autoencoder",
-    steps=3000,
-    loader=LoaderConfig(batch=48, frames=1, size=64),
-    autoencoder=AutoencoderLossConfig(kl=1e-3),
-    optim=OptimConfig(lr=1.5e-3, warmup=200, trainable=("vae",), weight_decay=0.0),
-    checkpoint=CheckpointConfig(every=250),
-    log=LogConfig(eval_every=250, eval_batches=4, sample_every=1000, samples=2),
+    steps=8000,
+    loader=LoaderConfig(batch=16, frames=1, size=64),
+    autoencoder=AutoencoderLossConfig(kl=5e-3),
+    optim=OptimConfig(lr=2e-3, warmup=200, trainable=("vae",), weight_decay=0.0),
+    checkpoint=CheckpointConfig(every=500),
+    log=LogConfig(eval_every=500, eval_batches=8, sample_every=2000, samples=2),
 )

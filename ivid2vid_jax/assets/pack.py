@@ -1,0 +1,70 @@
+"""Puts finished runs of configs/embedded/ into this folder, as float16, and draws the sample clips: `python -m ivid2vid_jax.assets.pack`."""
+
+import dataclasses
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from ivid2vid_jax import assets
+from ivid2vid_jax.commands import main
+from ivid2vid_jax.data import shapes
+from ivid2vid_jax.data.shapes_scene import Edit, Object, Scene
+from ivid2vid_jax.data.shapes_scene import Path as Way
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.video.write import write_clip
+from ivid2vid_jax.weights import components, hub
+from ivid2vid_jax.weights.folder import abstract, load_params, open_clip, open_folder, save_folder
+
+LEFT, RIGHT = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7)
+CLIPS = {
+    "circle-and-square": Scene((Object("circle", "red", "medium", "plain", Way(LEFT, (0, 0), (0, 0.5), (1, 1))), Object("square", "yellow", "medium", "plain", Way(RIGHT, (1, 1), (0.5, 0.5), (0, 0)))), "grey"),
+    "star": Scene((Object("star", "purple", "large", "plain", Way((0.25, 0.3, 0.75, 0.7), (0, 1), (0.5, -1), (1, 1))),), "white", pan=(0.2, 0.0)),
+    "triangle-and-cross": Scene((Object("triangle", "cyan", "large", "striped", Way(LEFT, (0, 1), (0.5, 0.5), (1, 0))), Object("cross", "yellow", "small", "plain", Way(RIGHT, (0, 0), (0.5, 0.5), (1, 1)))), "brown"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class PackArgs:
+    """Packs finished runs into the package. What is left out stays as it is."""
+
+    base: Path | None = None  # the run of stage C, becomes shapes-base
+    edit: Path | None = None  # the run of stage E, becomes shapes-edit
+    clip: Path | None = None  # the run of stage B, becomes shapes-clip
+    text_scale: float | None = None  # guidance that shapes-edit proposes, for its sampling.json
+    video_scale: float | None = None
+    steps: int | None = None  # sampler steps
+    output: Path = dataclasses.field(default_factory=assets.folder)
+    clips: bool = True  # draw the sample clips
+
+
+def run(args: PackArgs) -> None:
+    if not any((args.base, args.edit, args.clip, args.clips)):
+        raise UserError("nothing to pack: name --base, --edit or --clip, or ask for --clips")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, path in (("shapes-base", args.base), ("shapes-edit", args.edit)):
+        if path:
+            folder = open_folder(hub.resolve(path))
+            wanted = {"text_scale": args.text_scale, "video_scale": args.video_scale, "steps": args.steps} if name == "shapes-edit" else {}
+            chosen = {key: value for key, value in wanted.items() if value is not None}
+            folder = dataclasses.replace(folder, sampling=folder.sampling | chosen)
+            save_folder(args.output / name, folder, load_params(folder), dtype=jnp.float16, replace=True)
+            print(f"wrote {args.output / name}")
+    if args.clip:
+        folder = open_clip(hub.resolve(args.clip))
+        params = components.load("clip", folder.path, abstract("clip", folder.clip))
+        save_folder(args.output / "shapes-clip", folder, {"clip": params}, dtype=jnp.float16, replace=True)
+        print(f"wrote {args.output / 'shapes-clip'}")
+    if args.clips:
+        shutil.rmtree(args.output / "clips", ignore_errors=True)
+        (args.output / "clips").mkdir()
+        for name, scene in CLIPS.items():
+            spec = shapes.Spec(scene, Edit("identity", 0))
+            frames = shapes.render(scene, spec.size, spec.frames)
+            write_clip(args.output / "clips" / f"{name}.mp4", iter(frames), [Fraction(i, 8) for i in range(len(frames))], Fraction(8))
+        print(f"wrote {args.output / 'clips'}")
+
+
+if __name__ == "__main__":
+    main(PackArgs, run)
