@@ -2,12 +2,14 @@
 
     python -m ivid2vid_jax.evaluate --model shapes-edit --data shapes
     python -m ivid2vid_jax.evaluate --grid-text 1 2 3 5 --grid-video 1 1.5 2 --output grid       # which guidance scales?
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output DIR    # train and compare recipes
 """
 
 import dataclasses
 import itertools
 import json
 import logging
+import runpy
 from pathlib import Path
 
 from ivid2vid_jax.commands import Progress, main, versions
@@ -22,6 +24,7 @@ class EvaluateArgs:
 
     model: str | None = None  # a pipeline folder or a training run (default: the embedded shapes-edit)
     data: str = "shapes"  # the procedural world
+    experiment: Path | None = None  # a file of configs/experiments/: trains its recipes and compares them; --output alone goes with it
     output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
     count: int = 40  # clips of each kind
     kinds: tuple[str, ...] = ()  # kinds of edit (default: those of training)
@@ -39,6 +42,8 @@ class EvaluateArgs:
 
 def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
+    if args.experiment:
+        return run_experiment(args)
     from ivid2vid_jax import pipeline
     from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS
     from ivid2vid_jax.evaluation import grid, shapes
@@ -83,6 +88,21 @@ def run(args: EvaluateArgs) -> None:
     if points:
         grid.plot(found, points, args.output / "grid.png", f"{args.model or 'shapes-edit'}: {args.count} held-out clips of each of {len(kinds)} kinds")
         print(f"best: {grid.name(grid.best(found, points))}")
+    print(f"wrote {args.output}")
+
+
+def run_experiment(args: EvaluateArgs) -> None:
+    """Trains and judges every arm and seed of an experiment's file; prints its table."""
+    from ivid2vid_jax.evaluation import experiment
+    from ivid2vid_jax.training.loop import train
+
+    if not args.experiment.is_file():
+        raise UserError(f"--experiment {args.experiment}: no such file")
+    found = runpy.run_path(str(args.experiment)).get("experiment")
+    if not isinstance(found, experiment.Experiment):
+        raise UserError(f"--experiment {args.experiment}: says no `experiment = Experiment(...)`")
+    outcomes = experiment.run(found, args.output, train, lambda done, total: log.info("judged %d of %d", done, total) if done % 20 == 0 else None)
+    print(experiment.table(found, outcomes))
     print(f"wrote {args.output}")
 
 

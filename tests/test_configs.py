@@ -10,7 +10,7 @@ import pytest
 from ivid2vid_jax.training.config import NetConfig, TrainConfig
 from ivid2vid_jax.training.metrics import read_metrics
 
-RECIPES = sorted(path for path in Path("configs").rglob("*.py"))
+RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments")
 
 
 def load(path: Path) -> TrainConfig:

@@ -15,7 +15,7 @@ config = TrainConfig(
     data=("data/embedded/clips",),
     steps=3000,
     loader=LoaderConfig(batch=8, frames=8, size=64, images=0.2, cached=True),
-    loss=LossConfig(mode="match", frame_weight=0.2),
+    loss=LossConfig(frame_difference="match", frame_weight=0.25),
     optim=OptimConfig(lr=5e-4, warmup=100),
     checkpoint=CheckpointConfig(every=250),
     log=LogConfig(eval_every=250, eval_batches=8, sample_every=500, samples=6),
