@@ -15,7 +15,9 @@ from PIL import Image
 
 from ivid2vid_jax import commands, prepare
 from ivid2vid_jax.data import readers, shapes
+from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
+from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
 from tests.test_video import moving_square, psnr, write
 
@@ -349,3 +351,50 @@ def test_validation_is_chosen_by_name_alone():
 def test_bad_arguments(tmp_path, capsys, words, message):
     code, err, _ = run(capsys, "shapes", tmp_path / "out", *words)
     assert code == 2 and message in err and not (tmp_path / "out").exists()
+
+
+START = """
+import sys, time
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.data.loader import Loader
+import tensorflow_datasets, grain  # what takes seconds and has nothing to do with the data
+began = time.time()
+with Loader(LoaderConfig(batch=16, frames=2, size=16), (sys.argv[1],), "pixels", None, seed=0) as loader:
+    serials = next(loader)[0]["serial"]
+    print(time.time() - began)
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tiny_triplets(tmp_path):
+    """Killed half-way and run again; the loader starts as fast as on a hundred, and its first batches come from all over the set."""
+
+    def command(count, output):
+        return [sys.executable, "-m", "ivid2vid_jax.prepare", "--data", "shapes", "--count", str(count), "--frames", "2", "--size", "16", "--output", str(output)]
+
+    large, small = tmp_path / "large", tmp_path / "small"
+    process = subprocess.Popen(command(100_000, large), stderr=subprocess.DEVNULL)
+    while len(list(large.glob("*.array_record-*"))) < 60:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command(100_000, large), check=True, capture_output=True)
+    subprocess.run(command(100, small), check=True, capture_output=True)
+    counts = {split: len(open_dataset(large, split)) for split in ("train", "validation")}
+    assert sum(counts.values()) == 100_000 and 0.015 < counts["validation"] / 100_000 < 0.025
+
+    def start(folder):
+        return min(float(subprocess.run([sys.executable, "-c", START, str(folder)], check=True, capture_output=True, text=True).stdout) for _ in range(3))
+
+    times = start(small), start(large)
+    print(f"first batch after {times[0]:.3f} s of 100 triplets, after {times[1]:.3f} s of 100,000")
+    assert times[1] < times[0] + 0.5
+
+    def first(folder):
+        with Loader(LoaderConfig(batch=64, frames=2, size=16), (str(folder),), "pixels", None, seed=0) as loader:
+            order = loader.streams[0].order
+            return np.array([order[i] for i in range(4096)])
+
+    places = first(large)
+    assert len(set(places)) == 4096 and abs(np.corrcoef(places, np.arange(4096))[0, 1]) < 0.05
+    assert (np.histogram(places, bins=10, range=(0, counts["train"]))[0] > 300).all()
