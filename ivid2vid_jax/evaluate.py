@@ -74,7 +74,8 @@ def run(args: EvaluateArgs) -> None:
     def show(item: shapes.Item, truth, edited) -> None:
         if item.editor == "model" and item.index < args.sheets:
             mark = "passed" if item.passed else "failed"
-            compare.panels(args.output / "clips" / f"{item.kind}-{item.index}.gif", [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
+            file = args.output / "clips" / f"{item.kind}-{item.index}.gif"
+            compare.panels(file, [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
 
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
     wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames))

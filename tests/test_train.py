@@ -343,6 +343,14 @@ def test_folders_that_are_not_this_runs_are_refused(whole, tmp_path, capsys):
     assert files(whole[0]) == before and sorted(p.name for p in tmp_path.iterdir()) == ["file", "recipe.py"]
 
 
+def test_what_an_older_release_did_not_record_is_the_default(tmp_path):
+    before, now = (run_folder.plain(TrainConfig()) for _ in range(2))
+    del before["drop"], before["net"]["clip"]
+    run_folder.compare(tmp_path, before, now)
+    with pytest.raises(UserError, match="--drop.both was 0.05, is 0.2"):
+        run_folder.compare(tmp_path, before, now | {"drop": {"text": 0.05, "both": 0.2, "video": 0.05}})
+
+
 @pytest.fixture(scope="module")
 def edited(tiny, tmp_path_factory):
     """An editor that starts from a model: two steps of its new temporal layers alone."""

@@ -13,9 +13,9 @@ config = TrainConfig(
     model="runs/embedded/vae",
     task="text_to_image",
     data=("data/embedded/images",),
-    steps=2500,
-    loader=LoaderConfig(batch=64, frames=1, size=64, cached=True),
+    steps=5000,
+    loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
     optim=OptimConfig(lr=1e-3, warmup=200, trainable=("unet", "text_encoder")),
-    checkpoint=CheckpointConfig(every=250),
-    log=LogConfig(eval_every=250, eval_batches=4, sample_every=500, samples=6),
+    checkpoint=CheckpointConfig(every=500),
+    log=LogConfig(eval_every=500, eval_batches=4, sample_every=1000, samples=6),
 )

@@ -114,6 +114,7 @@ def open_cache(data: Path, keys: Sequence[str], split: str) -> Cache:
     folder = next((folder for folder in folders if shards.is_described(folder)), None)
     if folder is None:
         state = "is not finished" if any(folder.is_dir() for folder in folders) else "is not there"
-        raise UserError(f"{folders[0]}: the latent cache for this model and these clips {state}; run prepare with --cache-for (or train without --loader.cached)")
+        way = "run prepare with --cache-for (or train without --loader.cached)"
+        raise UserError(f"{folders[0]}: the latent cache for this model and these clips {state}; {way}")
     arguments = json.loads((folder / shards.ARGUMENTS).read_text())
     return Cache(open_records(folder, split, features(arguments["text"])), arguments["augmentations"], arguments["text"])

@@ -68,8 +68,8 @@ class SamplingLoop:
     ) -> Iterator[np.ndarray | None]:
         """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
 
-        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given. windows: see `video/windows.py`; one window means one
-        dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
+        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given.
+        windows: see `video/windows.py`; one window means one dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
         """
         rows, keys = step_rows(table), list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
         scale = jax.device_put(np.float32(table.start))

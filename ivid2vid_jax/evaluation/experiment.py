@@ -74,7 +74,7 @@ def interval(values: list[float]) -> str:
 
 def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
     """Markdown. passed: pooled over seeds, Wilson's interval; the others: mean over seeds ± Student's."""
-    lines = [f"{experiment.question}", "", "| arm | seeds | passed [95%] | edit shown | PSNR to truth | flicker | noise loss | frame loss |", "|---|---|---|---|---|---|---|---|"]
+    lines = [experiment.question, "", "| arm | seeds | passed [95%] | edit shown | PSNR to truth | flicker | noise loss | frame loss |", "|---|---|---|---|---|---|---|---|"]
     for arm in experiment.arms:
         own = [each for each in outcomes if each.arm == arm]
         if not own:

@@ -42,7 +42,8 @@ def plot(report: dict, points: Sequence[Point], file: Path, title: str) -> None:
         ax.imshow(shares, origin="lower", cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for (row, column), share in np.ndenumerate(shares):
             ax.text(column, row, f"{share:.0f}%", ha="center", va="center", color="white" if share < 60 else "black")
-        ax.set(xticks=range(len(texts)), xticklabels=texts, yticks=range(len(videos)), yticklabels=videos, xlabel="text scale", ylabel="video scale", title=label)
+        ax.set(xticks=range(len(texts)), xticklabels=texts, xlabel="text scale", title=label)
+        ax.set(yticks=range(len(videos)), yticklabels=videos, ylabel="video scale")
     for v in videos:
         mine = [p for p in sorted(points) if p[1] == v]
         found = [report[name(p)]["all"] for p in mine]

@@ -27,7 +27,9 @@ def gather(leaf: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
 
 
-def write(run: Path, step: int, folder: Folder | ClipFolder, source: Folder | ClipFolder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> None:
+def write(
+    run: Path, step: int, folder: Folder | ClipFolder, source: Folder | ClipFolder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]
+) -> None:
     """Writes RUN/pipeline in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
     with jax.transfer_guard("allow"):
         weights = on_host({**frozen, **trained})

@@ -105,16 +105,17 @@ def train(config: TrainConfig) -> Path:
 
                 stop = checkpoints.preempted(step)
                 last = stop or step == config.steps
-                due = [last or step % config.checkpoint.every == 0, every(step, config.log.eval_every, last and not stop), every(step, config.log.sample_every, last and not stop)]
-                if any(due):
+                save = last or step % config.checkpoint.every == 0
+                validate, sample = (every(step, interval, last and not stop) for interval in (config.log.eval_every, config.log.sample_every))
+                if save or validate or sample:
                     reporter.flush()
                 with clock.pause(), jax.transfer_guard("allow"):
-                    if due[1]:
+                    if validate:
                         metrics_log.write(step, validation(export.averaged(state), begun.frozen), kind="validation")
-                    if due[2]:
+                    if sample:
                         for picture in samples(step, export.averaged(state), begun.frozen):
                             metrics_log.images(step, "samples", picture)
-                    if due[0]:
+                    if save:
                         checkpoints.save(step, state, position, meta)
                         if config.checkpoint.wait:
                             checkpoints.wait()

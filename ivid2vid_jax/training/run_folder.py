@@ -15,7 +15,10 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.config import TrainConfig
 
 # What may change between two starts of a run: how it is computed and watched, not what is learned.
-FREE = ("output", "steps", "resume", "mesh", "distributed", "checkpoint", "log", "loader.workers", "loader.threads", "loader.limit_bad", "optim.remat", "optim.attention")
+FREE = (
+    "output", "steps", "resume", "mesh", "distributed", "checkpoint", "log", "loader.workers", "loader.threads", "loader.limit_bad",
+    "optim.remat", "optim.attention",
+)  # fmt: skip
 
 TEXTS = 4000  # examples whose texts a vocabulary is learned from
 
@@ -54,8 +57,11 @@ def claimed(run: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def compare(run: Path, before: dict, now: dict) -> None:
-    """UserError that names the values in which a run's config differs from what is asked for, those of `FREE` aside."""
-    old, new = flat(before), flat(now)
+    """UserError that names the values in which a run's config differs from what is asked for, those of `FREE` aside.
+
+    What an older release did not record yet had what is the default now.
+    """
+    old, new = flat(plain(TrainConfig())) | flat(before), flat(now)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     names = [name for name in names if not any(name == free or name.startswith(f"{free}.") for free in FREE)]
     if names:

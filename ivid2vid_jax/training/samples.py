@@ -20,7 +20,8 @@ from ivid2vid_jax.weights.folder import ClipFolder, Folder
 class Samples:
     """samples(step, params, frozen) writes the pictures and returns the contact sheets' paths.
 
-    An editor edits clips, an autoencoder reconstructs them, text to image draws their captions, CLIP has nothing to show. In a run of several processes the first one computes, alone.
+    An editor edits clips, an autoencoder reconstructs them, text to image draws their captions, CLIP has nothing to show.
+    In a run of several processes the first one computes, alone.
     """
 
     def __init__(self, config: TrainConfig, run: Path, folder: Folder | ClipFolder):

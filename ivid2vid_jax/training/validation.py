@@ -46,7 +46,8 @@ class Validation:
         batches = []
         for name in self.config.data:
             try:
-                with Loader(dataclasses.replace(plain, weights=()), (name,), view, tokenize, seed=0, split="eval" if name == "shapes" else "validation") as loader:
+                split = "eval" if name == "shapes" else "validation"
+                with Loader(dataclasses.replace(plain, weights=()), (name,), view, tokenize, seed=0, split=split) as loader:
                     batches += [next(loader)[0] for _ in range(self.config.log.eval_batches)]
             except UserError as error:
                 log.warning("no validation on %s: %s", name, error)
