@@ -15,7 +15,7 @@ import ivid2vid_jax
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.weights import components, files, hub, names
-from ivid2vid_jax.weights.folder import abstract, load_params, open_folder, save_folder
+from ivid2vid_jax.weights.folder import CONFIGS, abstract, load_params, open_folder, save_folder
 from ivid2vid_jax.weights.inflate import inflate
 from tests import factory
 
@@ -23,7 +23,8 @@ from tests import factory
 def tensors(folder):
     """Every stored tensor of a pipeline folder, whole or sharded, under canonical names."""
     out = {}
-    for component, stem in components.STEMS.items():
+    for component in CONFIGS:
+        stem = components.STEMS[component]
         paths = files.find(folder / component, stem)
         for path in paths:
             out |= {f"{component}/{components.canonical(component, k)}": v for k, v in load_file(path).items() if not k.endswith("position_ids")}

@@ -100,7 +100,7 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 500  # steps between checkpoints; the last step and a stop are always saved
+    every: int = 100  # steps between checkpoints; the last step and a stop are always saved
     keep: int = 3  # newest checkpoints kept
     wait: bool = False  # training waits until a checkpoint is on disk; a kill then costs one interval at most, else also the steps of that while
     pipeline: bool = True  # also write RUN/pipeline, the EMA weights as a pipeline folder, with every checkpoint

@@ -20,7 +20,7 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     """
     model = assets.DEFAULT if model is None else model
     path = Path(model).expanduser()
-    if (path / "pipeline").is_dir() and (path / "checkpoints").is_dir():
+    if any((path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")):  # a pipeline's, a CLIP's
         return path / "pipeline"
     if path.exists():
         return path
