@@ -32,7 +32,7 @@ class PrepareArgs:
     frames: int | None = None  # take the first so many frames of a clip (default all; shapes: 8)
     codec: str = "npy"  # how clips are stored: npy (exact) or mp4 (about 45 dB, a tenth of the space)
     shard: int = 500  # triplets per file
-    validation: float = 0.02  # share of triplets, chosen by a hash of their names, that goes into the split "validation"
+    validation: float = 0.02  # share of triplets, chosen by a hash of their source clips' names, that goes into the split "validation"
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)  # processes
     limit_bad: int = 100  # triplets that may be left out because they cannot be read; beyond, the run stops
     root: Path | None = None  # the folder that a list's paths start from (default the list's own)
@@ -151,13 +151,12 @@ def settings(args: PrepareArgs) -> dict:
 
 
 def divide(items: Sequence, validation: float) -> dict[str, list]:
-    """Items by split. Which go to validation depends on their ids alone; at least one does and one does not, where there are two."""
-    scores = [int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:8], "big") / 2**64 for item in items]
-    chosen = {i for i, score in enumerate(scores) if score < validation}
-    if validation and len(items) > 1:
-        chosen |= {min(range(len(items)), key=scores.__getitem__)}
-        chosen -= {max(range(len(items)), key=scores.__getitem__)}
-    parts = {"train": [item for i, item in enumerate(items) if i not in chosen], "validation": [items[i] for i in sorted(chosen)]}
+    """Items by split. Which go to validation depends on their origins alone, so instructions on one clip stay together; at least one origin
+    does and one does not, where there are two."""
+    scores = [int.from_bytes(hashlib.sha256(item.origin.encode()).digest()[:8], "big") / 2**64 for item in items]
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    chosen = [validation > 0 and (score < validation or score == low) and score != high for score in scores]
+    parts = {name: [item for item, each in zip(items, chosen, strict=True) if each == wanted] for name, wanted in (("train", False), ("validation", True))}
     return {split: part for split, part in parts.items() if part}
 
 

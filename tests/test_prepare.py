@@ -335,6 +335,17 @@ def test_validation_is_chosen_by_name_alone():
     assert list(prepare.divide(items[:1], 0.5)) == ["train"] and list(prepare.divide(items, 0)) == ["train"]
 
 
+def test_instructions_on_one_clip_stay_in_one_split():
+    rows = [readers.Row(f"id-{i}", "", f"clip-{i % 50}.mp4", "edited.mp4", "make it red") for i in range(400)]
+    parts = prepare.divide(rows, 0.2)
+    held = {split: {row.source for row in part} for split, part in parts.items()}
+    assert not held["train"] & held["validation"] and len(held["train"] | held["validation"]) == 50 and 4 <= len(held["validation"]) <= 16
+    assert list(prepare.divide([row for row in rows if row.source == "clip-0.mp4"], 0.5)) == ["train"]
+    pairs = [readers.Pair(f"{i // 4}/{i % 4}", "", str(i // 4), str(i % 4)) for i in range(200)]
+    parts = prepare.divide(pairs, 0.3)
+    assert not {pair.folder for pair in parts["train"]} & {pair.folder for pair in parts["validation"]}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

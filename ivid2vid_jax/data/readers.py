@@ -41,6 +41,11 @@ class Item:
     id: str
     where: str
 
+    @property
+    def origin(self) -> str:
+        """What triplets of one source share: they go into the same split."""
+        return self.id
+
 
 class Reader(Protocol):
     def items(self) -> list[Item]:
@@ -77,6 +82,10 @@ class Row(Item):
     edited_caption: str = ""
     edit_type: str = ""
     licence: str = ""
+
+    @property
+    def origin(self) -> str:
+        return self.source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +189,10 @@ class Pair(Item):
 
     folder: str
     seed: str
+
+    @property
+    def origin(self) -> str:
+        return self.folder
 
 
 @dataclasses.dataclass(frozen=True)
