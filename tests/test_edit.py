@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax import commands, edit
+from ivid2vid_jax import assets, commands, edit
 from ivid2vid_jax.video.read import open_clip
 from tests.test_video import bad_file, packets_of, read, write
 
@@ -52,6 +52,19 @@ def test_a_real_clip_keeps_count_rate_size_and_sound(tiny, clip, tmp_path, capsy
     record = json.loads((tmp_path / "out.mp4.json").read_text())
     assert record["frames"] == len(frames_before) and record["settings"]["seed"] == 0 and record["settings"]["steps"] == 2
     assert set(record["weights"]) == {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+
+
+def test_an_embedded_clip_is_edited_by_name_and_where_none_is_given(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", tiny, "--instruction", "make the circle blue", *QUICK]
+    code, err, out = run(capsys, *words)
+    assert code == 0 and "wrote edited.mp4" in out, err
+    shown = read(tmp_path / "edited.mp4")[1]
+    assert shown.shape == (8, 64, 64, 3) and (shown != read(assets.clip(None))[1]).any()
+    for video, output in (("star", "named"), (assets.clips()["star"], "path")):
+        assert run(capsys, *words, "--video", video, "--output", output)[0] == 0
+    named, path = (sorted((tmp_path / folder).iterdir()) for folder in ("named", "path"))
+    assert len(named) == 8 and [file.read_bytes() for file in named] == [file.read_bytes() for file in path]
 
 
 def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, capsys):

@@ -1,0 +1,48 @@
+"""What is embedded: sample clips by name, and the packing of runs into float16 folders."""
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax import assets
+from ivid2vid_jax.assets import pack
+from ivid2vid_jax.data import shapes
+from ivid2vid_jax.data.shapes_scene import Edit
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.video.read import open_clip
+from ivid2vid_jax.weights import hub
+from ivid2vid_jax.weights.folder import load_params, open_folder
+from tests.test_video import psnr
+
+
+@pytest.mark.parametrize("name", pack.CLIPS)
+def test_sample_clips_are_what_their_scenes_draw(name):
+    drawn = shapes.render(pack.CLIPS[name], 64, 8)
+    shown = np.stack([frame.pixels for frame in open_clip(assets.clips()[name]).frames()])
+    assert shown.shape == drawn.shape and psnr(shown, drawn) > 30
+    spec = shapes.Spec(pack.CLIPS[name], Edit("identity", 0))
+    assert shapes.check(drawn, shown, spec).passed
+
+
+def test_clips_by_name_and_paths_as_they_are(tmp_path):
+    first, *_ = pack.CLIPS
+    assert assets.clip(None) == assets.clips()[first] == assets.clip(tmp_path.__class__(first))
+    assert assets.clip(tmp_path / "none.mp4") == tmp_path / "none.mp4"
+
+
+def test_names_are_folders_of_the_package():
+    assert hub.resolve(None) == assets.folder() / "shapes-edit" and hub.resolve("shapes-clip") == assets.folder() / "shapes-clip"
+    with pytest.raises(UserError, match="shapes-bass: no such model folder, nor one of the embedded shapes-base"):
+        hub.resolve("shapes-bass")
+
+
+def test_packing_halves_the_weights_and_proposes_scales(tiny, tmp_path):
+    pack.run(pack.PackArgs(edit=tiny, text_scale=2.5, steps=20, output=tmp_path, clips=False))
+    packed, source = open_folder(tmp_path / "shapes-edit"), open_folder(tiny)
+    assert packed.sampling == source.sampling | {"text_scale": 2.5, "steps": 20}
+    assert (packed.unet, packed.vae, packed.text_encoder) == (source.unet, source.vae, source.text_encoder)
+    ours, theirs = load_params(packed), load_params(source)
+    kernel = np.asarray(ours["unet"]["conv_in"]["kernel"])
+    assert kernel.dtype == np.float16 and np.array_equal(kernel, np.asarray(theirs["unet"]["conv_in"]["kernel"]).astype(np.float16))
+    assert not (tmp_path / "shapes-base").exists()
+    with pytest.raises(UserError, match="nothing to pack"):
+        pack.run(pack.PackArgs(clips=False))
