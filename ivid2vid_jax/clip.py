@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -20,8 +19,8 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import CLIPModel
 from ivid2vid_jax.models.clip import normalise
 from ivid2vid_jax.pipeline import load_tokenizer
-from ivid2vid_jax.weights import components, hub
-from ivid2vid_jax.weights.folder import ClipFolder, abstract, open_clip
+from ivid2vid_jax.weights import hub
+from ivid2vid_jax.weights.folder import ClipFolder, load_params, open_clip
 
 BATCH = 32  # images or texts of one program
 
@@ -95,5 +94,4 @@ def load_clip(model: str | Path = "shapes-clip", dtype: str = "auto") -> Clip:
     runtime.enable_compilation_cache()
     compute = runtime.compute_dtype(dtype)
     folder = open_clip(hub.resolve(model))
-    params = components.load("clip", folder.path, abstract("clip", folder.clip), compute)
-    return Clip(folder, params, load_tokenizer(folder.tokenizer), compute)
+    return Clip(folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute)

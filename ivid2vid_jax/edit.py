@@ -63,8 +63,7 @@ def run(args: EditArgs) -> None:
     from ivid2vid_jax import pipeline  # after the checks: importing JAX takes a second
 
     pipe = pipeline.load(args.model, args.dtype, args.variant)
-    names = {field.name for field in dataclasses.fields(pipeline.EditSettings)}
-    settings = pipeline.EditSettings(**{k: v for k, v in vars(args).items() if k in names}).resolved(pipe.folder)
+    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
     fit = Fit.plan((clip.height, clip.width), settings.size, pipe.factor)
 
     times = []

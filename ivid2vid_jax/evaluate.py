@@ -57,9 +57,8 @@ def run(args: EvaluateArgs) -> None:
     if unknown := [kind for kind in kinds if kind not in ALL_KINDS]:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(ALL_KINDS)}")
     pipe = pipeline.load(args.model, args.dtype)
-    names = {field.name for field in dataclasses.fields(pipeline.EditSettings)}
-    settings = pipeline.EditSettings(**{k: v for k, v in vars(args).items() if k in names}).resolved(pipe.folder)
-    pipe.check("x")
+    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
+    pipe.check_editor()
     points = list(itertools.product(args.grid_text, args.grid_video))
     if bool(args.grid_text) != bool(args.grid_video):
         raise UserError("--grid-text and --grid-video go together: each text scale is tried with each video scale")

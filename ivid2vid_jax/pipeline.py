@@ -47,6 +47,11 @@ class EditSettings:
     eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
 
+    @classmethod
+    def of(cls, args: Any) -> "EditSettings":
+        """A command's arguments of the same names."""
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)})
+
     def resolved(self, folder: Folder) -> "EditSettings":
         """Every None filled in. Raises UserError that names a value out of its range."""
         defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames)
@@ -155,6 +160,11 @@ class Pipeline:
         drawn = self.sample(noise[..., :0], caption, settings, noise=noise)
         return np.stack(list(self.codec.decode(self.params["vae"], drawn)))
 
+    def reconstruct(self, clip: np.ndarray) -> np.ndarray:
+        """A clip of the model's size through the autoencoder, uint8 [T, H, W, 3] both."""
+        params = self.params["vae"]
+        return np.stack(list(self.codec.decode(params, self.codec.encode(params, iter(clip)))))
+
     def edit_frames(
         self, frames: Iterable[np.ndarray], instruction: str, settings: EditSettings, fit: Fit, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[np.ndarray]:
@@ -170,6 +180,10 @@ class Pipeline:
     def check(self, instruction: str) -> None:
         """UserError for an instruction that says nothing, or a net that takes no source clip."""
         check_instruction(instruction)
+        self.check_editor()
+
+    def check_editor(self) -> None:
+        """UserError for a net that takes no source clip."""
         channels, needed = self.folder.unet.in_channels, 2 * self.folder.vae.latent_channels
         if channels != needed:
             raise UserError(f"{self.folder.path}: this U-Net takes {channels} latent channels and no source clip; an editor takes {needed}. Train one from it")

@@ -7,7 +7,6 @@
 import dataclasses
 import difflib
 import runpy
-import sys
 from pathlib import Path
 
 from ivid2vid_jax.commands import main

@@ -11,26 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax import assets, commands, edit
+from ivid2vid_jax import assets, edit
 from ivid2vid_jax.video.read import open_clip
+from tests.command import run_command
 from tests.test_video import bad_file, packets_of, read, write
 
 QUICK = ["--steps", "2", "--size", "32"]
 
 
 def run(capsys, *words):
-    """(exit code, what the command said on stderr and stdout), in this process."""
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(sys, "argv", ["edit", *map(str, words)])
-    try:
-        commands.main(edit.EditArgs, edit.run)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        monkeypatch.undo()
-    said = capsys.readouterr()
-    return code, said.err, said.out
+    return run_command(capsys, edit.EditArgs, edit.run, *words)
 
 
 def words(tiny, video, output, *more):

@@ -1,15 +1,15 @@
 """The benchmark on the shapes world: true edits pass, copies fail, runs go on; and its command."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax import commands, evaluate, pipeline
+from ivid2vid_jax import evaluate, pipeline
 from ivid2vid_jax.data import shapes as world
 from ivid2vid_jax.evaluation import grid, shapes
+from tests.command import run_command
 
 KINDS = ("colour", "remove", "grey", "identity")
 
@@ -117,20 +117,13 @@ def test_the_baseline_without_temporal_layers_sees_one_frame_at_a_time(trained):
 
 
 def command(capsys, *words):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["evaluate", *map(str, words)])
-        try:
-            commands.main(evaluate.EvaluateArgs, evaluate.run)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, *capsys.readouterr()
+    return run_command(capsys, evaluate.EvaluateArgs, evaluate.run, *words)
 
 
 def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "colour", "grey", "--steps", 2, "--sheets", 1]
-    code, out, _ = command(capsys, *words)
+    code, _, out = command(capsys, *words)
     assert code == 0 and "| model | 2 |" in out and "| per frame | 2 |" in out and "| colour | 1 |" in out
     assert (output / "report.md").read_text().strip() in out
     report = json.loads((output / "report.json").read_text())
@@ -138,14 +131,14 @@ def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
     assert {path.name for path in (output / "clips").iterdir()} == {f"{kind}-0{end}" for kind in ("colour", "grey") for end in (".gif", "_sheet.png")}
     before = (output / "items.jsonl").read_text()
     assert command(capsys, *words)[0] == 0 and (output / "items.jsonl").read_text() == before
-    code, _, err = command(capsys, *words, "--text-scale", 3)
+    code, err, _ = command(capsys, *words, "--text-scale", 3)
     assert code == 2 and "another evaluation (settings differ)" in err and (output / "items.jsonl").read_text() == before
 
 
 def test_a_grid_of_guidance_scales_is_a_picture_and_names_the_best(trained, tmp_path, capsys):
     output = tmp_path / "grid"
     words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "colour", "--steps", 1, "--grid-text", 1, 3, "--grid-video", 1]
-    code, out, _ = command(capsys, *words)
+    code, _, out = command(capsys, *words)
     report = json.loads((output / "report.json").read_text())["report"]
     assert code == 0 and set(report) == {"text 1, video 1", "text 3, video 1"} and "best: text " in out
     assert report["text 1, video 1"]["all"]["psnr"] != report["text 3, video 1"]["all"]["psnr"]
@@ -170,5 +163,5 @@ def test_the_best_point_passes_most_and_then_is_nearest():
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_by_name(trained, tmp_path, capsys, more, message):
-    code, _, err = command(capsys, "--model", trained, "--output", tmp_path / "out", *more)
+    code, err, _ = command(capsys, "--model", trained, "--output", tmp_path / "out", *more)
     assert code == 2 and message in err and "Traceback" not in err and not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ def world(monkeypatch):
             return dataclasses.replace(self, size=64, frames=4)
 
     monkeypatch.setattr(experiments, "load", lambda home: type("Pipe", (), {"folder": None, "home": home}))
-    monkeypatch.setattr(shapes, "editors", lambda pipe, settings: {"model": lambda truth: truth.edited if "good" in str(pipe.home) else truth.source})
+    monkeypatch.setattr(shapes, "editor", lambda pipe, settings: lambda truth: truth.edited if "good" in str(pipe.home) else truth.source)
     arms = {"good": TrainConfig(), "bad": dataclasses.replace(TrainConfig(), optim=dataclasses.replace(TrainConfig().optim, lr=0.5))}
     return Experiment("Which?", arms, seeds=(0, 1), kinds=("colour", "grey"), count=2, settings=Settings()), train, trained
 

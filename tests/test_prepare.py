@@ -13,29 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax import commands, prepare
+from ivid2vid_jax import prepare
 from ivid2vid_jax.data import readers, shapes
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
+from tests.command import run_command
 from tests.test_video import moving_square, psnr, write
 
 
 def run(capsys, data, output, *words):
-    """(exit code, stderr, stdout) of the command, in this process and by default without others."""
-    monkeypatch = pytest.MonkeyPatch()
+    """By default without other processes."""
     words = words if "--workers" in words else (*words, "--workers", "1")
-    monkeypatch.setattr(sys, "argv", ["prepare", "--data", *map(str, (data, "--output", output, *words))])
-    try:
-        commands.main(prepare.PrepareArgs, prepare.run)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        monkeypatch.undo()
-    said = capsys.readouterr()
-    return code, said.err, said.out
+    return run_command(capsys, prepare.PrepareArgs, prepare.run, "--data", data, "--output", output, *words)
 
 
 def pairs(folder, count=5, **clips):

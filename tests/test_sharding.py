@@ -24,7 +24,6 @@ from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.config import DistributedConfig, MeshConfig
 from ivid2vid_jax.training.metrics import read_metrics
 from ivid2vid_jax.weights.folder import load_params, open_folder
-from tests import sharded_run
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the time to compile; the partitioner works as ever

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ivid2vid_jax import commands, edit, pipeline, train as command
+from ivid2vid_jax import edit, pipeline, train as command
 from ivid2vid_jax.clip import load_clip
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import export, run_folder, sharding
@@ -26,6 +26,7 @@ from ivid2vid_jax.training.metrics import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.training.program import StepProgram
 from ivid2vid_jax.weights.folder import load_params, open_folder
+from tests.command import run_command
 from tests.test_video import write
 from tests.tiny_run import tiny as config_of
 
@@ -48,16 +49,9 @@ def recipe(folder, run, changes=None) -> Path:
     return path
 
 
-def run_command(capsys, *words):
-    """(exit code, stderr) of the command, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train", *map(str, words)])
-        try:
-            commands.main(TrainConfig, command.run, command.recipe)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, capsys.readouterr().err
+def train_command(capsys, *words):
+    """(exit code, stderr)."""
+    return run_command(capsys, TrainConfig, command.run, *words, recipe=command.recipe)[:2]
 
 
 def start_process(*words) -> subprocess.Popen:
@@ -245,12 +239,12 @@ def harm(run, step, how) -> None:
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_taken_when_asked(whole, copy, tmp_path, capsys, how):
     harm(copy, 8, how)
     before, path = files(copy, "config.json"), recipe(tmp_path, copy)
-    code, err = run_command(capsys, "--config", path, "--steps", "10")
+    code, err = train_command(capsys, "--config", path, "--steps", "10")
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     assert str(copy / "checkpoints" / "8") in err and err.rstrip().endswith("--resume 6")
     assert files(copy, "config.json") == before
     if how == "flipped":
-        code, err = run_command(capsys, "--config", path, "--resume", "6")
+        code, err = train_command(capsys, "--config", path, "--resume", "6")
         assert code == 0, err
         assert (copy / "checkpoints" / "8.discarded").is_dir()
         same_state(copy, whole[0], 8)
@@ -268,7 +262,7 @@ def test_a_broken_state_stops_the_run_and_is_never_saved(whole, copy, tmp_path, 
 
     monkeypatch.setattr(StepProgram, "__call__", poison)
     before = files(copy / "checkpoints")
-    code, err = run_command(capsys, "--config", recipe(tmp_path, copy), "--steps", "12")
+    code, err = train_command(capsys, "--config", recipe(tmp_path, copy), "--steps", "12")
     assert code == 2 and "step 10: " in err and "loss nan" in err and "the last good checkpoint is of step 8;" in err, err
     assert files(copy / "checkpoints") == before and told(copy)[-1]["step"] == 9
 
@@ -297,7 +291,7 @@ REFUSED = [
 @pytest.mark.parametrize(("more", "message"), REFUSED, ids=[" ".join(more) for more, _ in REFUSED])
 def test_bad_values_are_refused_by_name(tmp_path, capsys, more, message):
     run = tmp_path / "run"
-    code, err = run_command(capsys, "--config", recipe(tmp_path, run), *more)
+    code, err = train_command(capsys, "--config", recipe(tmp_path, run), *more)
     assert code == 2 and message in err and "Traceback" not in err, err
     assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints" / "2").exists()
 
@@ -317,28 +311,28 @@ def test_bad_recipes_are_refused_by_name(tmp_path, capsys, text, message):
     path = tmp_path / "recipe.py"
     path.write_text(f"from ivid2vid_jax.training.config import OptimConfig, TrainConfig\n{text}\n")
     path = path if text else tmp_path / "recpie.py"
-    code, err = run_command(capsys, "--config", path, "--output", tmp_path / "run")
+    code, err = train_command(capsys, "--config", path, "--output", tmp_path / "run")
     assert code == 2 and message in err and err.startswith("error: --config ") and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_recipe_option_without_a_path(capsys):
-    code, err = run_command(capsys, "--config")
+    code, err = train_command(capsys, "--config")
     assert code == 2 and "--config needs the path of a recipe file" in err
 
 
 def test_folders_that_are_not_this_runs_are_refused(whole, tmp_path, capsys):
     """Another config, a run under way, a file, something else's folder."""
     path, before = recipe(tmp_path, whole[0]), files(whole[0])
-    code, err = run_command(capsys, "--config", path, "--optim.lr", "0.5", "--seed", "1", "--loader.workers", "2")
+    code, err = train_command(capsys, "--config", path, "--optim.lr", "0.5", "--seed", "1", "--loader.workers", "2")
     assert code == 2 and "--optim.lr was 0.001, is 0.5; --seed was 0, is 1)" in err and "loader" not in err, err
     with run_folder.claimed(whole[0], cheap(whole[0], **WATCHED)):
-        code, err = run_command(capsys, "--config", path)
+        code, err = train_command(capsys, "--config", path)
         assert code == 2 and "another process is training there" in err
     (tmp_path / "file").write_text("x")
-    code, err = run_command(capsys, "--config", path, "--output", tmp_path / "file")
+    code, err = train_command(capsys, "--config", path, "--output", tmp_path / "file")
     assert code == 2 and "is a file; name a folder" in err
-    code, err = run_command(capsys, "--config", path, "--output", tmp_path)
+    code, err = train_command(capsys, "--config", path, "--output", tmp_path)
     assert code == 2 and "is a folder of something else" in err
     assert files(whole[0]) == before and sorted(p.name for p in tmp_path.iterdir()) == ["file", "recipe.py"]
 
@@ -371,11 +365,11 @@ def test_frozen_weights_leave_as_they_came(edited):
     assert any(np.any(ours[name]) for name in fresh if "conv4" in name and name.endswith("kernel"))  # zero before training
 
 
-def test_a_run_edits_clips(edited, tmp_path, capsys, monkeypatch):
+def test_a_run_edits_clips(edited, tmp_path, capsys):
     clip, out = write(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     words = ["--model", edited.output, "--video", clip, "--output", out, "--instruction", "make it red", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["edit", *map(str, words)])
-    commands.main(edit.EditArgs, edit.run)
+    code, err, _ = run_command(capsys, edit.EditArgs, edit.run, *words)
+    assert code == 0, err
     record = json.loads((tmp_path / "out.mp4.json").read_text())
     assert out.is_file() and record["settings"]["size"] == 16 and record["settings"]["frames"] == 2
     assert pipeline.load(edited.output).folder.unet.temporal == ("conv",)

@@ -14,8 +14,8 @@ from ivid2vid_jax.data.shapes_scene import Edit, Object, Scene
 from ivid2vid_jax.data.shapes_scene import Path as Way
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.write import write_clip
-from ivid2vid_jax.weights import components, hub
-from ivid2vid_jax.weights.folder import abstract, load_params, open_clip, open_folder, save_folder
+from ivid2vid_jax.weights import hub
+from ivid2vid_jax.weights.folder import load_params, open_clip, open_folder, save_folder
 
 LEFT, RIGHT = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7)
 CLIPS = {
@@ -65,8 +65,7 @@ def run(args: PackArgs) -> None:
             print(f"wrote {args.output / name}")
     if args.clip:
         folder = open_clip(hub.resolve(args.clip))
-        params = components.load("clip", folder.path, abstract("clip", folder.clip))
-        save_folder(args.output / "shapes-clip", folder, {"clip": params}, dtype=jnp.float16, replace=True)
+        save_folder(args.output / "shapes-clip", folder, load_params(folder), dtype=jnp.float16, replace=True)
         print(f"wrote {args.output / 'shapes-clip'}")
     if args.clips:
         shutil.rmtree(args.output / "clips", ignore_errors=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ivid2vid_jax.data.shapes import KINDS
 from ivid2vid_jax.evaluation import shapes
 from ivid2vid_jax.evaluation.intervals import wilson
 from ivid2vid_jax.pipeline import EditSettings, load
@@ -45,8 +46,6 @@ class Outcome:
 
 def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Path], progress: Callable | None = None) -> list[Outcome]:
     """Trains and judges every arm with every seed, into output/<arm>/<seed>."""
-    from ivid2vid_jax.data.shapes import KINDS
-
     outcomes = []
     for seed in experiment.seeds:  # seed by seed: a stopped experiment has compared all arms as often as any
         for arm, recipe in experiment.arms.items():
@@ -55,7 +54,7 @@ def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Pat
             pipe = load(home)
             settings = experiment.settings.resolved(pipe.folder)
             wanted = list(shapes.specs(experiment.kinds or KINDS, experiment.count, settings.size, settings.frames))
-            items = shapes.run({"model": shapes.editors(pipe, settings)["model"]}, wanted, home / "items.jsonl", None, progress)
+            items = shapes.run({"model": shapes.editor(pipe, settings)}, wanted, home / "items.jsonl", None, progress)
             last = next(iter(reversed(read_metrics(home, "validation"))), {})
             outcomes.append(Outcome(arm, seed, shapes.summary(items), {key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last}))
             (output / "outcomes.json").write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2) + "\n")

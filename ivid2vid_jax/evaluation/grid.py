@@ -18,7 +18,7 @@ def name(point: Point) -> str:
 
 def editors(pipe: Pipeline, settings: EditSettings, points: Sequence[Point]) -> dict[str, shapes.Editor]:
     """One editor a point. settings: resolved; their scales are replaced."""
-    return {name(p): shapes.editors(pipe, dataclasses.replace(settings, text_scale=p[0], video_scale=p[1]))["model"] for p in points}
+    return {name(p): shapes.editor(pipe, dataclasses.replace(settings, text_scale=p[0], video_scale=p[1])) for p in points}
 
 
 def best(report: dict, points: Sequence[Point]) -> Point:
@@ -35,7 +35,7 @@ def plot(report: dict, points: Sequence[Point], file: Path, title: str) -> None:
 
     texts, videos = (sorted({p[i] for p in points}) for i in (0, 1))
     figure, axes = plt.subplots(1, 4, figsize=(19, 4.6), constrained_layout=True)
-    for ax, key, label in zip(axes, ("success", "preserved", "passed"), ("edit shown", "rest kept", "both (passed)"), strict=False):
+    for ax, key, label in zip(axes[:3], ("success", "preserved", "passed"), ("edit shown", "rest kept", "both (passed)"), strict=True):
         shares = np.full((len(videos), len(texts)), np.nan)
         for t, v in points:
             shares[videos.index(v), texts.index(t)] = 100 * report[name((t, v))]["all"][key]["share"]

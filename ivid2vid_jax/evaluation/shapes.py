@@ -73,19 +73,17 @@ def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
     """By name: "model"; what it is measured against: "per frame", the same net without its temporal layers, and "copy", the source itself;
     and "vae", the true edit through the autoencoder: no editor of this pipeline can do better. settings: resolved."""
 
-    def edit(pipeline: Pipeline) -> Editor:
-        def run(truth: Triplet) -> np.ndarray:
-            source = pipeline.codec.encode(pipeline.params["vae"], iter(truth.source))
-            edited = pipeline.sample(source, truth.instruction, dataclasses.replace(settings, frames=len(truth.source)))
-            return np.stack(list(pipeline.codec.decode(pipeline.params["vae"], edited)))
+    return {
+        "model": editor(pipe, settings),
+        "per frame": editor(without_temporal(pipe), settings),
+        "copy": lambda truth: truth.source,
+        "vae": lambda truth: pipe.reconstruct(truth.edited),
+    }
 
-        return run
 
-    def reconstruct(truth: Triplet) -> np.ndarray:
-        params = pipe.params["vae"]
-        return np.stack(list(pipe.codec.decode(params, pipe.codec.encode(params, iter(truth.edited)))))
-
-    return {"model": edit(pipe), "per frame": edit(without_temporal(pipe)), "copy": lambda truth: truth.source, "vae": reconstruct}
+def editor(pipe: Pipeline, settings: EditSettings) -> Editor:
+    """What the pipeline makes of a triplet's source and instruction."""
+    return lambda truth: pipe.edit(truth.source, truth.instruction, **vars(settings))
 
 
 def without_temporal(pipe: Pipeline) -> Pipeline:
@@ -113,10 +111,10 @@ def run(
     with open(file, "a") as lines:
         for kind, index, spec in missing:
             truth = shapes.triplet(spec)
-            for name, editor in judged.items():
+            for name, edit in judged.items():
                 if (name, kind, index) in done:
                     continue
-                edited = editor(truth)
+                edited = edit(truth)
                 item = done[name, kind, index] = judge(name, kind, index, spec, truth, edited)
                 lines.write(json.dumps(dataclasses.asdict(item)) + "\n")
                 lines.flush()

@@ -19,6 +19,12 @@ ACTIVATIONS = {
 }
 
 
+def check_activation(what: str, hidden_act: str) -> None:
+    """ValueError for an activation that is not known here."""
+    if hidden_act not in ACTIVATIONS:
+        raise ValueError(f"{what} config: hidden_act={hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
     """Sizes of the text tower, under transformers' names."""
@@ -37,8 +43,7 @@ class CLIPTextConfig:
     eos_token_id: int = 2
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"text encoder config: hidden_act={self.hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}")
+        check_activation("text encoder", self.hidden_act)
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPTextConfig":
@@ -63,8 +68,7 @@ class CLIPVisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"image encoder config: hidden_act={self.hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}")
+        check_activation("image encoder", self.hidden_act)
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPVisionConfig":

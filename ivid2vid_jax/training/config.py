@@ -145,8 +145,8 @@ class TrainConfig:
             ("optim.ema", self.optim.ema, 0, 0.999999), ("optim.clip", self.optim.clip, 0, 1e9), ("optim.warmup", self.optim.warmup, 0, self.steps),
             ("optim.final_lr", self.optim.final_lr, 0, 1), ("optim.accumulation", self.optim.accumulation, 1, self.loader.batch),
             ("drop.text + drop.both + drop.video", self.drop.text + self.drop.both + self.drop.video, 0, 1),
-            ("checkpoint.every", self.checkpoint.every, 1, 10**9), ("checkpoint.keep", self.checkpoint.keep, 1, 10**6), ("log.eval_batches", self.log.eval_batches, 1, 10**6),
-            ("loss.frame_weight", self.loss.frame_weight, 0, 1000), ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
+            ("checkpoint.every", self.checkpoint.every, 1, 10**9), ("checkpoint.keep", self.checkpoint.keep, 1, 10**6),
+            ("log.eval_batches", self.log.eval_batches, 1, 10**6), ("loss.frame_weight", self.loss.frame_weight, 0, 1000), ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
         )  # fmt: skip
         for name, value, low, high in ranges:
             if not low <= value <= high:

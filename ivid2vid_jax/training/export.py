@@ -52,7 +52,6 @@ def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, n
     found = {}
     for component, net in source.models.items():
         if any(name.startswith(f"{component}/") for name in wanted):
-            home = source.path if component == "clip" else source.path / component
-            tree = dict(components.arrays(component, home, abstract(component, net)))
+            tree = dict(components.arrays(component, source.home(component), abstract(component, net)))
             found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
     return {name: found[name] for name, shape in wanted.items() if name in found and found[name].shape == shape}

@@ -30,7 +30,9 @@ def marks(folder: Folder, text: bool) -> dict[str, str]:
 
 def keys(folder: Folder, config: LoaderConfig, text: bool) -> tuple[str, ...]:
     """The caches that serve a training from a model's folder: with embeddings, unless the text encoder is trained, or without."""
-    return tuple(cache.key(marks(folder, each), config) for each in (True, False)[not text :])
+    found = marks(folder, text)
+    latents = {file: mark for file, mark in found.items() if file.startswith("vae/")}
+    return tuple(dict.fromkeys(cache.key(each, config) for each in (found, latents)))
 
 
 def write(data: Path, model: str, config: LoaderConfig, augmentations: int, text: bool = True, dtype: str = "auto") -> Path:
@@ -48,10 +50,11 @@ def write(data: Path, model: str, config: LoaderConfig, augmentations: int, text
         return triplet, row["source"], row["edited"]
 
     encoding = cache.Encoding(rows, posterior(pipe), (lambda texts: np.asarray(pipe.encode_text(texts), np.float32)) if text else None)
-    arguments = {"model": str(model), "files": marks(pipe.folder, text)} | {name: getattr(config, name) for name in cache.CUT}
+    files = marks(pipe.folder, text)
+    arguments = {"model": str(model), "files": files} | {name: getattr(config, name) for name in cache.CUT}
     counts = {split: len(source) for split, source in splits.items()}
     with Progress("encoding") as progress:
-        return cache.write(data, keys(pipe.folder, config, text)[0], arguments, augmentations, counts, encoding, progress)
+        return cache.write(data, cache.key(files, config), arguments, augmentations, counts, encoding, progress)
 
 
 def posterior(pipe: Pipeline):

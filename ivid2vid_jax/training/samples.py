@@ -13,7 +13,6 @@ from ivid2vid_jax.training import export
 from ivid2vid_jax.training import start as starting
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
-from ivid2vid_jax.video.fit import Fit
 from ivid2vid_jax.weights.folder import ClipFolder, Folder
 
 
@@ -54,13 +53,11 @@ class Samples:
     def made(self, record) -> np.ndarray:
         """[T, H, W, 3] uint8, to be seen beside the record's source clip."""
         if self.config.task == "autoencoder":
-            codec, params = self.pipe.codec, self.pipe.params["vae"]
-            return np.stack(list(codec.decode(params, codec.encode(params, record.source))))
-        settings = EditSettings(steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0).resolved(self.pipe.folder)
+            return self.pipe.reconstruct(record.source)
+        settings = EditSettings(steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0)
         if self.config.task == "text_to_image":
-            return self.pipe.generate(record.source_caption, len(record.source), settings)
-        fit = Fit.plan(record.source.shape[1:3], settings.size, self.pipe.factor)
-        return np.stack(list(self.pipe.edit_frames(record.source, record.instruction, settings, fit)))
+            return self.pipe.generate(record.source_caption, len(record.source), settings.resolved(self.pipe.folder))
+        return self.pipe.edit(record.source, record.instruction, **vars(settings))
 
     def records(self) -> Iterator:
         """The first held-out triplets of the first dataset that has any, cut to the training length."""

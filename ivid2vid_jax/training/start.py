@@ -158,8 +158,7 @@ def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
-        home = source.path if name == "clip" else source.path / name
-        weights = components.load(name, home, abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name])
+        weights = components.load(name, source.home(name), abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name])
         out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
 
     def place(name, leaf):

@@ -44,6 +44,10 @@ class Folder:
         """Component -> config of what has weights."""
         return {name: getattr(self, name) for name in CONFIGS}
 
+    def home(self, component: str) -> Path:
+        """Where a component's files lie."""
+        return self.path / component
+
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
@@ -55,7 +59,7 @@ class Folder:
 
     def fingerprint(self, parts: tuple[str, ...] = tuple(CONFIGS)) -> dict[str, str]:
         """sha256 of each weight file of the parts."""
-        return {f"{name}/{file.name}": sha256(file) for name in parts for file in files.find(self.path / name, components.STEMS[name])}
+        return {f"{name}/{file.name}": sha256(file) for name in parts for file in files.find(self.home(name), components.STEMS[name])}
 
     def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
         """Everything that makes up the folder, into an empty one."""
@@ -85,6 +89,9 @@ class ClipFolder:
     @property
     def models(self) -> dict[str, Any]:
         return {"clip": self.clip}
+
+    def home(self, component: str) -> Path:
+        return self.path
 
     @property
     def text_length(self) -> int:
@@ -171,19 +178,17 @@ def abstract(component: str, config: Any) -> Any:
     return jax.eval_shape(initialiser(component, config), jax.random.key(0))
 
 
-def load_params(folder: Folder, dtype=None, shardings: dict | None = None, variant: str | None = None) -> dict[str, Any]:
-    """The parameters of the three models: {"unet": tree, "vae": tree, "text_encoder": tree}; see `components.load`."""
+def load_params(folder: Folder | ClipFolder, dtype=None, shardings: dict | None = None, variant: str | None = None) -> dict[str, Any]:
+    """The parameters of a folder's models: {"unet": tree, "vae": tree, "text_encoder": tree}, or {"clip": tree}; see `components.load`."""
     return {
-        name: components.load(
-            name, folder.path / name, abstract(name, getattr(folder, name)), dtype, (shardings or {}).get(name), variant
-        )
-        for name in folder.models
+        name: components.load(name, folder.home(name), abstract(name, config), dtype, (shardings or {}).get(name), variant)
+        for name, config in folder.models.items()
     }
 
 
 def save_folder(
     path: str | os.PathLike,
-    folder: "Folder | ClipFolder",
+    folder: Folder | ClipFolder,
     params: dict[str, Any],
     dtype=None,
     variant: str | None = None,
@@ -192,7 +197,7 @@ def save_folder(
 ) -> None:
     """Writes a pipeline or CLIP folder: aside first, then renamed, so that a folder is whole or absent.
 
-    The tokenizer's files are copied from `folder.path`. Raises UserError where `path` exists already, unless `replace`.
+    The tokenizer's files are copied from `folder.tokenizer`. Raises UserError where `path` exists already, unless `replace`.
     """
     path = Path(path)
     if path.exists() and not replace:
