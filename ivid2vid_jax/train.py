@@ -50,9 +50,13 @@ def config_classes(cls: type) -> list[type]:
 
 def run(config: TrainConfig) -> None:
     """Trains, and says what can be done with the result."""
+    from ivid2vid_jax.evaluation import learned
     from ivid2vid_jax.training.loop import train
 
-    done = train(config)
+    learned.check(config)
+    done = train(config, learned.judge if config.log.judge else None)
+    if config.log.judge:
+        print(learned.table(done))
     if config.task == "edit" and (done / "pipeline").is_dir():
         print(f'wrote {done}; edit with: python -m ivid2vid_jax.edit --model {done} --video in.mp4 --instruction "..." --output out.mp4')
 

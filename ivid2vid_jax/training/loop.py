@@ -7,6 +7,7 @@ error, never a fresh start.
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from ivid2vid_jax import runtime
 from ivid2vid_jax.commands import versions
 from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.pipeline import load_tokenizer
+from ivid2vid_jax.pipeline import Pipeline, load_tokenizer
 from ivid2vid_jax.training import distributed, export, run_folder, sharding
 from ivid2vid_jax.training import start as starting
 from ivid2vid_jax.training.checkpoints import Checkpoints
@@ -33,9 +34,13 @@ log = logging.getLogger(__name__)
 VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels", "clip": "caption"}
 
 
-def train(config: TrainConfig) -> Path:
+Judge = Callable[[TrainConfig, Path, str, Pipeline], None]
+
+
+def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     """Trains to `config.steps`, or until it is told to stop, and returns the RUN folder; called again it goes on.
 
+    judge(config, run, "before" or "after", pipeline) sees the editor before the first step and after the last.
     Raises UserError for a config that cannot be run, a run of another config, a damaged checkpoint, and a loss that is no number.
     """
     config.check()
@@ -85,9 +90,16 @@ def train(config: TrainConfig) -> Path:
             weights = export.averaged(state)
             export.write(run, step, validation.calibrated(folder, weights, begun.frozen), source, weights, begun.frozen)
 
+        def judged(when: str) -> None:
+            pipe = samples.pipeline(export.averaged(state), begun.frozen) if judge else None
+            if pipe:
+                judge(config, run, when, pipe)
+
         if stale:
             log.info("%s: writing the pipeline of step %d, which an interruption kept from being written", run, at)
             write_pipeline(at)
+        if not at:
+            judged("before")
         clock = Clock(config.steps, at)
         with loader, MetricsLog(run, config.steps, at, active=jax.process_index() == 0) as metrics_log, jax.transfer_guard("disallow"):
             reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
@@ -115,6 +127,8 @@ def train(config: TrainConfig) -> Path:
                     if sample:
                         for picture in samples(step, export.averaged(state), begun.frozen):
                             metrics_log.images(step, "samples", picture)
+                    if step == config.steps:
+                        judged("after")
                     if save:
                         checkpoints.save(step, state, position, meta)
                         if config.checkpoint.wait:

@@ -30,16 +30,21 @@ class Samples:
             self.pipe = Pipeline(folder, {}, load_tokenizer(folder.tokenizer), starting.dtype(config), config.optim.attention)
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
+        with jax.transfer_guard("allow"):
+            return list(self.write(self.run / "samples" / str(step))) if self.pipeline(params, frozen) else []
+
+    def pipeline(self, params: dict, frozen: dict) -> Pipeline | None:
+        """The pipeline with these weights; None where the task has none, and in all processes but the first."""
         if self.pipe is None:
-            return []
+            return None
         weights = {**frozen, **params}
         with jax.transfer_guard("allow"):
             if jax.process_count() > 1:
                 weights = export.on_host(weights)
             if jax.process_index():
-                return []
+                return None
             self.pipe.params = unflatten(weights)
-            return list(self.write(self.run / "samples" / str(step)))
+            return self.pipe
 
     def write(self, folder: Path) -> Iterator[Path]:
         from ivid2vid_jax.video import compare

@@ -1,0 +1,65 @@
+"""What a training run teaches: held-out clips of the kinds of edit that it draws, edited and judged before its first step and after its last."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.data.shapes import KINDS, Spec
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import shapes
+from ivid2vid_jax.evaluation.intervals import wilson
+from ivid2vid_jax.pipeline import EditSettings, Pipeline
+from ivid2vid_jax.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+WHEN = ("before", "after")
+
+
+def check(config: TrainConfig) -> None:
+    """UserError where `log.judge` cannot be done."""
+    if config.log.judge and (config.task != "edit" or "shapes" not in config.data):
+        raise UserError(f"--log.judge {config.log.judge}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.judge 0")
+
+
+def judge(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
+    """Judges `log.judge` clips and keeps what was found in RUN/judged; when: of WHEN. What is there already is not done again."""
+    settings = EditSettings(steps=config.log.sample_steps).resolved(pipe.folder)
+    with Progress(f"judging {when} training") as progress:
+        items = shapes.run({"model": shapes.editor(pipe, settings)}, list(clips(config)), file(run, when), None, progress)
+    log.info("%s training %d of %d edits pass (%s)", when, sum(item.passed for item in items), len(items), file(run, when))
+
+
+def file(run: Path, when: str) -> Path:
+    return run / "judged" / f"{when}.jsonl"
+
+
+def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
+    """About `log.judge` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
+    kinds = config.loader.kinds or KINDS
+    for kind in dict.fromkeys(kinds):
+        count = max(1, round(config.log.judge * kinds.count(kind) / len(kinds)))
+        yield from shapes.specs((kind,), count, config.loader.size, config.loader.frames)
+
+
+def table(run: Path) -> str:
+    """Markdown: how many edits passed before and after, kinds never trained on by default first; empty where not both are judged."""
+    before, after = (shapes.read(file(run, when)) for when in WHEN)
+    if not before or not after:
+        return ""
+    kinds = sorted({item.kind for item in after}, key=lambda kind: (kind in KINDS, kind))
+    groups = {kind: (kind,) for kind in kinds} | {"all kinds of the default training": tuple(kind for kind in kinds if kind in KINDS)}
+    lines = ["| kind of edit | passed before [95%] | passed after [95%] |", "|---|---|---|"]
+    for name, members in groups.items():
+        cells = [share([item.passed for item in items if item.kind in members]) for items in (before, after)]
+        if members:
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def share(passed: list[bool]) -> str:
+    if not passed:
+        return ""
+    low, high = wilson(sum(passed), len(passed))
+    return f"{sum(passed)} of {len(passed)}, {100 * sum(passed) / len(passed):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
