@@ -3,14 +3,22 @@
 Shape letters: B batch, Q query tokens, K key tokens, H heads, D head width, C channels.
 """
 
+import math
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.models.layers import Dense, precise
+from ivid2vid_jax.models.layers import Dense, platform, precise
 
-IMPLEMENTATIONS = ("auto", "xla", "pointwise")
-SHORT = 16  # keys up to which "pointwise" wins on CPU
+SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
+LONG = 1024  # queries and keys from which on scores are too many to be kept
+CHUNK_BYTES = 2**28  # of the scores that "chunked" holds at a time
+WIDE = 256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
+LANES = 128  # of a TPU's registers: blocks are multiples of it
+BLOCKS = (1024, 512, 384, 256, 128)  # rows and columns of a tile of "splash", the largest that divides the sequence
 
 
 def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
@@ -19,22 +27,45 @@ def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
     q_BQHD: [B, Q, H, D]; k_BKHD, v_BKHD: [B, K, H, D]. Returns [B, Q, H, D] in q's dtype.
     Logits are accumulated and the softmax is taken in float32 whatever the input's dtype (so Stable Diffusion 2.1's
     `upcast_attention` holds always).
-    Raises ValueError for an unknown `impl`.
+
+    impl: "xla", matrix products; "pointwise", products and sums; "chunked", some queries at a time, recomputed in the backward pass;
+    "splash", TPU: tiles in a pallas kernel, no scores in memory; "cudnn", the same on NVIDIA GPUs, 16-bit inputs only; "auto", by device
+    and shape. Under a mesh (jax.set_mesh) the last three run on each device's own share of B.
+    Raises ValueError for an unknown `impl`, and for a dtype or head width that cuDNN does not take.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
     if impl == "auto":
-        impl = "pointwise" if k_BKHD.shape[1] <= SHORT and q_BQHD.shape[1] <= SHORT and jax.default_backend() == "cpu" else "xla"
-    q_BQHD = q_BQHD * (q_BQHD.shape[-1] ** -0.5)
-    if impl == "pointwise":
-        return pointwise(q_BQHD, k_BKHD, v_BKHD)
+        impl = choose(q_BQHD, k_BKHD, platform())
+    compute = BACKENDS[impl]
+    if impl in LOCAL:
+        compute = shared_out(compute, len(q_BQHD))
+    return compute(q_BQHD * (q_BQHD.shape[-1] ** -0.5), k_BKHD, v_BKHD)
+
+
+def choose(q_BQHD, k_BKHD, device: str) -> str:
+    """The backend for these shapes on a "cpu", "tpu" or "gpu" ("cuda", "rocm")."""
+    (Q, _, D), K = q_BQHD.shape[1:], k_BKHD.shape[1]
+    if device == "cpu" and max(Q, K) <= SHORT:
+        return "pointwise"
+    if min(Q, K) < LONG:
+        return "xla"
+    if device == "tpu" and D <= WIDE:
+        return "splash"
+    if device in ("gpu", "cuda") and not cudnn_refuses(q_BQHD.dtype, D):
+        return "cudnn"
+    return "chunked"
+
+
+def plain(q_BQHD, k_BKHD, v_BKHD):
+    """Queries come scaled, here and below."""
     logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precise(q_BQHD.dtype))
     weights_BHQK = jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype)
     return jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD)
 
 
 def pointwise(q_BQHD, k_BKHD, v_BKHD):
-    """The same by products and sums instead of matrix products: XLA on CPU runs many tiny ones 4 times slower, backwards too.
+    """By products and sums instead of matrix products: XLA on CPU runs many tiny ones 4 times slower, backwards too.
 
     Work and (unless fused) memory grow as B Q K H D, so it is for sequences of a few frames.
     """
@@ -42,6 +73,78 @@ def pointwise(q_BQHD, k_BKHD, v_BKHD):
     logits_BQKH = jnp.sum(q_BQHD[:, :, None] * k_BKHD[:, None], axis=-1, dtype=precision)
     weights_BQKH = jax.nn.softmax(logits_BQKH, axis=2).astype(v_BKHD.dtype)
     return jnp.sum(weights_BQKH[..., None] * v_BKHD[:, None], axis=2)
+
+
+def chunked(q_BQHD, k_BKHD, v_BKHD):
+    """Some queries at a time, so that no more than CHUNK_BYTES of scores are held; the backward pass computes them again."""
+    B, Q, H, D = q_BQHD.shape
+    row = B * H * k_BKHD.shape[1] * jnp.dtype(precise(q_BQHD.dtype)).itemsize
+    size = min(Q, max(LANES, CHUNK_BYTES // row // LANES * LANES))
+    count = -(-Q // size)
+    padded = jnp.pad(q_BQHD, ((0, 0), (0, count * size - Q), (0, 0), (0, 0)))
+    chunks = padded.reshape(B, count, size, H, D).swapaxes(0, 1)
+    out = jax.lax.map(jax.checkpoint(lambda q: plain(q, k_BKHD, v_BKHD)), chunks)
+    return out.swapaxes(0, 1).reshape(B, count * size, H, D)[:, :Q]
+
+
+def splash(q_BQHD, k_BKHD, v_BKHD):
+    """Splash attention, jax's pallas kernel for TPUs; elsewhere it is interpreted, slowly. Ragged lengths are padded, padded keys masked."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    Q, K, H = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[2]
+    more_q, more_k = -Q % LANES, -K % LANES
+    q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0))) for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k)))
+    rows, columns = block(Q + more_q), block(K + more_k)
+    sizes = kernel.BlockSizes(
+        block_q=rows, block_kv=columns, block_kv_compute=min(columns, 512) if columns % 512 == 0 else columns,
+        block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=min(columns, 512) if columns % 512 == 0 else columns,
+        block_q_dq=rows, block_kv_dq=columns,
+    )  # fmt: skip
+    mask = masks.MultiHeadMask([masks.FullMask((Q + more_q, K + more_k))] * H)
+    run = kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=platform() != "tpu")
+    segments = None
+    if more_k:
+        segments = kernel.SegmentIds(jnp.zeros(Q + more_q, jnp.int32), (jnp.arange(K + more_k) >= K).astype(jnp.int32))
+    out = jax.vmap(lambda q, k, v: run(q, k, v, segment_ids=segments))(q, k, v)
+    return out[:, :, :Q].swapaxes(1, 2).astype(q_BQHD.dtype)
+
+
+def block(length: int) -> int:
+    """The largest tile side that divides a padded length."""
+    return next(size for size in BLOCKS if length % size == 0)
+
+
+def cudnn(q_BQHD, k_BKHD, v_BKHD):
+    """cuDNN's flash attention."""
+    if refusal := cudnn_refuses(q_BQHD.dtype, q_BQHD.shape[-1]):
+        raise ValueError(f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked")
+    return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, scale=1.0, implementation="cudnn")
+
+
+def cudnn_refuses(dtype, head_dim: int) -> str:
+    """What is wrong with a dtype or a head width, in words; empty where cuDNN takes both on every GPU that it supports."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if head_dim % 8 or head_dim > 128:
+        return f"takes head widths that are multiples of 8 up to 128, not {head_dim}"
+    return ""
+
+
+BACKENDS = {"xla": plain, "pointwise": pointwise, "chunked": chunked, "splash": splash, "cudnn": cudnn}
+IMPLEMENTATIONS = ("auto", *BACKENDS)
+LOCAL = ("chunked", "splash", "cudnn")  # which the compiler cannot split over devices by itself
+
+
+def shared_out(compute, batch: int):
+    """`compute` on each device's share of the batch, under a mesh; by the leading axes of the mesh whose product divides it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = [mesh.shape[name] for name in mesh.axis_names]
+    ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
+    if math.prod(sizes[:ways]) == 1:
+        return compute
+    spec = P(mesh.axis_names[:ways])
+    return partial(jax.shard_map, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(compute)
 
 
 class Attention(nn.Module):
