@@ -22,7 +22,7 @@ from ivid2vid_jax.errors import UserError
 LATENTS = ("source_mean", "source_std", "edited_mean", "edited_std")
 TEXTS = ("id", "instruction", "source_caption", "edited_caption")
 CUT = ("frames", "size", "stride", "crop", "flip")  # fields of LoaderConfig that decide what is in a cached clip
-AHEAD = 16  # triplets that are encoded together
+AHEAD = 64  # triplets that are encoded together
 
 
 def key(marks: dict[str, str], config: LoaderConfig) -> str:

@@ -1,6 +1,7 @@
 """Encodes a prepared dataset with a model's frozen autoencoder and text encoder, once, into its latent cache (`data/cache.py`)."""
 
 import logging
+import math
 from pathlib import Path
 
 import jax
@@ -58,16 +59,17 @@ def write(data: Path, model: str, config: LoaderConfig, augmentations: int, text
 
 
 def posterior(pipe: Pipeline):
-    """uint8 [N, H, W, 3] -> mean, std [N, h, w, C], numpy float32; in chunks of one size, so that one program serves all."""
+    """uint8 [N, H, W, 3] -> mean, std [N, h, w, C], numpy float32; in chunks filled up to powers of two, so that few programs serve all."""
     vae, params = AutoencoderKL(pipe.folder.vae, pipe.dtype), pipe.params["vae"]
     encode = runtime.jit(lambda params, pixels: vae.apply({"params": params}, to_pixels(pixels, pipe.dtype), method=vae.encode))
 
     def run(frames):
-        count = max(1, CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
+        count = 2 ** int(math.log2(max(1, CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))))
         parts = []
         for i in range(0, len(frames), count):
             chunk = frames[i : i + count]
-            filled = np.concatenate([chunk, np.zeros((count - len(chunk), *chunk.shape[1:]), np.uint8)])
+            full = 2 ** math.ceil(math.log2(len(chunk)))
+            filled = np.concatenate([chunk, np.zeros((full - len(chunk), *chunk.shape[1:]), np.uint8)])
             parts.append(jax.tree.map(lambda x, used=len(chunk): x[:used], jax.device_get(tuple(encode(params, filled)))))
         return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
