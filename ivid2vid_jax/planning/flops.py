@@ -1,0 +1,92 @@
+"""Counts the arithmetic of a traced function: matrix products and convolutions, a multiply-add being two operations.
+
+The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula, bytes included. Padding around a
+convolution's input is counted, the zeros that a dilation puts between its pixels are not.
+"""
+
+import dataclasses
+import math
+
+import jax
+from jax.extend import core
+
+LANES = 128  # head widths are padded to them inside the kernel
+# Matrix products of splash attention's three kernels, 2 Q K D operations each and head: what they compute anew is counted again.
+SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Operations of matrix products, convolutions and splash attention; those that go into splash's padding; bytes that its kernels move."""
+
+    dot: int = 0
+    conv: int = 0
+    splash: int = 0
+    padding: int = 0
+    kernel_bytes: int = 0
+
+    @property
+    def useful(self) -> int:
+        return self.dot + self.conv + self.splash
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def __mul__(self, times: int) -> "Count":
+        return Count(*(times * a for a in dataclasses.astuple(self)))
+
+
+def count(function, *args) -> Count:
+    """Of function(*args), over all devices together; args: arrays or ShapeDtypeStructs."""
+    return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def of_jaxpr(jaxpr) -> Count:
+    return sum((of_equation(eqn) for eqn in jaxpr.eqns), Count())
+
+
+def of_equation(eqn) -> Count:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        return Count(dot=dot(eqn))
+    if name == "conv_general_dilated":
+        return Count(conv=convolution(eqn))
+    if name == "pallas_call":
+        return splash(eqn)
+    if name == "cond":
+        return max((of_jaxpr(branch.jaxpr) for branch in params["branches"]), key=lambda found: found.useful)
+    times = params["length"] if name == "scan" else math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1
+    return sum((of_jaxpr(inner) for inner in bodies(params)), Count()) * times
+
+
+def bodies(params: dict):
+    """The jaxprs inside an equation's parameters."""
+    for value in params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                yield inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+
+
+def dot(eqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+
+
+def convolution(eqn) -> int:
+    """Of a convolution or of one of its two gradients, which are convolutions too."""
+    numbers, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape
+    _, in_features, *window = (kernel[axis] for axis in numbers.rhs_spec)
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * in_features * math.prod(window) // math.prod(eqn.params["lhs_dilation"])
+
+
+def splash(eqn) -> Count:
+    """Of one of splash attention's kernels; its operands are [..., heads, length, width], q first, then k and v."""
+    label = eqn.params.get("name") or str(eqn.params.get("name_and_src_info"))
+    products = next((number for kind, number in SPLASH.items() if kind in label), None)
+    if "splash" not in label or products is None:
+        raise NotImplementedError(f"there is no formula for the pallas kernel {label!r}")
+    q, k = [x.aval for x in eqn.invars if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1][:2]
+    *heads, Q, D = q.shape
+    useful = products * 2 * math.prod(heads) * Q * k.shape[-2] * D
+    moved = sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in (*eqn.invars, *eqn.outvars))
+    return Count(splash=useful, padding=useful * (-D % LANES) // D, kernel_bytes=moved)

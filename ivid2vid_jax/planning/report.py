@@ -1,0 +1,165 @@
+"""A plan: what a program needs of a chip and what bounds its speed, from compiled layers or from the compiled whole."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
+from ivid2vid_jax.planning import chips, collectives, flops
+from ivid2vid_jax.planning import stages as layers
+from ivid2vid_jax.planning.programs import Program
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.weights.folder import Folder
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of one run of the program on one chip. held: what -> bytes; flops, moved (HBM bytes), sent (kind of collective -> bytes); whole: compiled as
+    one program, so that memory is the compiler's own figure; seconds: of compiling."""
+
+    held: dict[str, int]
+    flops: float
+    moved: float
+    sent: dict[str, int]
+    whole: bool
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        return sum(self.held.values())
+
+    def times(self, chip: chips.Chip) -> dict[str, float]:
+        """Seconds of each of the three at the chip's published peak."""
+        return {"arithmetic": self.flops / chip.flops, "HBM": self.moved / chip.bandwidth, "interconnect": sum(self.sent.values()) / chip.interconnect}
+
+
+def by_layers(config: TrainConfig, folder: Folder, mesh, program: Program, edit: bool, told: Callable[[str], None], cache: Path | None) -> Plan:
+    """The sum of the layers; told(line) hears of each one."""
+    accumulation = 1 if edit else config.optim.accumulation
+    wanted = all_stages(config, folder, edit, accumulation)
+    total, sent, kept, widest = Counter(), Counter(), 0, 0
+    begin = time.perf_counter()
+    for number, (stage, mode) in enumerate(wanted, 1):
+        cost = cached(stage, mesh, mode, cache)
+        times = stage.count * accumulation
+        for name in ("flops", "moved"):
+            total[name] += times * getattr(cost, name)
+        sent += Counter({kind: times * number for kind, number in cost.sent.items()})
+        kept, widest = kept + stage.count * cost.kept, max(widest, cost.temporary)
+        spent = time.perf_counter() - begin
+        told(f"{number}/{len(wanted)} {stage.path} x{stage.count}: {cost.flops / 1e9:.0f} GFLOP, {cost.moved / 1e6:.0f} MB; ETA {spent / number * (len(wanted) - number):.0f} s")
+    held = dict(program.held) | {"kept for the backward pass": kept, "temporary, largest layer": widest}
+    state = sum(held.get(name, 0) for name in ("parameters", "optimiser", "EMA"))
+    moved = total["moved"] + (0 if edit else 2 * state + held["gradients"])  # the optimiser reads and writes its state once
+    return Plan({k: v for k, v in held.items() if v}, total["flops"], moved, dict(sent), False, time.perf_counter() - begin)
+
+
+def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: int) -> list[tuple[layers.Stage, str]]:
+    """The U-Net's layers, and the frozen nets that run in a training step, each with the mode in which it runs."""
+    T, size, f = config.loader.frames, config.loader.size, folder.vae.downscale
+    B = 3 if edit else config.loader.batch // accumulation
+    shape = jax.ShapeDtypeStruct
+    latents = shape((B, T, size // f, size // f, folder.unet.in_channels), jnp.bfloat16)
+    text = shape((B, folder.text_length, folder.text_encoder.hidden_size), jnp.bfloat16)
+    mode = "forward" if edit else "remat" if config.optim.remat == "block" else "train"
+    found = layers.stages(folder.unet, latents, text, () if edit else config.optim.trainable, config.optim.attention)
+    out = [(stage, mode) for stage in found]
+    if not edit and not config.loader.cached:
+        pixels = shape((2 * B * T, size, size, 3), jnp.bfloat16)
+        out.append((layers.Stage(AutoencoderKL(folder.vae, jnp.bfloat16), "autoencoder", (pixels,), False, 1, "encode"), "forward"))
+        tokens = shape((B + 1, folder.text_length), jnp.int32)
+        out.append((layers.Stage(CLIPTextModel(folder.text_encoder, jnp.bfloat16), "text encoder", (tokens,), False, 1), "forward"))
+    return out
+
+
+def cached(stage: layers.Stage, mesh, mode: str, cache: Path | None) -> layers.Cost:
+    """The layer's cost, from the cache where this compiler has told it before."""
+    kind = mesh.devices.flat[0].device_kind
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")] + [mesh.devices.flat[0].client.platform_version]
+    mark = hashlib.sha256(json.dumps([stage.key, mode, kind, dict(mesh.shape), versions, source_mark()]).encode()).hexdigest()[:24]
+    file = cache / f"{mark}.json" if cache else None
+    if file and file.is_file():
+        return layers.Cost(**json.loads(file.read_text()))
+    cost = layers.compile_stage(stage, mesh, mode)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps(dataclasses.asdict(cost)))
+        aside.replace(file)
+    return cost
+
+
+def source_mark() -> str:
+    """A hash of the code that decides what is compiled, so that no plan outlives it."""
+    from ivid2vid_jax import models
+
+    files = sorted(Path(models.__file__).parent.glob("*.py")) + sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
+    """The program compiled as one. Raises the compiler's error where it does not fit into a chip's memory."""
+    begin = time.perf_counter()
+    options = {} if effort is None else {"exec_time_optimization_effort": effort}
+    with jax.set_mesh(mesh):
+        kernels = flops.count(program.function, *program.args)
+        lowered = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).lower(*program.args)
+        log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, mesh.devices.flat[0].device_kind)
+        compiled = lowered.compile(compiler_options=options or None)
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
+    held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}
+    held |= {"outputs beside the arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+    return Plan(
+        {k: v for k, v in held.items() if v}, cost.get("flops", 0.0) + (kernels.splash + kernels.padding) / mesh.size,
+        cost.get("bytes accessed", 0.0) + kernels.kernel_bytes / mesh.size, dict(collectives.sent(compiled.as_text(), mesh.size)), True,
+        time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+ARGUMENTS = ("parameters", "optimiser", "EMA", "frozen weights", "batch", "latents")
+
+
+def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int, efficiency: float, price: float | None, edit: bool) -> str:
+    """The plan in words. per_run, amount: what one run makes, and how much of it."""
+    chip, times = where.chip, plan.times(where.chip)
+    slowest = max(times, key=times.get)
+    proof = "by the compiled program" if plan.whole else "UNPROVEN: the sum of layers compiled one by one, not of the whole program"
+    lines = [f"memory of a chip, {proof}"]
+    lines += [f"  {name:32s} {size / GIB:8.2f} GiB" for name, size in plan.held.items()]
+    fits = plan.memory <= chip.hbm
+    lines += [f"  {'sum':32s} {plan.memory / GIB:8.2f} GiB of {chip.hbm / GIB:.0f}: {'fits' if fits else 'DOES NOT FIT'}", ""]
+    lines += ["time of a step, at the chip's published peaks"]
+    amounts = {"arithmetic": f"{plan.flops / 1e12:.2f} TFLOP", "HBM": f"{plan.moved / 1e9:.1f} GB", "interconnect": f"{sum(plan.sent.values()) / 1e9:.2f} GB sent"}
+    lines += [f"  {name:14s} {amounts[name]:>16s} {seconds:9.4f} s{'  <- binds' if name == slowest else ''}" for name, seconds in times.items()]
+    lines += [f"    {kind:20s} {size / 1e9:8.3f} GB" for kind, size in sorted(plan.sent.items(), key=lambda item: -item[1])]
+    bound = times[slowest]
+    lines += [f"  at least {bound:.4f} s a step; at most {amount / bound:.2f} {per_run} a second", ""]
+    hours = steps * bound / efficiency * where.count / 3600
+    cost = (chip.price if price is None else price) * hours
+    what = "one edit" if edit else "the whole run"
+    lines += [f"{what}, {steps} steps at {efficiency:.0%} of that speed: {hours:.3g} chip-hours, {cost:.3g} dollars at {cost / hours:.2f} a chip-hour"]
+    return "\n".join(lines + ([] if fits else ["", *advice(edit)]))
+
+
+def advice(edit: bool) -> list[str]:
+    """What can be turned where it does not fit."""
+    if edit:
+        return ["what helps: --frames (a shorter window), --size, more chips on the mesh's frames axis, --attention splash"]
+    return [
+        "what helps, cheapest first: --remat block; more of the mesh on fsdp; --accumulation (smaller micro-batches); more chips on frames;",
+        "--batch, --frames, --size; --loader.cached in the recipe; optim.optimizer adafactor; optim.trainable temporal with frozen_dtype bfloat16",
+    ]

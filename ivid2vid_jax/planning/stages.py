@@ -1,0 +1,149 @@
+"""The U-Net layer by layer: each distinct layer is compiled once, at its own shapes and shardings, and counted as often as it occurs.
+
+What is left out of the sum: joining skips, guidance, losses, the optimiser (counted by its bytes), and what the compiler gains across layers.
+"""
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
+from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample
+from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
+from ivid2vid_jax.models.transformer import SpatialTransformer
+from ivid2vid_jax.planning import collectives, flops
+from ivid2vid_jax.planning.programs import on_chip
+from ivid2vid_jax.training import params as names
+from ivid2vid_jax.training import sharding
+from ivid2vid_jax.weights.folder import abstract
+
+LAYERS = (ResnetBlock, SpatialTransformer, TemporalConvLayer, TemporalTransformer, Downsample, Upsample, TimestepMLP)
+ENDS = (nn.Conv, GroupNorm)  # where they stand by themselves: conv_in, conv_norm_out, conv_out
+
+
+@dataclasses.dataclass
+class Stage:
+    """A layer, as often as it occurs. args: shapes and dtypes of what it is called with; trained: whether its weights have gradients."""
+
+    module: nn.Module
+    path: str  # of the first one
+    args: tuple[jax.ShapeDtypeStruct, ...]
+    trained: bool
+    count: int = 0
+    method: str = "__call__"
+
+    @property
+    def key(self) -> str:
+        shapes = [(x.shape, str(x.dtype)) for x in self.args]
+        return f"{type(self.module).__name__}.{self.method} {fields(self.module)} {shapes} {self.trained}"
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one run on one chip. flops: operations, those of pallas kernels and their padding among them; moved: HBM bytes; sent: kind of collective ->
+    bytes; kept: bytes that wait for the backward pass; temporary: bytes while it runs; seconds: of compiling."""
+
+    flops: float
+    moved: float
+    sent: dict[str, int]
+    kept: int
+    temporary: int
+    seconds: float
+
+
+def fields(module: nn.Module) -> dict[str, Any]:
+    return {f.name: str(getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+
+
+def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attention_impl: str = "auto", dtype=jnp.bfloat16) -> list[Stage]:
+    """The distinct layers of one evaluation. x: abstract latents [B, T, h, w, C]; context: abstract text [B, K, D]; trained: patterns of
+    `optim.trainable`, none for sampling."""
+    shapes = names.flatten({"unet": abstract("unet", config)})
+    chosen = names.trainable(shapes, trained) if trained else set()
+    found: dict[str, Stage] = {}
+
+    def record(call, args, kwargs, at):
+        module = at.module
+        whole = isinstance(module, LAYERS) or (len(module.path) == 1 and isinstance(module, ENDS))
+        if at.method_name == "__call__" and whole:
+            path = "/".join(module.path)
+            learns = any(name.startswith(f"unet/{path}/") for name in chosen)
+            stage = Stage(module.clone(parent=None, name=None), path, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args), learns)
+            found.setdefault(stage.key, stage).count += 1
+        return call(*args, **kwargs)
+
+    net = InflatedUNet3D(config, attention_impl, dtype=dtype)
+    with nn.intercept_methods(record):
+        jax.eval_shape(net.init, jax.random.key(0), x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32), context)
+    return list(found.values())
+
+
+def compile_stage(stage: Stage, mesh: Mesh, mode: str) -> Cost:
+    """mode: "forward"; "train", forward and backward; "remat", forward, and forward and backward again from its input."""
+    master = jnp.float32 if mode != "forward" and stage.trained else jnp.bfloat16
+    shapes = jax.eval_shape(partial(stage.module.init, method=stage.method), jax.random.key(0), *stage.args)["params"]
+    params = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where), shapes, sharding.of_tree(shapes, mesh))
+    args = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x, mesh)) for x in stage.args)
+
+    def forward(params, *args):
+        return stage.module.apply({"params": params}, *args, method=stage.method)
+
+    def backward(params, gradient, *args):
+        inputs = (params, *args) if stage.trained else args
+        out, pull = jax.vjp(forward if stage.trained else lambda *args: forward(params, *args), *inputs)
+        return out, pull(gradient)
+
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        out = jax.eval_shape(forward, params, *args)
+        where_out = jax.tree.map(lambda x: place(x, mesh), out)
+        if mode == "forward":
+            programs = [measure(forward, (params, *args), where_out, mesh.size)]
+        else:
+            gradient = jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=where_out)
+            grads = tuple(x.sharding for x in args)
+            grads = (jax.tree.map(lambda x: x.sharding, params), *grads) if stage.trained else grads
+            programs = [measure(backward, (params, gradient, *args), (where_out, grads), mesh.size)]
+            if mode == "remat":
+                programs.append(measure(forward, (params, *args), where_out, mesh.size))
+        kept = on_chip(args[0]) if mode == "remat" else residuals(forward, params, args, mesh.size) if mode == "train" else 0
+    sent = sum((Counter(each.sent) for each in programs), Counter())
+    total = {name: sum(getattr(each, name) for each in programs) for name in ("flops", "moved")}
+    return Cost(**total, sent=dict(sent), kept=kept, temporary=max(each.temporary for each in programs), seconds=time.perf_counter() - begin)
+
+
+def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
+    """Compiles for the mesh's devices."""
+    lowered = jax.jit(function, out_shardings=where_out).lower(*args)
+    compiled = lowered.compile()
+    cost, kernels = compiled.cost_analysis() or {}, flops.count(function, *args)
+    operations = cost.get("flops", 0.0) + (kernels.splash + kernels.padding) / chips
+    moved = cost.get("bytes accessed", 0.0) + kernels.kernel_bytes / chips
+    return Cost(operations, moved, dict(collectives.sent(compiled.as_text(), chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
+
+
+def place(x, mesh: Mesh) -> NamedSharding:
+    """Clips by data and fsdp where they can be split, frames of [B, T, H, W, C] by frames, images [N, H, W, C] by all three."""
+    clips = ("data", "fsdp", "frames") if x.ndim == 4 else ("data", "fsdp")
+    ways = math.prod(mesh.shape[axis] for axis in clips)
+    frames = "frames" if x.ndim == 5 and x.shape[1] % mesh.shape["frames"] == 0 else None
+    return NamedSharding(mesh, P(clips if x.shape[0] % ways == 0 else None, frames) if x.ndim > 1 else P())
+
+
+def residuals(forward: Callable, params, args: tuple, chips: int) -> int:
+    """Bytes a chip keeps between forward and backward, parameters apart: activations are split over all chips, as the input is."""
+    own = {id(leaf) for leaf in jax.tree.leaves((params, args))}
+    pull = jax.eval_shape(lambda *inputs: jax.vjp(forward, *inputs)[1], params, *args)
+    sizes = {x.shape: x.dtype.itemsize for x in jax.tree.leaves(params)}
+    kept = [x for x in jax.tree.leaves(pull) if id(x) not in own and x.shape not in sizes]
+    return sum(x.size * x.dtype.itemsize for x in kept) // chips
