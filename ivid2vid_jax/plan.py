@@ -29,7 +29,7 @@ class PlanArgs:
     attention: str | None = None  # backend, see models/attention.py
     steps: int | None = None  # of the run; of the sampler with --edit
     efficiency: float = 0.4  # share of the bound that is reached, for chip-hours and cost
-    price: float | None = None  # dollars a chip-hour (default: the list price that planning/chips.py names)
+    price: float | None = None  # dollars a chip-hour, for the cost
     effort: float | None = None  # with --full: the compiler's, -1 to 1; lower compiles faster and worse
     output: Path | None = None  # also write the plan as JSON to this file
 

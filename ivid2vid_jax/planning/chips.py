@@ -1,8 +1,7 @@
 """TPU chips: what their maker publishes, and the compiler's view of a slice of them, which needs no TPU.
 
 Peaks: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, tables "key chip specifications". Interconnect: the published bandwidth per chip is
-of both directions together, so half of it leaves the chip. Prices: https://cloud.google.com/tpu/pricing, on demand, us-central1 or nearest, as
-remembered in 2025: give `--price` for yours.
+of both directions together, so half of it leaves the chip.
 """
 
 import contextlib
@@ -21,21 +20,20 @@ from ivid2vid_jax.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """flops: bfloat16, a second. hbm: bytes. bandwidth: HBM bytes a second. interconnect: bytes a second that leave the chip over all its links
-    together. price: dollars an hour. sides: dimensions of its torus."""
+    together. sides: dimensions of its torus."""
 
     flops: float
     hbm: int
     bandwidth: float
     interconnect: float
-    price: float
     sides: int
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 3.22, 3),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.20, 2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 4.20, 3),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 2.70, 2),
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 3),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 2),
 }
 HOST = {2: (2, 2, 1), 3: (2, 2, 1)}  # chips of the smallest host, by dimensions of the torus
 

@@ -149,9 +149,8 @@ def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int
     bound = times[slowest]
     lines += [f"  at least {bound:.4f} s a step; at most {amount / bound:.2f} {per_run} a second", ""]
     hours = steps * bound / efficiency * where.count / 3600
-    cost = (chip.price if price is None else price) * hours
-    what = "one edit" if edit else "the whole run"
-    lines += [f"{what}, {steps} steps at {efficiency:.0%} of that speed: {hours:.3g} chip-hours, {cost:.3g} dollars at {cost / hours:.2f} a chip-hour"]
+    cost = f"{price * hours:.3g} dollars at {price} a chip-hour" if price else "--price says what that costs (cloud.google.com/tpu/pricing)"
+    lines.append(f"{'one edit' if edit else 'the whole run'}, {steps} steps at {efficiency:.0%} of that speed: {hours:.3g} chip-hours; {cost}")
     return "\n".join(lines + ([] if fits else ["", *advice(edit)]))
 
 
