@@ -102,7 +102,7 @@ def test_devices_work_on_their_own_share():
     ("device", "lengths", "head_dim", "dtype", "chosen"),
     [
         ("cpu", (8, 8), 16, "float32", "pointwise"), ("cpu", (64, 77), 40, "float32", "xla"), ("cpu", (1024, 1024), 40, "float32", "chunked"),
-        ("tpu", (16, 16), 40, "bfloat16", "xla"), ("tpu", (65536, 77), 40, "bfloat16", "xla"), ("tpu", (4096, 8192), 40, "bfloat16", "splash"),
+        ("tpu", (16, 16), 40, "bfloat16", "pointwise"), ("tpu", (65536, 77), 40, "bfloat16", "xla"), ("tpu", (4096, 8192), 40, "bfloat16", "splash"),
         ("tpu", (4096, 4096), 512, "bfloat16", "chunked"), ("gpu", (4096, 4096), 40, "bfloat16", "cudnn"),
         ("gpu", (4096, 4096), 160, "bfloat16", "chunked"), ("gpu", (4096, 4096), 40, "float32", "chunked"), ("gpu", (16, 16), 40, "bfloat16", "xla"),
     ],

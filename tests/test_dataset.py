@@ -55,6 +55,23 @@ def built(tmp_path_factory):
 # ---- encoded clips ----
 
 
+@pytest.mark.parametrize(
+    "array", [np.float16([[1.5, -2]]), np.arange(5), np.zeros((2, 0, 3), np.uint8), np.ones((2, 2), bool), np.float32(3)], ids=lambda x: f"{x.dtype}{x.shape}"
+)
+def test_arrays_are_read_without_numpys_reader(array, monkeypatch):
+    """It parses Python, which fails now and then where many threads do it."""
+    data = dataset.to_npy(np.asarray(array))
+    monkeypatch.setattr(np, "load", None)
+    found = dataset.from_npy(data)
+    np.testing.assert_array_equal(found, array, strict=True)
+    assert found.flags.writeable
+
+
+def test_arrays_of_other_writers_are_read_too():
+    columns = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(dataset.from_npy(dataset.to_npy(columns)), columns)
+
+
 def test_npy_is_exact():
     clip = np.random.default_rng(0).integers(0, 256, (5, 17, 9, 3), np.uint8)
     data = encode_clip(clip, "npy")

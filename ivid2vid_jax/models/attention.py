@@ -46,7 +46,7 @@ def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
 def choose(q_BQHD, k_BKHD, device: str) -> str:
     """The backend for these shapes on a "cpu", "tpu" or "gpu" ("cuda", "rocm")."""
     (Q, _, D), K = q_BQHD.shape[1:], k_BKHD.shape[1]
-    if device == "cpu" and max(Q, K) <= SHORT:
+    if device in ("cpu", "tpu") and max(Q, K) <= SHORT:
         return "pointwise"
     if min(Q, K) < LONG:
         return "xla"
