@@ -1,6 +1,6 @@
 """Counts the arithmetic of a traced function: matrix products and convolutions, a multiply-add being two operations.
 
-The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula, bytes included. Padding around a
+The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula. Padding around a
 convolution's input is counted, the zeros that a dilation puts between its pixels are not.
 """
 
@@ -17,13 +17,12 @@ SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Operations of matrix products, convolutions and splash attention; those that go into splash's padding; bytes that its kernels move."""
+    """Operations of matrix products, convolutions and splash attention, and those that go into splash's padding."""
 
     dot: int = 0
     conv: int = 0
     splash: int = 0
     padding: int = 0
-    kernel_bytes: int = 0
 
     @property
     def useful(self) -> int:
@@ -88,5 +87,4 @@ def splash(eqn) -> Count:
     q, k = [x.aval for x in eqn.invars if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1][:2]
     *heads, Q, D = q.shape
     useful = products * 2 * math.prod(heads) * Q * k.shape[-2] * D
-    moved = sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in (*eqn.invars, *eqn.outvars))
-    return Count(splash=useful, padding=useful * (-D % LANES) // D, kernel_bytes=moved)
+    return Count(splash=useful, padding=useful * (-D % LANES) // D)

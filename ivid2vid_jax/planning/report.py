@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
-from ivid2vid_jax.planning import chips, collectives, flops
+from ivid2vid_jax.planning import chips, flops, hlo
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
 from ivid2vid_jax.training.config import TrainConfig
@@ -119,13 +119,13 @@ def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
         lowered = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).lower(*program.args)
         log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, mesh.devices.flat[0].device_kind)
         compiled = lowered.compile(compiler_options=options or None)
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    cost, memory, words = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}
     held |= {"outputs beside the arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes}
     return Plan(
         {k: v for k, v in held.items() if v}, cost.get("flops", 0.0) + (kernels.splash + kernels.padding) / mesh.size,
-        cost.get("bytes accessed", 0.0) + kernels.kernel_bytes / mesh.size, dict(collectives.sent(compiled.as_text(), mesh.size)), True,
+        hlo.moved(words), dict(hlo.sent(words, mesh.size)), True,
         time.perf_counter() - begin,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
-from ivid2vid_jax.planning import collectives, flops
+from ivid2vid_jax.planning import flops, hlo
 from ivid2vid_jax.planning.programs import on_chip
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
@@ -128,8 +128,8 @@ def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
     compiled = lowered.compile()
     cost, kernels = compiled.cost_analysis() or {}, flops.count(function, *args)
     operations = cost.get("flops", 0.0) + (kernels.splash + kernels.padding) / chips
-    moved = cost.get("bytes accessed", 0.0) + kernels.kernel_bytes / chips
-    return Cost(operations, moved, dict(collectives.sent(compiled.as_text(), chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
+    text = compiled.as_text()
+    return Cost(operations, hlo.moved(text), dict(hlo.sent(text, chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
 
 def place(x, mesh: Mesh) -> NamedSharding:

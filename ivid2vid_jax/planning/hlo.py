@@ -1,0 +1,105 @@
+"""Reads the compiler's text of a program: what it moves in a chip's main memory (HBM), and what the chips send each other.
+
+Arrays that the TPU compiler keeps in on-chip memory are marked S(1) there and are not counted; its own count of bytes
+(`cost_analysis`) has them in, and takes a slice's whole operand for the slice. An array counts with the padding of its tiles.
+"""
+
+import math
+import re
+from collections import Counter
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SILENT = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all", "partition-id", "replica-id", "iota")  # move nothing
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+
+ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(.*)$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def instructions(text: str):
+    """(name, result, operation, operands, rest, times) of everything that runs: the entry's instructions, and those of loops' bodies, as often as they
+    run. A loop whose number of trips the compiler does not know counts once."""
+    bodies, entry, current = {}, None, []
+    for line in text.splitlines():
+        if start := COMPUTATION.match(line):
+            current = bodies[start[1]] = []
+            entry = start[1] if line.startswith("ENTRY") else entry
+        elif found := INSTRUCTION.match(line):
+            current.append(found.groups())
+
+    def walk(name: str, times: int):
+        for instruction in bodies.get(name, ()):
+            yield *instruction, times
+            body = re.search(r"body=(%[\w.\-]+)", instruction[4]) if instruction[2] == "while" else None
+            if body:
+                trips = TRIPS.search(instruction[4])
+                yield from walk(body[1], times * int(trips[1] if trips else 1))
+
+    yield from walk(entry, 1)
+
+
+def moved(text: str) -> int:
+    """Bytes read from and written to HBM. A fusion that reads a part of an operand counts the whole of it."""
+    total, sizes = 0, {}
+    for name, result, operation, operands, rest, times in instructions(text):
+        sizes[name] = in_hbm(result)
+        if operation in SILENT or operation == "while" or operation.endswith("-done"):
+            continue
+        if operation.startswith("slice") or operation.startswith("dynamic-slice"):
+            size = sliced(result, rest)
+        elif operation.endswith("-start"):
+            size = sizes[name]  # of an asynchronous operation: its operands are among its results
+        else:
+            size = sizes[name] + sum(sizes.get(operand.strip().split(" ")[-1], 0) for operand in operands.split(","))
+        total += times * size
+    return total
+
+
+def sliced(result: str, rest: str) -> int:
+    """Of a slice: what it takes out, once where one of both sides is on the chip, else twice."""
+    arrays = ARRAY.findall(result)
+    out = arrays[1] if len(arrays) > 2 else arrays[0]  # started asynchronously: (operand, result, ...)
+    whole = [padded(*array) for array in (out, arrays[0])]
+    return min(whole) * sum("S(" not in array[3] for array in (out, arrays[0]))
+
+
+def in_hbm(result: str) -> int:
+    """Bytes of the arrays named in an instruction's result that lie in HBM."""
+    return sum(padded(*array) for array in ARRAY.findall(result) if "S(" not in array[3])
+
+
+def padded(dtype: str, sides: str, layout: str, tiles: str) -> int:
+    """Bytes of an array with the padding of its first tile: the two innermost dimensions are filled up, as {1,0:T(8,128)} says."""
+    dims = [int(side) for side in sides.split(",") if side]
+    tile = re.match(r"T\((\d+),(\d+)\)", tiles or "")
+    if tile and len(dims) > 1:
+        inner, outer = (int(axis) for axis in layout.split(",")[:2])
+        dims[inner], dims[outer] = (-(-dims[axis] // int(side)) * int(side) for axis, side in ((inner, tile[2]), (outer, tile[1])))
+    return math.prod(dims) * BYTES.get(dtype, 4)
+
+
+def sent(text: str, chips: int) -> Counter:
+    """Kind of collective -> bytes that each chip sends, as ring algorithms do it."""
+    total = Counter()
+    for _, result, operation, _, rest, times in instructions(text):
+        kind = operation.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        arrays = [math.prod(int(side) for side in sides.split(",") if side) * BYTES.get(dtype, 4) for dtype, sides, _, _ in ARRAY.findall(result)]
+        if operation.endswith("-start") and kind != "all-reduce":  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
+            arrays = [min(arrays) if kind == "reduce-scatter" else max(arrays)]
+        size = group_size(rest, chips)
+        share = (size - 1) / size
+        ring = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": size - 1, "all-to-all": share, "collective-permute": 1}[kind]
+        total[kind] += int(times * sum(arrays) * ring)
+    return total
+
+
+def group_size(rest: str, chips: int) -> int:
+    """Chips that take part in one collective: replica_groups={{0,1},{2,3}} or [groups,size]<=[...]; all of them where none are named."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(listed[1].split(","))
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
+    return int(counted[2]) if counted else chips

@@ -1,0 +1,158 @@
+"""Plans: what is counted against what is known; every layer is found; the command, with CPU devices in the place of TPU chips."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ivid2vid_jax import plan
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
+from ivid2vid_jax.models.attention import attention
+from ivid2vid_jax.planning import chips, flops, formula, hlo, programs, stages
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.weights.folder import abstract
+from tests.command import run_command
+
+Shape = jax.ShapeDtypeStruct
+SD15 = UNetConfig(in_channels=8, temporal=("conv", "attention"))
+
+
+def test_products_and_convolutions_are_counted_forward_and_backward():
+    x, k = Shape((2, 8, 8, 3), jnp.float32), Shape((3, 3, 3, 5), jnp.float32)
+
+    def conv(x, k, stride=1):
+        return jax.lax.conv_general_dilated(x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    once = 2 * (2 * 8 * 8) * 9 * 3 * 5
+    assert flops.count(conv, x, k) == flops.Count(conv=once)
+    for stride in (1, 2):
+        forward = once // stride**2
+        assert flops.count(jax.grad(lambda x, k: conv(x, k, stride).sum(), (0, 1)), x, k).conv == pytest.approx(3 * forward, rel=0.25)
+    a = Shape((4, 6), jnp.float32)
+    loop = lambda a: jax.lax.scan(lambda c, _: (c @ a.T @ a, None), a, None, length=7)[0]  # noqa: E731
+    assert flops.count(loop, a) == flops.Count(dot=7 * 2 * (2 * 4 * 6 * 4))
+    assert flops.count(jax.jit(jax.checkpoint(lambda a: jnp.sin(a @ a.T))), a).dot == 2 * 4 * 6 * 4
+
+
+def test_splash_attention_is_counted_by_its_formula():
+    q, k = Shape((2, 256, 4, 40), jnp.bfloat16), Shape((2, 512, 4, 40), jnp.bfloat16)
+    product = 2 * 2 * 4 * 256 * 512 * 40
+    forward = flops.count(lambda q, k: attention(q, k, k, "splash"), q, k)
+    assert forward.splash == 2 * product and forward.padding == pytest.approx(2 * product * 88 / 40, rel=1e-6)
+    both = flops.count(jax.grad(lambda q, k: attention(q, k, k, "splash").astype(jnp.float32).sum(), (0, 1)), q, k)
+    assert both.splash == (2 + 4 + 3) * product
+
+
+@pytest.mark.parametrize("config", [SD15, programs.SD15, dataclasses.replace(programs.SD21, in_channels=8, temporal=("conv", "attention"))], ids=["3D", "2D", "SD 2.1"])
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
+    net = InflatedUNet3D(config, impl, dtype=jnp.bfloat16)
+    args = Shape((2, 8, 32, 32, config.in_channels), jnp.float32), Shape((2,), jnp.int32), Shape((2, 77, config.cross_attention_dim), jnp.float32)
+    counted = flops.count(lambda p, *args: net.apply({"params": p}, *args), abstract("unet", config), *args)
+    assert counted.useful == pytest.approx(formula.unet_forward(config, 2, 8, 32, 32, 77), rel=0.05)
+
+
+def test_every_parameter_belongs_to_one_layer():
+    found = stages.stages(SD15, Shape((1, 16, 32, 32, 8), jnp.bfloat16), Shape((1, 77, 768), jnp.bfloat16), ("temporal",))
+    count = 0
+    for stage in found:
+        params = jax.eval_shape(stage.module.init, jax.random.key(0), *stage.args)["params"]
+        count += stage.count * sum(x.size for x in jax.tree.leaves(params))
+    assert count == sum(x.size for x in jax.tree.leaves(abstract("unet", SD15)))
+    assert {stage.path.split("/")[-1].split(".")[0] for stage in found if stage.trained} == {"transformer_in", "temp_convs", "temp_attentions"}
+
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %g = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %f = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%g), kind=kLoop, calls=%inner
+  ROOT %t = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%g, %f)
+}
+
+ENTRY %main (a: f32[100,40]) -> f32[100,40] {
+  %a = f32[100,40]{1,0:T(8,128)} parameter(0)
+  %b = f32[100,40]{1,0:T(8,128)S(1)} copy(%a)
+  %c = f32[100,40]{1,0:T(8,128)S(1)} fusion(%b), kind=kLoop, calls=%inner
+  %s = ((f32[100,40]{1,0:T(8,128)}), f32[8,40]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:40]}
+  %d = f32[8,40]{1,0:T(8,128)S(1)} slice-done(%s)
+  %w = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) while(%t0), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  %r = f32[100,40]{1,0:T(8,128)} all-reduce(%a), replica_groups=[4,2]<=[8], to_apply=%add
+  %x = (f32[25,40]{1,0:T(8,128)}, f32[100,40]{1,0:T(8,128)}) all-gather-start(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %o = f32[100,40]{1,0:T(8,128)} add(%a, %r)
+}
+"""
+
+
+def test_traffic_is_read_from_the_compilers_text():
+    """Arrays on the chip are free, tiles are padded, loops count their trips, slices what they take out."""
+    array = 104 * 128 * 4
+    copied, sliced, loop, reduced, added = array, 8 * 128 * 4, 10 * 2 * 8 * 128 * 2, 2 * array, 3 * array
+    gathered = 32 * 128 * 4 + array
+    assert hlo.moved(TEXT) == copied + sliced + loop + reduced + gathered + added
+    assert hlo.sent(TEXT, 8) == {"all-reduce": 2 * 16000 * 1 // 2, "all-gather": 16000 * 3 // 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("v5e", "v5e:4x4"), ("v9:2x2", "v4, v5e"), ("v5e:2x2x1", "2 sides, such as v5e:2x2"), ("v5p:2x2", "3 sides"), ("v5e:axb", "sides")],
+)
+def test_slices_that_are_none_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        chips.Slice(name)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch, tmp_path):
+    """CPU devices in the place of chips, the tiny recipe in that of the default."""
+    monkeypatch.setattr(chips.Slice, "devices", lambda self: jax.devices("cpu")[:1] * 1)
+    monkeypatch.setattr(chips, "cache_folder", lambda: tmp_path / "cache")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from tests.sharded_run import recipe\n\nconfig = recipe('unused')\n")
+    return recipe
+
+
+def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
+    """Layer by layer and whole: the memory of parameters is the same, arithmetic and traffic are near; the second time nothing is compiled."""
+    words = ["--config", on_cpu, "--topology", "v5e:1x1", "--price", "2", "--output", tmp_path / "plan.json"]
+    code, err, out = run_command(capsys, plan.PlanArgs, plan.run, *words)
+    assert code == 0, err
+    assert "UNPROVEN" in out and "fits" in out and "at least" in out and "chip-hours;" in out and "dollars at 2.0" in out
+    layers = json.loads((tmp_path / "plan.json").read_text())["plan"]
+    assert layers["held"]["parameters"] * 2 == pytest.approx(layers["held"]["optimiser"], rel=0.01) and layers["flops"] > 0
+    again = run_command(capsys, plan.PlanArgs, plan.run, *words)
+    assert again[0] == 0 and json.loads((tmp_path / "plan.json").read_text())["plan"]["seconds"] < 2
+    code, err, out = run_command(capsys, plan.PlanArgs, plan.run, *words, "--full")
+    whole = json.loads((tmp_path / "plan.json").read_text())["plan"]
+    assert code == 0 and "UNPROVEN" not in out and "by the compiled program" in out
+    assert whole["held"]["parameters"] == layers["held"]["parameters"] and math.isclose(whole["flops"], layers["flops"], rel_tol=0.3)
+
+
+def test_the_plan_of_a_sampling_step(on_cpu, capsys):
+    code, err, out = run_command(capsys, plan.PlanArgs, plan.run, "--config", on_cpu, "--topology", "v5e:1x1", "--edit", "--mesh", "frames=1")
+    assert code == 0 and "sampling step" in out and "one edit, " in out and "optimiser" not in out, err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mesh", "rows=2"], "--mesh rows=2"), (["--efficiency", "2"], "--efficiency 2.0"), (["--topology", "v5e"], "--topology v5e"),
+        (["--remat", "some"], "remat"), (["--size", "65"], "size 65"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name(on_cpu, capsys, words, message):
+    code, err, _ = run_command(capsys, plan.PlanArgs, plan.run, "--config", on_cpu, *words)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_known_models_need_no_files():
+    config = dataclasses.replace(TrainConfig(), model="timbrooks/instruct-pix2pix")
+    folder = programs.folder_of(config)
+    assert folder.unet.in_channels == 8 and folder.unet.temporal == ("conv", "attention")
+    assert sum(np.prod(x.shape) for x in jax.tree.leaves(abstract("vae", folder.vae))) == 83653863  # Stable Diffusion's autoencoder
