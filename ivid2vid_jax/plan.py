@@ -25,7 +25,7 @@ class PlanArgs:
     frames: int | None = None  # frames of a clip
     batch: int | None = None  # clips of an optimiser step
     accumulation: int | None = None  # micro-batches of an optimiser step
-    remat: str | None = None  # none or block
+    remat: str | None = None  # none, products or block
     attention: str | None = None  # backend, see models/attention.py
     steps: int | None = None  # of the run; of the sampler with --edit
     efficiency: float = 0.4  # share of the bound that is reached, for chip-hours and cost

@@ -132,9 +132,27 @@ def test_remat_changes_nothing(inflated):
         net = InflatedUNet3D(target, remat=remat)
         return jax.jit(jax.value_and_grad(lambda p: jnp.square(net.apply({"params": p}, x, jnp.array([50.0]), context)).mean()))(params)
 
-    (loss, plain), (loss_remat, recomputed) = gradient("none"), gradient("block")
-    assert float(loss) == pytest.approx(float(loss_remat), rel=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, recomputed)
+    loss, plain = gradient("none")
+    for name in ("products", "block"):
+        loss_remat, recomputed = gradient(name)
+        assert float(loss) == pytest.approx(float(loss_remat), rel=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, recomputed)
+
+
+def test_remat_keeps_less(inflated):
+    """Bytes that wait for the backward pass, weights apart."""
+    _, _, target, params = inflated
+    x, context = inputs(target, B=1)
+
+    def kept(remat):
+        net = InflatedUNet3D(target, remat=remat)
+        pull = jax.eval_shape(lambda p: jax.vjp(lambda p: net.apply({"params": p}, x, jnp.array([50.0]), context), p)[1], params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull)) - sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    none, products, block = map(kept, ("none", "products", "block"))
+    assert block < 0.5 * products < 0.5 * 0.8 * none
+    with pytest.raises(ValueError, match="'some' is unknown; choose none, products, block"):
+        kept("some")
 
 
 def test_bfloat16_stays_close(inflated):

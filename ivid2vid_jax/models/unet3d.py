@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json, known_default
 from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, precise, timestep_embedding
+from ivid2vid_jax.models.remat import recomputed
 from ivid2vid_jax.models.temporal import SLOTS
 from ivid2vid_jax.models.transformer import SpatialTransformer
 
@@ -117,7 +118,7 @@ class UNetConfig:
 class InflatedUNet3D(nn.Module):
     """Predicts the noise (or v) of a clip's latents.
 
-    `remat`: "none", or "block": each resnet, transformer and temporal layer is recomputed in the backward pass.
+    `remat`: what each resnet, transformer and temporal layer keeps for the backward pass, see models/remat.py.
     `train`: `config.temporal_dropout` acts, with the "dropout" stream of `apply`.
     """
 
@@ -220,9 +221,7 @@ class Layers:
     dtype: Any
 
     def module(self, cls):
-        if self.remat not in ("none", "block"):
-            raise ValueError(f"remat={self.remat!r} is unknown; choose none or block")
-        return nn.remat(cls) if self.remat == "block" else cls
+        return recomputed(cls, self.remat)
 
     def resnet(self, i, x, temb):
         cfg = self.config

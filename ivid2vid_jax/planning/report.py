@@ -52,8 +52,8 @@ def by_layers(config: TrainConfig, folder: Folder, mesh, program: Program, edit:
     wanted = all_stages(config, folder, edit, accumulation)
     total, sent, kept, widest = Counter(), Counter(), 0, 0
     begin = time.perf_counter()
-    for number, (stage, mode) in enumerate(wanted, 1):
-        cost = cached(stage, mesh, mode, cache)
+    for number, (stage, remat) in enumerate(wanted, 1):
+        cost = cached(stage, mesh, remat, cache)
         times = stage.count * accumulation
         for name in ("flops", "moved"):
             total[name] += times * getattr(cost, name)
@@ -67,33 +67,32 @@ def by_layers(config: TrainConfig, folder: Folder, mesh, program: Program, edit:
     return Plan({k: v for k, v in held.items() if v}, total["flops"], moved, dict(sent), False, time.perf_counter() - begin)
 
 
-def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: int) -> list[tuple[layers.Stage, str]]:
-    """The U-Net's layers, and the frozen nets that run in a training step, each with the mode in which it runs."""
+def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: int) -> list[tuple[layers.Stage, str | None]]:
+    """The U-Net's layers, and the frozen nets that run in a training step, each with what it keeps for its backward pass, None where it has none."""
     T, size, f = config.loader.frames, config.loader.size, folder.vae.downscale
     B = 3 if edit else config.loader.batch // accumulation
     shape = jax.ShapeDtypeStruct
     latents = shape((B, T, size // f, size // f, folder.unet.in_channels), jnp.bfloat16)
     text = shape((B, folder.text_length, folder.text_encoder.hidden_size), jnp.bfloat16)
-    mode = "forward" if edit else "remat" if config.optim.remat == "block" else "train"
     found = layers.stages(folder.unet, latents, text, () if edit else config.optim.trainable, config.optim.attention)
-    out = [(stage, mode) for stage in found]
+    out = [(stage, None if edit else config.optim.remat) for stage in found]
     if not edit and not config.loader.cached:
         pixels = shape((2 * B * T, size, size, 3), jnp.bfloat16)
-        out.append((layers.Stage(AutoencoderKL(folder.vae, jnp.bfloat16), "autoencoder", (pixels,), False, 1, "encode"), "forward"))
+        out.append((layers.Stage(AutoencoderKL(folder.vae, jnp.bfloat16), "autoencoder", (pixels,), False, 1, "encode"), None))
         tokens = shape((B + 1, folder.text_length), jnp.int32)
-        out.append((layers.Stage(CLIPTextModel(folder.text_encoder, jnp.bfloat16), "text encoder", (tokens,), False, 1), "forward"))
+        out.append((layers.Stage(CLIPTextModel(folder.text_encoder, jnp.bfloat16), "text encoder", (tokens,), False, 1), None))
     return out
 
 
-def cached(stage: layers.Stage, mesh, mode: str, cache: Path | None) -> layers.Cost:
+def cached(stage: layers.Stage, mesh, remat: str | None, cache: Path | None) -> layers.Cost:
     """The layer's cost, from the cache where this compiler has told it before."""
     kind = mesh.devices.flat[0].device_kind
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")] + [mesh.devices.flat[0].client.platform_version]
-    mark = hashlib.sha256(json.dumps([stage.key, mode, kind, dict(mesh.shape), versions, source_mark()]).encode()).hexdigest()[:24]
+    mark = hashlib.sha256(json.dumps([stage.key, remat, kind, dict(mesh.shape), versions, source_mark()]).encode()).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
         return layers.Cost(**json.loads(file.read_text()))
-    cost = layers.compile_stage(stage, mesh, mode)
+    cost = layers.compile_stage(stage, mesh, remat)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".tmp")

@@ -6,7 +6,6 @@ What is left out of the sum: joining skips, guidance, losses, the optimiser (cou
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,10 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample
+from ivid2vid_jax.models.remat import POLICIES
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
 from ivid2vid_jax.planning import flops, hlo
-from ivid2vid_jax.planning.programs import on_chip
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.weights.folder import abstract
@@ -88,9 +87,9 @@ def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attent
     return list(found.values())
 
 
-def compile_stage(stage: Stage, mesh: Mesh, mode: str) -> Cost:
-    """mode: "forward"; "train", forward and backward; "remat", forward, and forward and backward again from its input."""
-    master = jnp.float32 if mode != "forward" and stage.trained else jnp.bfloat16
+def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
+    """remat: what the layer keeps for its backward pass, see models/remat.py; None for the forward pass alone."""
+    master = jnp.float32 if remat and stage.trained else jnp.bfloat16
     shapes = jax.eval_shape(partial(stage.module.init, method=stage.method), jax.random.key(0), *stage.args)["params"]
     params = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where), shapes, sharding.of_tree(shapes, mesh))
     args = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x, mesh)) for x in stage.args)
@@ -98,28 +97,27 @@ def compile_stage(stage: Stage, mesh: Mesh, mode: str) -> Cost:
     def forward(params, *args):
         return stage.module.apply({"params": params}, *args, method=stage.method)
 
-    def backward(params, gradient, *args):
+    if remat:
+        forward = forward if remat == "none" else jax.checkpoint(forward, policy=POLICIES[remat])
+
+    def both(params, gradient, *args):
         inputs = (params, *args) if stage.trained else args
-        out, pull = jax.vjp(forward if stage.trained else lambda *args: forward(params, *args), *inputs)
+        out, pull = jax.vjp(forward if stage.trained else partial(forward, params), *inputs)
         return out, pull(gradient)
 
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
         out = jax.eval_shape(forward, params, *args)
         where_out = jax.tree.map(lambda x: place(x, mesh), out)
-        if mode == "forward":
-            programs = [measure(forward, (params, *args), where_out, mesh.size)]
+        if remat is None:
+            cost = measure(forward, (params, *args), where_out, mesh.size)
         else:
             gradient = jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=where_out)
-            grads = tuple(x.sharding for x in args)
-            grads = (jax.tree.map(lambda x: x.sharding, params), *grads) if stage.trained else grads
-            programs = [measure(backward, (params, gradient, *args), (where_out, grads), mesh.size)]
-            if mode == "remat":
-                programs.append(measure(forward, (params, *args), where_out, mesh.size))
-        kept = on_chip(args[0]) if mode == "remat" else residuals(forward, params, args, mesh.size) if mode == "train" else 0
-    sent = sum((Counter(each.sent) for each in programs), Counter())
-    total = {name: sum(getattr(each, name) for each in programs) for name in ("flops", "moved")}
-    return Cost(**total, sent=dict(sent), kept=kept, temporary=max(each.temporary for each in programs), seconds=time.perf_counter() - begin)
+            where_in = jax.tree.map(lambda x: x.sharding, (params, *args) if stage.trained else args)
+            cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh.size)
+            cost.kept = residuals(forward, params, args, mesh.size)
+    cost.seconds = time.perf_counter() - begin
+    return cost
 
 
 def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
@@ -141,9 +139,7 @@ def place(x, mesh: Mesh) -> NamedSharding:
 
 
 def residuals(forward: Callable, params, args: tuple, chips: int) -> int:
-    """Bytes a chip keeps between forward and backward, parameters apart: activations are split over all chips, as the input is."""
-    own = {id(leaf) for leaf in jax.tree.leaves((params, args))}
+    """Bytes a chip keeps between forward and backward, weights apart: activations are split over all chips, as the input is."""
     pull = jax.eval_shape(lambda *inputs: jax.vjp(forward, *inputs)[1], params, *args)
-    sizes = {x.shape: x.dtype.itemsize for x in jax.tree.leaves(params)}
-    kept = [x for x in jax.tree.leaves(pull) if id(x) not in own and x.shape not in sizes]
-    return sum(x.size * x.dtype.itemsize for x in kept) // chips
+    weights = {x.shape for x in jax.tree.leaves(params)}
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull) if x.shape not in weights) // chips

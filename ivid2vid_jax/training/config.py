@@ -68,7 +68,7 @@ class OptimConfig:
     trainable: tuple[str, ...] = ("unet",)  # unet, temporal, attention, text_encoder, vae, clip, or regular expressions on parameter names
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the arithmetic; auto: bfloat16 on TPU and GPU, float32 on CPU
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # frozen weights are kept in; auto = dtype
-    remat: Literal["none", "block"] = "none"  # block: layers are recomputed in the backward pass; less memory, a third more time
+    remat: Literal["none", "products", "block"] = "none"  # what layers keep for the backward pass: all, products of weights, their input alone
     attention: str = "auto"  # implementation, see models/attention.py
 
 
