@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivid2vid_jax.models.mesh import alone, fold
+
 
 def precise(dtype):
     """The type that statistics, softmaxes and outputs are kept in: float32, or float64 where the arithmetic is (in tests)."""
@@ -25,9 +27,9 @@ def platform() -> str:
 
 
 def matmul(x, kernel):
-    """x [..., K] @ kernel [K, M] -> [..., M]. On CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
+    """x [..., K] @ kernel [K, M] -> [..., M]. On one CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
     is then 6 times faster in XLA. (Elsewhere they stay apart, so that a split axis need not move.)"""
-    if platform() == "cpu":
+    if platform() == "cpu" and alone():
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     return x @ kernel
 
@@ -36,6 +38,16 @@ class Dense(nn.Dense):
     """flax's dense layer through `matmul`."""
 
     dot_general: Any = lambda x, kernel, dimension_numbers, precision=None: matmul(x, kernel)
+
+
+class Conv(nn.Conv):
+    """flax's convolution of [N, H, W, C], or of a clip [B, T, H, W, C] frame by frame."""
+
+    def __call__(self, x):
+        if x.ndim != 5:
+            return super().__call__(x)
+        rows, unfold = fold(x)
+        return unfold(super().__call__(rows))
 
 
 class GroupNorm(nn.Module):
@@ -57,16 +69,22 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{C} channels cannot be split into {self.groups} groups; change norm_num_groups")
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
-        lead, channel = x.shape[: -self.pool], (1,) * (x.ndim - 1) + (C,)
-        h = x.astype(precise(self.dtype)).reshape(*lead, math.prod(x.shape[-self.pool : -1]), C)
+        lead, h = x.shape[: -self.pool], x.astype(precise(self.dtype))
+        if alone():  # one axis of positions: up to a fifth faster on CPU
+            h = h.reshape(*lead, -1, C)
+        positions = tuple(range(len(lead), h.ndim - 1))
+
+        def over_all(row):  # [C] or [*lead, C] to h's rank
+            return row.reshape(*row.shape[:-1], *(1,) * (h.ndim - row.ndim), C)
 
         def group_mean(h):  # over positions first, then over the group's channels: twice as fast on CPU as over both
-            mean = h.mean(-2).reshape(*lead, self.groups, C // self.groups).mean(-1)
-            return jnp.repeat(mean, C // self.groups, axis=-1)[..., None, :]
+            mean = h.mean(positions)
+            mean = mean.reshape(*mean.shape[:-1], self.groups, C // self.groups).mean(-1)
+            return over_all(jnp.repeat(mean, C // self.groups, axis=-1))
 
         mean = group_mean(h)
-        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * scale.astype(h.dtype).reshape(channel[-h.ndim :])
-        offset = bias.astype(h.dtype).reshape(channel[-h.ndim :]) - mean * factor
+        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * over_all(scale.astype(h.dtype))
+        offset = over_all(bias.astype(h.dtype)) - mean * factor
         factor, offset = jax.lax.optimization_barrier((factor, offset))  # else XLA computes them anew at every pixel
         return (h * factor + offset).reshape(x.shape).astype(self.dtype)
 
@@ -117,13 +135,13 @@ class ResnetBlock(nn.Module):
         def norm(name, h):
             return nn.silu(GroupNorm(self.groups, self.eps, self.pool, self.dtype, name=name)(h))
 
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm("norm1", x))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm("norm1", x))
         if temb is not None:
             shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
             h = h + shift.reshape(shift.shape[0], *(1,) * (h.ndim - 2), shift.shape[-1])
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(norm("norm2", h))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(norm("norm2", h))
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+            x = Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
         return x + h
 
 
@@ -140,7 +158,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         pad = [(1, 1)] * 2 if self.padding else [(0, 1)] * 2
-        return nn.Conv(self.features, (3, 3), strides=(2, 2), padding=pad, dtype=self.dtype, name="conv")(x)
+        return Conv(self.features, (3, 3), strides=(2, 2), padding=pad, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -153,4 +171,4 @@ class Upsample(nn.Module):
     def __call__(self, x):
         *lead, H, W, C = x.shape
         x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, H, 2, W, 2, C)).reshape(*lead, 2 * H, 2 * W, C)
-        return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv")(x)
+        return Conv(self.features, (3, 3), dtype=self.dtype, name="conv")(x)

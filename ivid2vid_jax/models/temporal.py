@@ -7,9 +7,9 @@ transformer). All kinds start with a zero output projection (weight and bias), s
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange
 
 from ivid2vid_jax.models.layers import Dense, GroupNorm, matmul
+from ivid2vid_jax.models.mesh import fold_positions, over_frames, over_positions
 from ivid2vid_jax.models.transformer import TransformerBlock
 
 ZERO = dict(kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
@@ -29,15 +29,15 @@ class TemporalConvLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        B, T, H, W, C = x.shape
-        h = x
+        C = x.shape[-1]
+        h = x = over_positions(x)
         for step in (1, 2, 3, 4):
             h = nn.silu(GroupNorm(self.groups, 1e-5, 4, self.dtype, name=f"conv{step}.0")(h))
             if step > 1 and self.dropout:
                 h = nn.Dropout(self.dropout, deterministic=False)(h)
             init = ZERO if step == 4 else {}
             h = TimeConv(C, self.dtype, name=f"conv{step}.{2 if step == 1 else 3}", **init)(h)
-        return x + h
+        return over_frames(x + h)
 
 
 class TimeConv(nn.Module):
@@ -73,14 +73,12 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        B, _, H, W, C = x.shape
-        inner = self.heads * self.head_dim
+        x, C, inner = over_positions(x), x.shape[-1], self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, 4, self.dtype, name="norm")(x)
         h = Dense(inner, dtype=self.dtype, name="proj_in")(h)
-        h = rearrange(h, "B T H W C -> (B H W) 1 T C")
-        h = TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, name="transformer_blocks.0")(h)
-        h = rearrange(h, "(B H W) 1 T C -> B T H W C", B=B, H=H, W=W)
-        return x + Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)
+        h, unfold = fold_positions(h)
+        h = unfold(TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, name="transformer_blocks.0")(h[:, None])[:, 0])
+        return over_frames(x + Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h))
 
 
 def temporal_convolution(config, heads, head_dim, dtype, name, wrap=lambda module: module):

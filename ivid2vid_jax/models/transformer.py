@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
-from ivid2vid_jax.models.layers import Dense, GroupNorm, gelu, matmul
+from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul
+from ivid2vid_jax.models.mesh import fold
 
 
 def layer_norm(name, dtype):
@@ -71,10 +72,11 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x, context=None):
         attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=x.shape[-1], impl=self.impl, dtype=self.dtype)
-        frames = rearrange(layer_norm("norm1", self.dtype)(x), "B T L C -> (B T) L C")
-        x = x + Attention(**attend, name="attn1")(frames).reshape(x.shape)
-        h = rearrange(layer_norm("norm2", self.dtype)(x), "B T L C -> (B T) L C" if context is None else "B T L C -> B (T L) C")
-        x = x + Attention(**attend, name="attn2")(h, context).reshape(x.shape)
+        frames, unfold = fold(layer_norm("norm1", self.dtype)(x))
+        x = x + unfold(Attention(**attend, name="attn1")(frames))
+        h = layer_norm("norm2", self.dtype)(x)
+        h, unfold = fold(h) if context is None else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
+        x = x + unfold(Attention(**attend, name="attn2")(h, context))
         return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
 
 
@@ -95,7 +97,7 @@ class SpatialTransformer(nn.Module):
     def project(self, features, name):
         if self.linear_projection:
             return Dense(features, dtype=self.dtype, name=name)
-        return nn.Conv(features, (1, 1), dtype=self.dtype, name=name)
+        return Conv(features, (1, 1), dtype=self.dtype, name=name)
 
     @nn.compact
     def __call__(self, x, context):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, precise, timestep_embedding
+from ivid2vid_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, precise, timestep_embedding
 from ivid2vid_jax.models.remat import recomputed
 from ivid2vid_jax.models.temporal import SLOTS
 from ivid2vid_jax.models.transformer import SpatialTransformer
@@ -144,7 +144,7 @@ class InflatedUNet3D(nn.Module):
         temb = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift, precise(self.dtype))
         temb = TimestepMLP(4 * cfg.block_out_channels[0], self.dtype, name="time_embedding")(temb)
 
-        x = nn.Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        x = Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for kind in cfg.temporal:
             if "input" in SLOTS[kind]:
                 name, build = SLOTS[kind]["input"]
@@ -161,7 +161,7 @@ class InflatedUNet3D(nn.Module):
             x, _ = block(x, temb, context, skips=skips, resample="up" if level > 0 else None)
 
         x = nn.silu(GroupNorm(cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name="conv_norm_out")(x))
-        return nn.Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(precise(self.dtype))
+        return Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(precise(self.dtype))
 
 
 class Level(nn.Module):

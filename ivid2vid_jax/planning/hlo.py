@@ -18,9 +18,9 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
-def instructions(text: str):
+def instructions(text: str, calls: bool = False):
     """(name, result, operation, operands, rest, times) of everything that runs: the entry's instructions, and those of loops' bodies, as often as they
-    run. A loop whose number of trips the compiler does not know counts once."""
+    run; calls: those inside fusions and other calls too. A loop whose number of trips the compiler does not know counts once."""
     bodies, entry, current = {}, None, []
     for line in text.splitlines():
         if start := COMPUTATION.match(line):
@@ -32,10 +32,10 @@ def instructions(text: str):
     def walk(name: str, times: int):
         for instruction in bodies.get(name, ()):
             yield *instruction, times
-            body = re.search(r"body=(%[\w.\-]+)", instruction[4]) if instruction[2] == "while" else None
-            if body:
-                trips = TRIPS.search(instruction[4])
-                yield from walk(body[1], times * int(trips[1] if trips else 1))
+            loop = instruction[2] == "while"
+            trips = TRIPS.search(instruction[4]) if loop else None
+            if inner := re.search(r"body=(%[\w.\-]+)" if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""):
+                yield from walk(inner[1], times * int(trips[1] if trips else 1))
 
     yield from walk(entry, 1)
 
@@ -81,14 +81,19 @@ def padded(dtype: str, sides: str, layout: str, tiles: str) -> int:
 
 
 def sent(text: str, chips: int) -> Counter:
-    """Kind of collective -> bytes that each chip sends, as ring algorithms do it."""
-    total = Counter()
-    for _, result, operation, _, rest, times in instructions(text):
-        kind = operation.removesuffix("-start")
-        if kind not in COLLECTIVES:
+    """Kind of collective -> bytes that each chip sends, as ring algorithms do it.
+
+    The TPU compiler cuts a collective that runs beside other work into pieces, in computations of their own: all of one channel are one.
+    """
+    total, seen = Counter(), set()
+    for name, result, operation, _, rest, times in instructions(text, calls=True):
+        kind, started = operation.removesuffix("-start"), operation.endswith("-start")
+        channel = re.search(r"channel_id=(\d+)", rest)
+        if kind not in COLLECTIVES or (channel and channel[1] in seen):
             continue
+        seen.add(channel and channel[1])
         arrays = [math.prod(int(side) for side in sides.split(",") if side) * BYTES.get(dtype, 4) for dtype, sides, _, _ in ARRAY.findall(result)]
-        if operation.endswith("-start") and kind != "all-reduce":  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
+        if started and kind != "all-reduce":  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
             arrays = [min(arrays) if kind == "reduce-scatter" else max(arrays)]
         size = group_size(rest, chips)
         share = (size - 1) / size
@@ -98,8 +103,12 @@ def sent(text: str, chips: int) -> Counter:
 
 
 def group_size(rest: str, chips: int) -> int:
-    """Chips that take part in one collective: replica_groups={{0,1},{2,3}} or [groups,size]<=[...]; all of them where none are named."""
+    """Chips that take part in one collective, of replica_groups={{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=1,'b'=4] {'b'}; all of them where none
+    are named."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
+        return math.prod(int(sizes[axis.strip()]) for axis in named[2].split(","))
     counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
     return int(counted[2]) if counted else chips

@@ -70,12 +70,14 @@ def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attent
     shapes = names.flatten({"unet": abstract("unet", config)})
     chosen = names.trainable(shapes, trained) if trained else set()
     found: dict[str, Stage] = {}
+    seen = set()
 
     def record(call, args, kwargs, at):
         module = at.module
         whole = isinstance(module, LAYERS) or (len(module.path) == 1 and isinstance(module, ENDS))
-        if at.method_name == "__call__" and whole:
-            path = "/".join(module.path)
+        path = "/".join(module.path)
+        if at.method_name == "__call__" and whole and path not in seen:  # a subclass's call calls its parent's
+            seen.add(path)
             learns = any(name.startswith(f"unet/{path}/") for name in chosen)
             stage = Stage(module.clone(parent=None, name=None), path, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args), learns)
             found.setdefault(stage.key, stage).count += 1
