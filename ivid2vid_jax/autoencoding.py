@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax import runtime
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
+from ivid2vid_jax.spread import FRAMES, Spread
 
 CHUNK_PIXELS = 2**20  # pixels that go through the autoencoder at once: 16 frames of 256x256
 TILE = 512  # pixels a side of one tile
@@ -18,9 +18,10 @@ OVERLAP = 128  # pixels shared by neighbouring tiles, blended linearly
 
 
 class FrameCodec:
-    """Encodes and decodes streams of frames, in chunks of at most five sizes, so few programs serve every length."""
+    """Encodes and decodes streams of frames, in chunks of at most five sizes, so few programs serve every length; spread: over these devices."""
 
-    def __init__(self, config: AutoencoderConfig, dtype: Any):
+    def __init__(self, config: AutoencoderConfig, dtype: Any, spread: Spread | None = None):
+        self.spread = spread or Spread(1)
         vae = AutoencoderKL(config, dtype)
         self.downscale = config.downscale
 
@@ -32,7 +33,7 @@ class FrameCodec:
             pixels = vae.apply({"params": params}, latents, method=vae.decode)
             return jnp.clip((pixels + 1.0) * 127.5, 0.0, 255.0)
 
-        self._encode, self._decode = runtime.jit(encode), runtime.jit(decode)
+        self._encode, self._decode = self.spread.jit(encode), self.spread.jit(decode)
 
     def encode(self, params: Any, frames: Iterable[np.ndarray]) -> np.ndarray:
         """Posterior modes [T, H/f, W/f, C] float32, unscaled, of frames [H, W, 3] uint8, all of one size."""
@@ -55,11 +56,11 @@ class FrameCodec:
         f = self.downscale
         h, w = chunk.shape[1] // cells_in, chunk.shape[2] // cells_in
         if h * w * f**2 <= TILED_ABOVE:
-            return jax.device_get(run(jax.device_put(chunk)))
+            return jax.device_get(run(self.spread.put(chunk, FRAMES)))
         out = total = 0.0
         for y in spans(h, TILE // f, OVERLAP // f):
             for x in spans(w, TILE // f, OVERLAP // f):
-                part = jax.device_get(run(jax.device_put(chunk[:, scaled(y, cells_in), scaled(x, cells_in)])))
+                part = jax.device_get(run(self.spread.put(chunk[:, scaled(y, cells_in), scaled(x, cells_in)], FRAMES)))
                 if isinstance(out, float):
                     out = np.zeros((len(chunk), h * cells_out, w * cells_out, part.shape[-1]), np.float32)
                     total = np.zeros((1, *out.shape[1:3], 1), np.float32)

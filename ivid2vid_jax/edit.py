@@ -35,6 +35,10 @@ class EditArgs:
     end: float | None = None  # seconds; edit up to here
     eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
+    guide_from: float | None = None  # guidance acts on the steps from this share of them on,
+    guide_to: float | None = None  # and before this one; the other steps take a third of the time
+    devices: int | None = None  # how many share the work: a clip's frames, a long clip's windows (default: all)
+    profile: Path | None = None  # folder for a trace of the sampling, for TensorBoard or xprof
     dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
     variant: str | None = None  # "fp16" picks a model's fp16 files
     compare: bool = False  # also write a side-by-side clip and a contact sheet
@@ -60,9 +64,9 @@ def run(args: EditArgs) -> None:
     if is_still(args.output) and not clip.has_one_frame():
         raise UserError(f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name")
 
-    from ivid2vid_jax import pipeline  # after the checks: importing JAX takes a second
+    from ivid2vid_jax import pipeline, runtime  # after the checks: importing JAX takes a second
 
-    pipe = pipeline.load(args.model, args.dtype, args.variant)
+    pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
     settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
     fit = Fit.plan((clip.height, clip.width), settings.size, pipe.factor)
 
@@ -74,7 +78,7 @@ def run(args: EditArgs) -> None:
                 times.append(frame.time)
                 yield frame.pixels
 
-    with Progress("sampling") as progress:
+    with Progress("sampling") as progress, runtime.profiled(args.profile):
         edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)
     rate = clip.fps or clip.rate
     sound = clip if args.output.suffix.lower() in CONTAINERS else None

@@ -36,6 +36,8 @@ class EvaluateArgs:
     text_scale: float | None = None
     video_scale: float | None = None
     sampler: str | None = None
+    guide_from: float | None = None  # guidance acts on the steps from this share of them on,
+    guide_to: float | None = None  # and before this one
     seed: int = 0  # of the sampling
     dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto
 

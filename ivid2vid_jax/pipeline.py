@@ -18,12 +18,13 @@ import numpy as np
 from ivid2vid_jax import runtime
 from ivid2vid_jax.autoencoding import FrameCodec
 from ivid2vid_jax.diffusion.denoiser import denoiser
-from ivid2vid_jax.diffusion.guidance import branches
+from ivid2vid_jax.diffusion.guidance import Branch, branches
 from ivid2vid_jax.diffusion.samplers import CLASSES, SAMPLERS, sampler
 from ivid2vid_jax.diffusion.sampling import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.models import CLIPTextModel
+from ivid2vid_jax.spread import Spread
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import Fit
 from ivid2vid_jax.weights import hub
@@ -46,6 +47,8 @@ class EditSettings:
     negative: str = ""  # in the place of the empty instruction
     eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
+    guide_from: float | None = None  # guidance acts on the steps from this share of them on, 0,
+    guide_to: float | None = None  # and before this one, 1; the others evaluate the conditioned branch alone, a third of the work
 
     @classmethod
     def of(cls, args: Any) -> "EditSettings":
@@ -54,7 +57,7 @@ class EditSettings:
 
     def resolved(self, folder: Folder) -> "EditSettings":
         """Every None filled in. Raises UserError that names a value out of its range."""
-        defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames)
+        defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames, guide_from=0.0, guide_to=1.0)
         defaults["sampler"] = CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
         defaults["size"] = (folder.unet.sample_size or 64) * folder.vae.downscale
         defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
@@ -65,7 +68,7 @@ class EditSettings:
     def check(self) -> None:
         for name, low, high in (
             ("steps", 1, 1000), ("size", 1, 8192), ("frames", 1, 1024), ("seed", 0, 2**32 - 1), ("eta", 0, 1), ("rescale", 0, 1),
-            ("text_scale", 0, 1000), ("video_scale", 0, 1000),
+            ("text_scale", 0, 1000), ("video_scale", 0, 1000), ("guide_from", 0, 1), ("guide_to", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not (isinstance(value, int | float) and low <= value <= high):
@@ -85,6 +88,7 @@ class Pipeline:
     tokenizer: Any
     dtype: Any = jnp.float32
     attention_impl: str = "auto"
+    spread: Spread = dataclasses.field(default_factory=lambda: Spread(1))
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
@@ -92,16 +96,16 @@ class Pipeline:
 
     @cached_property
     def codec(self) -> FrameCodec:
-        return FrameCodec(self.folder.vae, self.dtype)
+        return FrameCodec(self.folder.vae, self.dtype, self.spread)
 
     @cached_property
     def loop(self) -> SamplingLoop:
-        return SamplingLoop(denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype), self.schedule.prediction_type)
+        return SamplingLoop(denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype), self.schedule.prediction_type, self.spread)
 
     @cached_property
     def _encode_text(self) -> Callable:
         model = CLIPTextModel(self.folder.text_encoder, self.dtype)
-        return runtime.jit(lambda params, ids: model.apply({"params": params}, ids))
+        return self.spread.jit(lambda params, ids: model.apply({"params": params}, ids))
 
     @property
     def factor(self) -> int:
@@ -118,18 +122,26 @@ class Pipeline:
                 lost = lost if len(lost) < 60 else f"{lost[:40]} ... {lost[-15:]}"
                 log.warning("the text is %d tokens long and is cut at %d; what is not read: %r", len(ids), limit, lost)
         ids = self.tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="np")["input_ids"]
-        return self._encode_text(self.params["text_encoder"], jnp.asarray(ids, jnp.int32))
+        return self._encode_text(self.params["text_encoder"], self.spread.put(np.asarray(ids, np.int32)))
 
-    def guidance(self, instruction: str, settings: EditSettings) -> Guidance:
-        """The branches of one edit on the device; see `diffusion/guidance.py`."""
+    def guidance(self, instruction: str, settings: EditSettings) -> list[Guidance]:
+        """The branches of each step of an edit, on the device; see `diffusion/guidance.py`.
+
+        Guidance in an interval of the steps alone: Kynkäänniemi et al. 2024, arXiv 2404.07724.
+        """
         plan = branches(settings.text_scale, settings.video_scale)
         null, text = self.encode_text([settings.negative, instruction])
-        return Guidance(
-            text=jnp.stack([text if branch.text else null for branch in plan]),
-            video=jnp.asarray([float(branch.video) for branch in plan]),
-            weights=jnp.asarray([branch.weight for branch in plan]),
-            rescale=jnp.asarray(settings.rescale, jnp.float32),
-        )
+
+        def made(plan: list[Branch]) -> Guidance:
+            return Guidance(
+                text=jnp.stack([text if branch.text else null for branch in plan]),
+                video=jnp.asarray([float(branch.video) for branch in plan]),
+                weights=jnp.asarray([branch.weight for branch in plan]),
+                rescale=jnp.asarray(settings.rescale, jnp.float32),
+            )
+
+        guided, plain = made(plan), made(branches(1.0, 1.0))
+        return [guided if settings.guide_from <= i / settings.steps < settings.guide_to else plain for i in range(settings.steps)]
 
     def sample(
         self, source: np.ndarray, instruction: str, settings: EditSettings, progress: Callable[[int, int], None] | None = None, noise=None
@@ -212,14 +224,16 @@ class Pipeline:
         return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
 
 
-def load(model: str | Path, dtype: str = "auto", variant: str | None = None, attention_impl: str = "auto") -> Pipeline:
-    """Loads a pipeline folder, a training run's, or a model of the Hugging Face hub ("owner/name").
+def load(
+    model: str | Path | None = None, dtype: str = "auto", variant: str | None = None, attention_impl: str = "auto", devices: int | None = None
+) -> Pipeline:
+    """Loads a pipeline folder, a training run's, an embedded one (None: shapes-edit), or a model of the Hugging Face hub ("owner/name").
 
     dtype: the arithmetic's type ("auto", "float32", "bfloat16"); parameters are held in it. variant: "fp16" picks those
-    files. Raises UserError that names what is missing or does not fit.
+    files. devices: how many share an edit (None: all of this process). Raises UserError that names what is missing or does not fit.
     """
     runtime.enable_compilation_cache()
-    compute = runtime.compute_dtype(dtype)
+    compute, spread = runtime.compute_dtype(dtype), Spread(devices)
     folder = open_folder(hub.resolve(model, variant))
     try:
         NoiseSchedule.from_json(folder.scheduler)
@@ -227,7 +241,8 @@ def load(model: str | Path, dtype: str = "auto", variant: str | None = None, att
         raise UserError(f"{folder.path}: {error}") from error
     if folder.scheduler.get("_class_name") not in CLASSES:
         log.info("%s: its %s gives the noise schedule; ddim samples", folder.path.name, folder.scheduler.get("_class_name"))
-    return Pipeline(folder, load_params(folder, compute, variant=variant), load_tokenizer(folder.tokenizer), compute, attention_impl)
+    params = load_params(folder, compute, variant=variant)
+    return Pipeline(folder, spread.put(params) if spread.count > 1 else params, load_tokenizer(folder.tokenizer), compute, attention_impl, spread)
 
 
 def load_tokenizer(path: Path):

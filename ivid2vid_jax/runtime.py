@@ -1,5 +1,6 @@
 """What a process needs before it computes: the compilation cache and the compute type."""
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -59,3 +60,8 @@ def compute_dtype(name: str = "auto"):
     if name == "float64" and not jax.config.jax_enable_x64:
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1 in the environment")
     return DTYPES[name]
+
+
+def profiled(folder: Path | None):
+    """A context that writes a trace of what runs in it, for TensorBoard's profile plugin or xprof; None: no trace."""
+    return contextlib.nullcontext() if folder is None else jax.profiler.trace(str(folder))

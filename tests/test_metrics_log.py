@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.training import metrics
-from ivid2vid_jax.training.metrics import Clock, MetricsLog, memory, read_metrics, summary
+from ivid2vid_jax.training.metrics import Clock, MetricsLog, Trace, memory, read_metrics, summary
 
 
 @pytest.fixture(autouse=True)
@@ -230,3 +230,21 @@ def test_without_proc_memory_is_still_told(monkeypatch):
 def test_lines_are_json_one_by_one(tmp_path):
     path = filled(tmp_path, [1, 2])
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 2]
+
+
+def test_settled_steps_are_traced(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: told.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
+    trace = Trace(tmp_path, 2, resumed_at=10)
+    for step in range(11, 30):
+        told.append(step)
+        trace(step)
+    assert told[told.index(str(tmp_path)) - 1] == 16 and told[told.index("stop") - 1] == 18 and told.count("stop") == 1
+    early = Trace(tmp_path, 5, resumed_at=0)
+    early(6)
+    early.close()
+    early.close()
+    assert told.count("stop") == 2
+    Trace(tmp_path, 0, 0)(6)
+    assert told.count(str(tmp_path)) == 2

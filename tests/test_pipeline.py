@@ -135,6 +135,16 @@ def test_nothing_is_compiled_twice(pipe):
     assert before == (pipe.loop.whole._cache_size(), pipe.codec._encode._cache_size(), pipe.codec._decode._cache_size(), pipe._encode_text._cache_size())
 
 
+def test_guidance_acts_in_its_interval_alone(pipe):
+    video, options = clip(2), dict(steps=4, size=16, text_scale=5.0, video_scale=2.0)
+    plain = pipe.edit(video, INSTRUCTION, **options | dict(text_scale=1.0, video_scale=1.0))
+    np.testing.assert_array_equal(pipe.edit(video, INSTRUCTION, guide_from=1.0, **options), plain)
+    whole, half = pipe.edit(video, INSTRUCTION, **options), pipe.edit(video, INSTRUCTION, guide_to=0.5, **options)
+    assert (whole != plain).mean() > 0.1 and (half != plain).mean() > 0.1 and (half != whole).mean() > 0.1
+    asked = pipe.guidance(INSTRUCTION, EditSettings(guide_from=0.25, guide_to=0.75, **options).resolved(pipe.folder))
+    assert [len(each.weights) for each in asked] == [1, 3, 3, 1]
+
+
 def test_settings_come_from_the_folder_then_from_the_package(pipe, monkeypatch):
     settings = EditSettings().resolved(pipe.folder)
     assert (settings.text_scale, settings.video_scale, settings.sampler, settings.size, settings.frames) == (7.5, 1.5, "ddim", 16, 16)

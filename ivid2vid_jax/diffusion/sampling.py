@@ -3,7 +3,7 @@
 All a sampler knows of the net is `denoise(params, x_t, t, cond)` of `diffusion/denoiser.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.guidance import combine
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
-from ivid2vid_jax.runtime import jit
+from ivid2vid_jax.spread import FRAMES, WINDOWS, Spread
 
 
 class Guidance(NamedTuple):
@@ -34,12 +34,16 @@ class State(NamedTuple):
 
 
 def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guidance):
-    """Guided prediction for latents x and source [T, h, w, C]: all branches as one batch."""
-    K = guidance.text.shape[0]
-    x_KT = jnp.broadcast_to(x[None], (K, *x.shape))
-    source_KT = source[None] * guidance.video.reshape(K, 1, 1, 1, 1)
-    predictions = denoise(params, x_KT, jnp.broadcast_to(step.t, (K,)), Condition(guidance.text, source_KT))
-    return combine(predictions, guidance.weights, guidance.rescale)
+    """Guided predictions for windows of latents x and source [G, T, h, w, C]: all branches of all windows as one batch."""
+    G, K = x.shape[0], guidance.text.shape[0]
+
+    def of_branches(window):  # [G, ...] -> [G*K, ...]
+        return jnp.broadcast_to(window[:, None], (G, K, *window.shape[1:])).reshape(G * K, *window.shape[1:])
+
+    kept = jnp.tile(guidance.video, G).reshape(G * K, 1, 1, 1, 1)
+    text = jnp.broadcast_to(guidance.text[None], (G, *guidance.text.shape)).reshape(G * K, *guidance.text.shape[1:])
+    predictions = denoise(params, of_branches(x), jnp.broadcast_to(step.t, (G * K,)), Condition(text, of_branches(source) * kept))
+    return jax.vmap(combine, (0, None, None))(predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale)
 
 
 def advance(state: State, prediction, frames, key, step: Step, prediction_type: str) -> State:
@@ -50,60 +54,65 @@ def advance(state: State, prediction, frames, key, step: Step, prediction_type: 
 
 
 class SamplingLoop:
-    """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice."""
+    """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice. spread: the devices that share the work."""
 
-    def __init__(self, denoise: Callable, prediction_type: str):
-        self.guided = jit(partial(guided, denoise))
-        self.advance = jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
-        self.start = jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
+    def __init__(self, denoise: Callable, prediction_type: str, spread: Spread | None = None):
+        self.spread = spread = spread or Spread(1)
+        self.guided = spread.jit(partial(guided, denoise), WINDOWS)
+        self.advance = spread.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
+        self.start = spread.jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
 
         def whole(params, state, source, frames, key, step, guidance):
-            prediction = guided(denoise, params, state.x, source, step, guidance)
+            prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
             return advance(state, prediction, frames, key, step, prediction_type)
 
-        self.whole = jit(whole, donate_argnums=1)
+        self.whole = spread.jit(whole, donate_argnums=1)
 
     def __call__(
-        self, params: Any, source: np.ndarray, guidance: Guidance, table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None
+        self, params: Any, source: np.ndarray, guidance: Sequence[Guidance], table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None
     ) -> Iterator[np.ndarray | None]:
         """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
 
-        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given.
+        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given. guidance: that of each step.
         windows: see `video/windows.py`; one window means one dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
         """
-        rows, keys = step_rows(table), list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
+        keys = list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
+        steps = list(zip(step_rows(table), keys[1:], guidance, strict=True))
         scale = jax.device_put(np.float32(table.start))
         run = self.one_window if len(windows) == 1 else self.many_windows
-        return run(params, np.asarray(source, np.float32), guidance, rows, keys, scale, windows, noise)
+        return run(params, np.asarray(source, np.float32), steps, keys[0], scale, windows, noise)
 
-    def one_window(self, params, source, guidance, rows, keys, scale, windows, noise):
-        frames, source = jax.device_put((np.arange(len(source), dtype=np.int32), source))
-        x = self.start(keys[0], frames, scale, source) if noise is None else jax.device_put(noise * np.float32(scale))
-        state = State(x, jax.device_put(np.zeros(x.shape, np.float32)))
-        for step, key in zip(rows, keys[1:], strict=True):
+    def one_window(self, params, source, steps, key, scale, windows, noise):
+        frames, source = self.spread.put((np.arange(len(source), dtype=np.int32), source), FRAMES)
+        x = self.start(key, frames, scale, source) if noise is None else self.spread.put(noise * np.float32(scale), FRAMES)
+        state = State(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES))
+        for step, key, guidance in steps:
             state = self.whole(params, state, source, frames, key, step, guidance)
             yield None
         yield jax.device_get(state.x)
 
-    def many_windows(self, params, source, guidance, rows, keys, scale, windows, noise):
-        """The clip stays on the host; the device sees one window at a time, so its memory does not grow with length.
+    def many_windows(self, params, source, steps, key, scale, windows, noise):
+        """The clip stays on the host; each device sees one window at a time, so its memory does not grow with length.
 
         Every step predicts each window and blends the predictions where windows overlap, then advances the whole clip
         (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along time).
         """
-        numbers = np.arange(len(source), dtype=np.int32)
-        first = [jax.device_get(self.start(keys[0], *jax.device_put((numbers[w],)), scale, jax.device_put(source[w]))) for w in windows]
+        put, numbers = self.spread.put, np.arange(len(source), dtype=np.int32)
+        first = [jax.device_get(self.start(key, put(numbers[w]), scale, put(source[w]))) for w in windows]
         x = assemble(first, windows, source.shape) if noise is None else noise * np.float32(scale)
         x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
-        for step, key in zip(rows, keys[1:], strict=True):
+        for step, key, guidance in steps:
             prediction = np.zeros_like(x)
-            for window, weight in zip(windows, weights, strict=True):
-                part = self.guided(params, *jax.device_put((x[window], source[window])), step, guidance)
-                prediction[window] += weight[:, None, None, None] * jax.device_get(part)
-                yield None
+            for i in range(0, len(windows), self.spread.count):
+                group = windows[i : i + self.spread.count]
+                filled = group + group[-1:] * (self.spread.count - len(group))
+                found = jax.device_get(self.guided(params, *put(tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)), WINDOWS), step, guidance))
+                for window, weight, part in zip(group, weights[i:], found, strict=False):
+                    prediction[window] += weight[:, None, None, None] * part
+                    yield None
             parts = []
             for window in windows:
-                state, part, frames = jax.device_put((State(x[window], x0[window]), prediction[window], numbers[window]))
+                state, part, frames = put((State(x[window], x0[window]), prediction[window], numbers[window]))
                 parts.append(jax.device_get(self.advance(state, part, frames, key, step)))
             x, x0 = (assemble([part[i] for part in parts], windows, x.shape) for i in (0, 1))
         yield x

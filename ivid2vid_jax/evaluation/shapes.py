@@ -91,7 +91,7 @@ def without_temporal(pipe: Pipeline) -> Pipeline:
     flat = flax.traverse_util.flatten_dict(pipe.params["unet"])
     spatial = {path: leaf for path, leaf in flat.items() if not is_temporal_key(torch_key(path))}
     folder = dataclasses.replace(pipe.folder, unet=dataclasses.replace(pipe.folder.unet, temporal=()))
-    return Pipeline(folder, pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)}, pipe.tokenizer, pipe.dtype, pipe.attention_impl)
+    return dataclasses.replace(pipe, folder=folder, params=pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)})
 
 
 def run(

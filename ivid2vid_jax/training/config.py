@@ -113,6 +113,7 @@ class LogConfig:
     sample_every: int = 1000  # steps between sample edits, side-by-side clips and contact sheets in RUN/samples; 0 = never
     samples: int = 4  # clips edited each time
     sample_steps: int = 20  # sampler steps
+    profile: int = 0  # steps that are traced once training has settled, into RUN/profile, for TensorBoard or xprof
     judge: int = 0  # held-out clips of the shapes world that are edited and judged before the first step and after the last, of the kinds trained on
 
 
@@ -148,6 +149,7 @@ class TrainConfig:
             ("drop.text + drop.both + drop.video", self.drop.text + self.drop.both + self.drop.video, 0, 1),
             ("checkpoint.every", self.checkpoint.every, 1, 10**9), ("checkpoint.keep", self.checkpoint.keep, 1, 10**6),
             ("log.eval_batches", self.log.eval_batches, 1, 10**6), ("log.judge", self.log.judge, 0, 10**6),
+            ("log.profile", self.log.profile, 0, 100),
             ("loss.frame_weight", self.loss.frame_weight, 0, 1000), ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
         )  # fmt: skip
         for name, value, low, high in ranges:

@@ -4,6 +4,7 @@ Where the weights come from: this run's own newest checkpoint; else `model`; els
 error, never a fresh start.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -22,7 +23,7 @@ from ivid2vid_jax.training import distributed, export, run_folder, sharding
 from ivid2vid_jax.training import start as starting
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.metrics import Clock, MetricsLog, memory
+from ivid2vid_jax.training.metrics import Clock, MetricsLog, Trace, memory
 from ivid2vid_jax.training.objectives import objective as make_objective
 from ivid2vid_jax.training.program import StepProgram
 from ivid2vid_jax.training.samples import Samples
@@ -101,11 +102,14 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
         if not at:
             judged("before")
         clock = Clock(config.steps, at)
-        with loader, MetricsLog(run, config.steps, at, active=jax.process_index() == 0) as metrics_log, jax.transfer_guard("disallow"):
+        trace = Trace(run / "profile", config.log.profile, at)
+        logging_to = MetricsLog(run, config.steps, at, active=jax.process_index() == 0)
+        with loader, logging_to as metrics_log, contextlib.closing(trace), jax.transfer_guard("disallow"):
             reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
 
             # ---- the loop: step n is dispatched, then step n-1 is read and told
             for step in range(at + 1, config.steps + 1):
+                trace(step)
                 with clock.data():
                     batch, position = next(loader)
                 batch = sharding.put_batch(batch, mesh)

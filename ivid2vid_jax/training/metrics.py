@@ -215,6 +215,29 @@ class Clock:
         return {"step_time": step_time, "data_wait": share, "eta": step_time * (self.total_steps - step)}
 
 
+class Trace:
+    """trace(step), called before each step, traces `count` steps into `folder` once the first SETTLED ones are done; close() ends it early."""
+
+    SETTLED = 5
+
+    def __init__(self, folder: Path, count: int, resumed_at: int):
+        self.folder, self.count, self.running = folder, count, False
+        self.first = resumed_at + 1 + self.SETTLED
+
+    def __call__(self, step: int) -> None:
+        if self.count and step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        elif self.running and step == self.first + self.count:
+            self.close()
+
+    def close(self) -> None:
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+            log.info("%d steps traced: tensorboard --logdir %s (with tensorboard-plugin-profile), or xprof", self.count, self.folder)
+
+
 def memory() -> dict[str, float]:
     """MiB: device_peak (the fullest local device; left out where the backend does not tell, as on CPU) and host (resident now)."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
