@@ -117,7 +117,7 @@ def host_share(pipe, size, repeats):
     """What the host does between steps, as a share of the step: dispatch is asynchronous, so the time until it returns."""
     T, side, steps = size["frames"], size["pixels"] // pipe.folder.vae.downscale, 20
     source = np.zeros((T, side, side, 4), np.float32)
-    settings = EditSettings(sampler="ddim", frames=T).resolved(pipe.folder)
+    settings = EditSettings(steps=steps, sampler="ddim", frames=T).resolved(pipe.folder)
     guidance, table = pipe.guidance(INSTRUCTION, settings), sampler("ddim", pipe.schedule, steps)
     rows = []
     for _ in range(repeats + 1):

@@ -1,0 +1,54 @@
+"""Time and memory of an edit against the clip's length: linear and flat, for long clips go through windows.
+
+    python -m tests.benchmarks.length --lengths 16 64 256 1024          # the embedded pipeline; --model for another
+
+Each length is edited in a process of its own, from a stream of frames; a short edit first, so that nothing is compiled on the clock.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from ivid2vid_jax import pipeline
+from ivid2vid_jax.video.fit import Fit
+
+
+def edit(pipe, settings, frames: int) -> float:
+    """Seconds of an edit of `frames` noisy frames, whose results are thrown away one by one."""
+    rng = np.random.default_rng(0)
+    stream = (rng.integers(0, 256, (settings.size, settings.size, 3), np.uint8) for _ in range(frames))
+    begin = time.perf_counter()
+    for _ in pipe.edit_frames(stream, "make it grey", settings, Fit.plan((settings.size, settings.size), settings.size, pipe.factor)):
+        pass
+    return time.perf_counter() - begin
+
+
+def one(model: str | None, frames: int) -> dict:
+    pipe = pipeline.load(model)
+    settings = pipeline.EditSettings().resolved(pipe.folder)
+    edit(pipe, settings, 2 * settings.frames)
+    seconds = edit(pipe, settings, frames)
+    return dict(frames=frames, seconds=seconds, seconds_a_frame=seconds / frames, peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        print(json.dumps(one(args.model, args.one)))
+        return
+    for frames in args.lengths:
+        words = [sys.executable, "-m", "tests.benchmarks.length", "--one", str(frames), *(["--model", args.model] if args.model else [])]
+        print(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
