@@ -40,8 +40,8 @@ setup(
     extras_require={  # synthesis and app serve commands that are still to come
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
-        "synthesis": ["torch", "openai"],
+        "synthesis": ["torch", "openai>=2"],
         "app": ["gradio"],
-        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil"],
+        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2"],
     },
 )

@@ -1,0 +1,263 @@
+"""Instructions by a chat model behind a real HTTP server that misbehaves in every way, by rules, and from files."""
+
+import dataclasses
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.synthesis import instructions, rules
+from ivid2vid_jax.synthesis.chat import Chat, ChatConfig, ChatError
+from ivid2vid_jax.synthesis.instructions import Malformed, Proposal, by_chat, by_rules, parse, sift
+from ivid2vid_jax.synthesis.manifest import Manifest, settle
+
+CAPTION = "a red car drives along a street"
+EDITS = [
+    dict(edit_type="object", instruction="turn the car into a bus", edited_caption="a red bus drives along a street"),
+    dict(edit_type="weather", instruction="make it snow", edited_caption="a red car drives along a snowy street"),
+]
+
+
+def completion(content, **message):
+    message = {"role": "assistant", "content": content, **message}
+    return {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "served-model", "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    }  # fmt: skip
+
+
+class Server:
+    """Plays a script: one act a request, the last one for ever. Acts: a status code, a body, a string that is no JSON, "hang", "drip", "drop"."""
+
+    def __init__(self, *script):
+        self.script, self.asked, self.stop = list(script), [], threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                server.asked.append((time.monotonic(), json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+                act = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+                if act == "hang":
+                    server.stop.wait(20)
+                elif act == "drop":
+                    self.connection.close()
+                elif act == "drip":
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.end_headers()
+                    while not server.stop.wait(0.05):
+                        try:
+                            self.wfile.write(b" ")
+                        except OSError:
+                            return
+                elif isinstance(act, int):
+                    self.reply(act, {"error": {"message": f"no luck: {act}"}}, {"Retry-After": "0.3"} if act == 429 else {})
+                else:
+                    self.reply(200, act)
+
+            def reply(self, status, body, headers=()):
+                data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **dict(headers)}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def chat(self, **changes) -> Chat:
+        options = dict(timeout=1.0, retries=1, per_minute=1e6) | changes
+        return Chat(ChatConfig(base_url=f"http://127.0.0.1:{self.http.server_port}/v1", model="asked-model", **options))
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*script):
+        servers.append(Server(*script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop.set()
+        server.http.shutdown()
+
+
+GOOD = completion(json.dumps(EDITS))
+
+
+def test_a_good_reply_is_two_proposals(serve):
+    server = serve(GOOD)
+    status, facts = by_chat(server.chat(), CAPTION, ["object", "weather"])
+    assert status == "accepted" and facts["proposals"] == [dict(each) for each in map(lambda e: dataclasses.asdict(Proposal(**e)), EDITS)]
+    assert facts["model"] == "served-model" and facts["tokens_in"] == 100 and facts["prompt"] == instructions.prompt_hash()
+    (_, request), *more = server.asked
+    assert not more and request["model"] == "asked-model" and request["messages"][-1]["content"] == f"Caption: {CAPTION}\nEdit types: object, weather"
+
+
+@pytest.mark.parametrize(
+    ("act", "asked", "status", "reason"),
+    [
+        (429, 2, "accepted", ""), (500, 2, "accepted", ""), ("drop", 2, "accepted", ""), ("hang", 2, "accepted", ""), ("drip", 2, "accepted", ""),
+        ("<html>", 2, "accepted", ""), (completion("no JSON here"), 2, "accepted", ""), (completion('[{"instruction": 3}]'), 2, "accepted", ""),
+        (400, 1, "failed", "status 400"), (completion(None, refusal="I will not"), 1, "failed", "I will not"), (completion(""), 1, "failed", "empty reply"),
+        ({"choices": []}, 1, "failed", "without choices"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_misbehaviour_is_got_over_or_told(serve, act, asked, status, reason):
+    server = serve(act, GOOD)
+    found, facts = by_chat(server.chat(), CAPTION, ["object", "weather"])
+    assert (found, len(server.asked)) == (status, asked) and reason in facts.get("reason", ""), facts
+
+
+@pytest.mark.parametrize(
+    ("act", "asked", "status", "reason"),
+    [
+        (500, 2, "failed", "status 500"), (429, 2, "failed", "status 429"), ("hang", 2, "failed", "within 1 s"), ("drip", 2, "failed", "within 1 s"),
+        ("drop", 2, "failed", "cannot be reached"), (completion("never JSON"), 3, "rejected", "no reply of 3 could be read"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_server_that_stays_bad_is_given_up_in_time(serve, act, asked, status, reason):
+    server, begin = serve(act), time.monotonic()
+    found, facts = by_chat(server.chat(), CAPTION, ["object"])
+    assert (found, len(server.asked)) == (status, asked) and reason in facts["reason"], facts
+    assert time.monotonic() - begin < 6
+    if status == "rejected":
+        assert facts["unread"] == ["never JSON"] * 3 and server.asked[1][1]["messages"][-1]["content"].startswith("this is no JSON")
+
+
+def test_pauses_are_the_servers_or_grow(serve):
+    for act, pauses in ((429, (0.3, 0.3)), (500, (0.5, 1.0))):
+        server = serve(act, act, GOOD)
+        server.chat(retries=2).ask(instructions.messages(CAPTION, ["object"]))
+        times = [when for when, _ in server.asked]
+        assert [later - sooner for sooner, later in zip(times, times[1:], strict=False)] == pytest.approx(pauses, abs=0.2)
+
+
+def test_requests_are_spaced(serve):
+    server = serve(GOOD)
+    chat = server.chat(per_minute=600)
+    for _ in range(4):
+        chat.ask([{"role": "user", "content": "x"}])
+    assert server.asked[-1][0] - server.asked[0][0] > 0.25
+
+
+@pytest.mark.parametrize(("act", "message"), [(401, "refuses the key of OPENAI_API_KEY"), (404, "knows no model 'asked-model'")])
+def test_what_no_further_request_can_change_ends_the_stage(serve, tmp_path, act, message):
+    chat = serve(act).chat()
+    manifest = Manifest(tmp_path, "instructions")
+    with pytest.raises(UserError, match=message):
+        settle(manifest, ["a", "b"], lambda id: by_chat(chat, CAPTION, ["object"]))
+    assert not manifest.lines
+
+
+def test_without_an_address_a_key_is_needed(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY; set it, or name a local server"):
+        Chat(ChatConfig())
+
+
+def test_nothing_is_lost_or_asked_twice(serve, tmp_path):
+    """20 clips, a server that fails for some of them: at the next start those alone are asked for again; a torn line is mended."""
+    ids = [f"clip{i:02d}" for i in range(20)]
+    server = serve(*[GOOD] * 7, *[500] * 4, *[GOOD] * 7, 400, GOOD)
+    settle(Manifest(tmp_path, "instructions"), ids, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]))
+    first = Manifest(tmp_path, "instructions")
+    assert first.reasons() == {"failed: status 500 (no luck: 500)": 2, "failed: status 400 (no luck: 400)": 1}
+    failed = [id for id in ids if not first.settled(id)]
+    assert len(failed) == 3 and len(list(first.accepted())) == 17
+    with open(first.file, "a") as lines:
+        lines.write('{"id": "clip')
+    before = len(server.asked)
+    second = Manifest(tmp_path, "instructions")
+    settle(second, ids, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]), workers=3)
+    again = [request["messages"][-1]["content"].split(":")[1].strip() for _, request in server.asked[before:]]
+    assert sorted(again) == failed and [line["id"] for line in Manifest(tmp_path, "instructions").accepted()] == ids
+
+
+def test_shards_share_the_items_and_see_each_others(tmp_path):
+    ids = [f"clip{i}" for i in range(7)]
+    for index in range(3):
+        manifest = Manifest(tmp_path, "captions", (index, 3))
+        settle(manifest, ids, lambda id: ("accepted", {"by": index}))  # noqa: B023
+    lines = list(Manifest(tmp_path, "captions").accepted())
+    assert [line["id"] for line in lines] == ids and {line["by"] for line in lines} == {0, 1, 2}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_edit_types_take_turns():
+    asked = [name for index in range(50) for name in instructions.wanted_types(index, 3)]
+    assert {asked.count(name) for name in instructions.TYPES} == {30}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '["x"]', '[{"instruction": "a", "edited_caption": "b"}]', "[" * 100000, '{"instruction": ""}'])
+def test_replies_that_hold_no_proposals(text):
+    with pytest.raises(Malformed):
+        parse(text)
+
+
+@pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "Sure! Here you are:\n{}\nAnything else?", '{{"edits": {}}}'])
+def test_replies_are_read_through_what_models_put_around_them(wrap):
+    assert [dataclasses.asdict(each) for each in parse(wrap.format(json.dumps(EDITS)))] == EDITS
+
+
+@pytest.mark.parametrize(
+    ("proposal", "reason"),
+    [
+        (Proposal("make the car red", "A red car drives along the street.", "attribute"), "changes nothing"),
+        (Proposal("please " * 21, "a bus", "object"), "more than 20 words"),
+        (Proposal("zoom in", "a close view of a red car", "camera"), "'camera' is unknown"),
+        (Proposal("turn the red car into a bus", "a bus on a street", "object"), "nearly the same as 'turn the car into a bus'"),
+        (Proposal("swap it", "a red bus drives along a street", "object"), "nearly the same"),
+    ],
+)
+def test_no_ops_and_repetitions_are_refused(proposal, reason):
+    taken, refused = sift([Proposal(**EDITS[0]), proposal], CAPTION)
+    assert len(taken) == 1 and reason in refused[0]["reason"]
+
+
+def test_rules_change_what_they_say():
+    for caption, kind, order, after in (
+        (CAPTION, "object", "turn the car into a ", "drives along a street"),
+        (CAPTION, "attribute", "make the car ", " car drives along a street"),
+        (CAPTION, "background", "replace the street with a ", "a red car drives along a "),
+        ("a small striped green cross on a pink background", "background", "make the background ", "a small striped green cross on a "),
+        ("a small striped green cross on a pink background", "shape", "turn the cross into a ", "a small striped green "),
+    ):
+        found = {rule for seed in range(20) for rule in rules.proposals(caption, [kind], seed)}
+        assert len(found) > 2
+        assert all(order in instruction and after in edited and edited != caption and type_ == kind for instruction, edited, type_ in found), found
+    assert rules.replaced("a red car", 2, 5, "orange") == "an orange car" and rules.replaced("an orange car", 3, 9, "red") == "a red car"
+
+
+def test_rules_repeat_by_seed_and_say_where_nothing_fits():
+    assert by_rules(CAPTION, ["object", "style"], 3) == by_rules(CAPTION, ["object", "style"], 3)
+    status, facts = by_rules("something", ["object"], 0)
+    assert status == "rejected" and facts["reason"] == "no edit fits the caption"
+
+
+def test_both_spellings_of_a_prompt_file(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    row = dict(edit="make it snow", output="a snowy street")
+    file.write_text("\n".join(json.dumps({key: CAPTION} | row) for key in ("input", "caption")) + "\n\n")
+    assert list(instructions.from_file(file)) == [(CAPTION, Proposal("make it snow", "a snowy street", "object"))] * 2
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="line 1: needs input"):
+        list(instructions.from_file(file))
+
+
+def test_errors_are_one_line(serve):
+    with pytest.raises(ChatError) as error:
+        serve("drop").chat(retries=0).ask([{"role": "user", "content": "x"}])
+    assert "\n" not in str(error.value)
