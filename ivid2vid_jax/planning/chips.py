@@ -81,7 +81,7 @@ class Slice:
 def find_libtpu() -> None:
     """Makes the TPU compiler ready; UserError with the way out where it is not installed."""
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
-        raise UserError('the TPU compiler is not installed here (it runs without a TPU): pip install "ivid2vid_jax[plan]"')
+        raise UserError('the TPU compiler is not installed here (it runs without a TPU): pip install "jax[tpu]"')
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server for a TPU
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
