@@ -1,0 +1,96 @@
+"""Cutting clips for the data engine: shot boundaries, what is refused and why, repetitions; on made and on real videos."""
+
+import numpy as np
+import pytest
+
+from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.synthesis import clips
+from ivid2vid_jax.synthesis.clips import ClipsConfig, cut
+from tests.test_video import write
+
+CONFIG = ClipsConfig(frames=8, fps=8, size=64, least=64)
+
+
+def scene(index, frames=8):
+    """A clip of the shapes world in which something moves and the background is its own."""
+    return shapes.triplet(shapes.sample_spec(3, index, kinds=("identity",), frames=frames)).source
+
+
+def test_shots_are_found_where_they_begin():
+    lengths = (8, 12, 20, 9)
+    film = np.concatenate([scene(i, n) for i, n in enumerate(lengths)])
+    begins = [number for number, (_, first) in enumerate(clips.shots(film, CONFIG)) if first]
+    assert begins == [0, 8, 20, 40]
+
+
+def test_fast_motion_and_flashes_of_light_do_not_cut():
+    rng = np.random.default_rng(0)
+    wild = rng.integers(0, 256, (30, 64, 64, 3), np.uint8)  # every frame is another: nothing is sudden
+    assert [number for number, (_, first) in enumerate(clips.shots(wild.repeat(1, 0), CONFIG)) if first] == [0]
+    fade = (np.linspace(0, 1, 40)[:, None, None, None] * scene(0, 8)[0]).astype(np.uint8)
+    assert sum(first for _, first in clips.shots(fade, CONFIG)) == 1
+
+
+def test_pieces_are_whole_clips_of_one_shot():
+    film = np.concatenate([scene(0, 20), scene(1, 9)])
+    found = [(shot, start, len(piece)) for shot, start, piece in clips.pieces(film, CONFIG)]
+    assert found == [(0, 0, 8), (0, 8, 8), (0, 16, 4), (1, 20, 8), (1, 28, 1)]
+
+
+def film(tmp_path, frames, name="film.mp4"):
+    return write(tmp_path / name, frames, rate=8)
+
+
+def test_a_video_becomes_clips_and_reasons(tmp_path):
+    still = np.repeat(scene(2)[:1], 8, axis=0)
+    path = film(tmp_path, np.concatenate([scene(0, 8), still, scene(1, 12)]))
+    status, facts = cut(path, "folder/film.mp4", CONFIG, tmp_path / "clips")
+    assert status == "accepted" and [each["id"] for each in facts["clips"]] == ["folder__film-0", "folder__film-1"]
+    assert [each["reason"] for each in facts["refused"]] == ["nothing moves", "the shot ends after 4 of 8 frames"]
+    made = np.load(tmp_path / "clips" / "folder__film-1.npy")
+    assert made.shape == (8, 64, 64, 3) and made.dtype == np.uint8 and np.abs(made.astype(int) - scene(1, 12)[:8]).mean() < 6
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["folder__film-0.npy", "folder__film-1.npy"]
+    assert cut(path, "folder/film.mp4", CONFIG, tmp_path / "clips") == (status, facts)
+    assert len(cut(path, "x.mp4", ClipsConfig(frames=8, size=64, least=64, per_video=1), tmp_path / "one")[1]["clips"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "change", "reason"),
+    [
+        (8, dict(least=65), "64x64 pixels: the shorter side is below 65"), (5, {}, "the shot ends after 5 of 8 frames"), (0, {}, "is empty"),
+        (8, dict(motion=50.0), "nothing moves"),
+    ],
+)  # fmt: skip
+def test_videos_that_give_no_clip_say_why(tmp_path, frames, change, reason):
+    path = film(tmp_path, scene(0, frames)) if frames else tmp_path / "film.mp4"
+    if not frames:
+        path.touch()
+    status, facts = cut(path, "film.mp4", ClipsConfig(**dict(frames=8, fps=8, size=64, least=64) | change), tmp_path / "clips")
+    assert status == "rejected" and reason in facts["reason"] and not list(tmp_path.glob("clips/*"))
+
+
+def test_real_clips_are_one_shot(clip, tmp_path):
+    status, facts = cut(clip, clip.name, ClipsConfig(frames=8, size=128), tmp_path)
+    assert status == "accepted", facts
+    assert {each["shot"] for each in facts["clips"] + facts["refused"]} == {0} and all(each["motion"] > 0.9 for each in facts["clips"])
+
+
+def test_repetitions_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    noisy = np.clip(scene(0).astype(int) + rng.integers(-6, 7, scene(0).shape), 0, 255).astype(np.uint8)
+    lines = []
+    for name, frames in (("a", scene(0)), ("b", scene(1)), ("c", noisy)):
+        _, facts = cut(film(tmp_path, frames, f"{name}.mp4"), f"{name}.mp4", CONFIG, tmp_path / "clips")
+        lines.append({"id": name, **facts})
+    assert clips.unlike(lines, CONFIG) == (["a-0", "b-0"], {"c-0": "a-0"})
+
+
+def test_a_folder_without_videos_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="holds no video"):
+        clips.videos(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        clips.videos(tmp_path / "none")
+    film(tmp_path, scene(0))
+    assert list(clips.videos(tmp_path)) == ["film.mp4"]
