@@ -28,7 +28,7 @@ class ClipsConfig:
     least: int = 256  # pixels of the shorter side below which a video is refused
     per_video: int = 4  # most clips of one video
     cut: float = 15.0  # mean grey levels between two thumbnails from which on they may belong to two shots,
-    sudden: float = 3.0  # if that is so many times what is usual around them
+    sudden: float = 2.5  # if that is so many times what is usual before them, and after
     motion: float = 0.5  # least mean grey levels between neighbouring thumbnails of a clip
     alike: int = 10  # most bits, of 192, in which two clips' fingerprints differ that are the same scene
 
@@ -103,8 +103,8 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
 
     def told():
         frame, step = waiting.popleft()
-        around = [*past, *(later for _, later in waiting)]
-        begins = step is None or (step >= config.cut and step >= config.sudden * float(np.median(around or [0.0])))
+        usual = max(float(np.median(side)) if side else 0.0 for side in (past, [later for _, later in waiting]))
+        begins = step is None or (step >= config.cut and step >= config.sudden * usual)
         if step is not None:
             past.append(step)
         return frame, begins
