@@ -48,8 +48,14 @@ def test_splash_attention_is_counted_by_its_formula():
     assert both.splash == (2 + 4 + 3) * product
 
 
-@pytest.mark.parametrize("config", [SD15, programs.SD15, dataclasses.replace(programs.SD21, in_channels=8, temporal=("conv", "attention"))], ids=["3D", "2D", "SD 2.1"])
-@pytest.mark.parametrize("impl", ["xla", "splash"])
+TUNE_A_VIDEO = dataclasses.replace(programs.SD15, temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip")
+SD21 = dataclasses.replace(programs.SD21, in_channels=8, temporal=("conv", "attention"))
+
+
+@pytest.mark.parametrize(
+    ("config", "impl"), [(SD15, "xla"), (SD15, "splash"), (programs.SD15, "xla"), (SD21, "xla"), (TUNE_A_VIDEO, "splash")],
+    ids=["3D", "3D, splash", "2D", "SD 2.1", "Tune-A-Video"],
+)  # fmt: skip
 def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
     net = InflatedUNet3D(config, impl, dtype=jnp.bfloat16)
     args = Shape((2, 8, 32, 32, config.in_channels), jnp.float32), Shape((2,), jnp.int32), Shape((2, 77, config.cross_attention_dim), jnp.float32)

@@ -5,6 +5,7 @@ Shape letters: B batch, Q query tokens, K key tokens, H heads, D head width, C c
 
 import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -151,6 +152,7 @@ class Attention(nn.Module):
     """Multi-head attention with diffusers' parameter names (`to_q`, `to_k`, `to_v`, `to_out.0`).
 
     `__call__(x_BQC, context_BKC=None)`: [B, Q, C_in] and [B, K, C_context] (None: self-attention) -> [B, Q, out_features].
+    gather: applied to the projected keys and values [B, K, H, D], so that each is projected once, however many queries' rows it serves.
     """
 
     heads: int
@@ -159,9 +161,10 @@ class Attention(nn.Module):
     qkv_bias: bool = False
     impl: str = "auto"
     dtype: jnp.dtype = jnp.float32
+    out_init: Any = nn.linear.default_kernel_init
 
     @nn.compact
-    def __call__(self, x_BQC, context_BKC=None):
+    def __call__(self, x_BQC, context_BKC=None, gather=lambda x_BKHD: x_BKHD):
         context_BKC = x_BQC if context_BKC is None else context_BKC
         inner = self.heads * self.head_dim
 
@@ -169,5 +172,5 @@ class Attention(nn.Module):
             y = Dense(inner, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
             return y.reshape(*y.shape[:-1], self.heads, self.head_dim)
 
-        out = attention(project("to_q", x_BQC), project("to_k", context_BKC), project("to_v", context_BKC), self.impl)
-        return Dense(self.out_features, dtype=self.dtype, name="to_out.0")(out.reshape(*out.shape[:-2], inner))
+        out = attention(project("to_q", x_BQC), gather(project("to_k", context_BKC)), gather(project("to_v", context_BKC)), self.impl)
+        return Dense(self.out_features, dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(out.reshape(*out.shape[:-2], inner))

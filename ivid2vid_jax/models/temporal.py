@@ -95,10 +95,12 @@ SLOTS = {
         "input": ("transformer_in", temporal_attention),
         "attention": ("temp_attentions.{}", temporal_attention),
     },
+    "tune_a_video": {},  # inside the spatial transformers, see `TransformerBlock.along_time`
 }
+INSIDE = {"attn_temp", "norm_temp"}  # what they are called there
 
 
 def is_temporal_key(name: str) -> bool:
     """Whether a PyTorch key or joined Flax path belongs to a temporal layer of any kind."""
     heads = {pattern.partition(".")[0] for slots in SLOTS.values() for pattern, _ in slots.values()}
-    return not heads.isdisjoint(name.split("."))
+    return not (heads | INSIDE).isdisjoint(name.split("."))

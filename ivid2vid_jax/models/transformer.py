@@ -6,7 +6,7 @@ from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
 from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul
-from ivid2vid_jax.models.mesh import fold
+from ivid2vid_jax.models.mesh import fold, fold_positions, over_frames, over_positions
 
 
 def layer_norm(name, dtype):
@@ -61,23 +61,37 @@ class TransformerBlock(nn.Module):
 
     x: [B, T, L, C]: attn1 looks along L within one frame; attn2 and the feed-forward act on the clip's T*L tokens at
     once, so the text's keys and values are computed once a clip, not once a frame. A temporal caller passes T = 1.
-    context: [B, K, D] or None.
+    context: [B, K, D] or None. sparse_causal: attn1 looks at the first frame and the one before, in the place of its own. along_time: a last
+    attention, attn_temp, along T at each of the L positions; it starts at zero. Both are Tune-A-Video's (Wu et al. 2023, arXiv 2212.11565).
     """
 
     heads: int
     head_dim: int
     impl: str = "auto"
+    sparse_causal: bool = False
+    along_time: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, context=None):
         attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=x.shape[-1], impl=self.impl, dtype=self.dtype)
         frames, unfold = fold(layer_norm("norm1", self.dtype)(x))
-        x = x + unfold(Attention(**attend, name="attn1")(frames))
+        others = (lambda k: fold(first_and_former(unfold(k)))[0]) if self.sparse_causal else (lambda k: k)
+        x = x + unfold(Attention(**attend, name="attn1")(frames, gather=others))
         h = layer_norm("norm2", self.dtype)(x)
         h, unfold = fold(h) if context is None else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
         x = x + unfold(Attention(**attend, name="attn2")(h, context))
-        return x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
+        x = x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
+        if self.along_time:
+            h, unfold = fold_positions(over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None]))
+            x = x + over_frames(unfold(Attention(**attend, out_init=nn.initializers.zeros, name="attn_temp")(h)))[:, :, :, 0]
+        return x
+
+
+def first_and_former(k):
+    """Keys or values of each frame [B, T, L, H, D] -> those of frames 0 and max(i-1, 0) for frame i, [B, T, 2L, H, D]."""
+    first = jnp.broadcast_to(k[:, :1], k.shape)
+    return jnp.concatenate([first, jnp.concatenate([k[:, :1], k[:, :-1]], axis=1)], axis=2)
 
 
 class SpatialTransformer(nn.Module):
@@ -92,6 +106,8 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     linear_projection: bool = False
     impl: str = "auto"
+    sparse_causal: bool = False
+    along_time: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def project(self, features, name):
@@ -105,5 +121,8 @@ class SpatialTransformer(nn.Module):
         h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm")(x)
         h = rearrange(self.project(inner, "proj_in")(h), "B T H W C -> B T (H W) C")
         for i in range(self.depth):
-            h = TransformerBlock(self.heads, self.head_dim, self.impl, self.dtype, name=f"transformer_blocks.{i}")(h, context)
+            block = TransformerBlock(
+                self.heads, self.head_dim, self.impl, self.sparse_causal, self.along_time, self.dtype, name=f"transformer_blocks.{i}"
+            )  # fmt: skip
+            h = block(h, context)
         return x + self.project(C, "proj_out")(rearrange(h, "B T (H W) C -> B T H W C", H=H))

@@ -51,7 +51,7 @@ class UNetConfig:
     freq_shift: int = 0
     sample_size: int | None = 64  # latent pixels a side the base was trained at; informative
     temporal: tuple[str, ...] = ()  # kinds of temporal layers, see models/temporal.py
-    spatial_attention: str = "frame"
+    spatial_attention: str = "frame"  # of a frame's pixels to its own, or "sparse_causal": to those of the first frame and the one before
     group_norm: str = "frame"  # statistics of the resnets' norms: "frame" (equals 2D) or "clip" (pooled over frames)
     motion_group_norm: str = "clip"
     temporal_dropout: float = 0.0
@@ -65,7 +65,7 @@ class UNetConfig:
         for kind in self.temporal:
             if kind not in SLOTS:
                 raise ValueError(f"temporal kind {kind!r} is unknown; choose from {', '.join(SLOTS)}")
-        for name, choices in (("spatial_attention", ("frame",)), ("group_norm", ("frame", "clip"))):
+        for name, choices in (("spatial_attention", ("frame", "sparse_causal")), ("group_norm", ("frame", "clip"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose from {', '.join(choices)}")
         if ["CrossAttn" in name for name in self.down_block_types] != ["CrossAttn" in name for name in reversed(self.up_block_types)]:
@@ -233,7 +233,8 @@ class Layers:
         cfg = self.config
         block = self.module(SpatialTransformer)(
             cfg.heads(self.level), cfg.head_dim(self.level), cfg.transformer_layers_per_block, cfg.norm_num_groups,
-            cfg.use_linear_projection, self.attention_impl, dtype=self.dtype, name=f"attentions.{i}",
+            cfg.use_linear_projection, self.attention_impl, cfg.spatial_attention == "sparse_causal", "tune_a_video" in cfg.temporal,
+            dtype=self.dtype, name=f"attentions.{i}",
         )  # fmt: skip
         return self.temporal("attention", i, block(x, context))
 

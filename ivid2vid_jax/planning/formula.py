@@ -33,9 +33,10 @@ def unet_forward(config: UNetConfig, clips: int, frames: int, height: int, width
 
     def transformer(level, channels):
         spatial = 2 * dense(pixels[level], channels, channels)
-        spatial += config.transformer_layers_per_block * block(
-            pixels[level], channels, (height >> level) * (width >> level), clips * tokens, config.cross_attention_dim
-        )
+        keys = (height >> level) * (width >> level) * (2 if config.spatial_attention == "sparse_causal" else 1)
+        along_time = ("tune_a_video" in config.temporal) * (4 * dense(pixels[level], channels, channels) + 2 * 2 * pixels[level] * frames * channels)
+        one = block(pixels[level], channels, keys, clips * tokens, config.cross_attention_dim) + along_time
+        spatial += config.transformer_layers_per_block * one
         return spatial + ("attention" in config.temporal) * temporal(level, channels, channels)
 
     last = len(widths) - 1
