@@ -53,7 +53,7 @@ SD21 = dataclasses.replace(programs.SD21, in_channels=8, temporal=("conv", "atte
 
 
 @pytest.mark.parametrize(
-    ("config", "impl"), [(SD15, "xla"), (SD15, "splash"), (programs.SD15, "xla"), (SD21, "xla"), (TUNE_A_VIDEO, "splash")],
+    ("config", "impl"), [(SD15, "xla"), (SD15, "splash"), (programs.SD15, "xla"), (SD21, "xla"), (TUNE_A_VIDEO, "xla")],
     ids=["3D", "3D, splash", "2D", "SD 2.1", "Tune-A-Video"],
 )  # fmt: skip
 def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
