@@ -1,0 +1,66 @@
+"""DDIM inversion: from a clip's latents back to the noise from which DDIM would sample them (Song et al. 2020, arXiv 2010.02502, section 4.3).
+
+The net is asked at the noise level that a step goes to, with latents of the level it comes from, as Tune-A-Video's inversion does.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ivid2vid_jax.diffusion.denoiser import Condition
+from ivid2vid_jax.diffusion.samplers import visited
+from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from ivid2vid_jax.spread import FRAMES, Spread
+
+
+class Rise(NamedTuple):
+    """One step towards noise: the timestep that the net is told; x = alpha x0 + sigma eps before it and after."""
+
+    t: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+    alpha_after: jax.Array
+    sigma_after: jax.Array
+
+
+def rises(schedule: NoiseSchedule, steps: int) -> list[Rise]:
+    """The steps, from clean to noisy: DDIM's own, backwards. Raises ValueError for steps outside 1..num_train_timesteps."""
+    N = schedule.num_train_timesteps
+    if not 1 <= steps <= N:
+        raise ValueError(f"steps={steps} must be between 1 and {N}")
+    t = visited(schedule, steps, "leading").astype(int)[::-1]
+    before = t - N // steps
+    last = 1.0 if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
+    a, after = np.where(before >= 0, schedule.alphas_cumprod[np.maximum(before, 0)], last), schedule.alphas_cumprod[t]
+    columns = (t, np.sqrt(a), np.sqrt(1 - a), np.sqrt(after), np.sqrt(1 - after))
+    return [Rise(*(np.float32(column[i]) for column in columns)) for i in range(steps)]
+
+
+def rise(denoise: Callable, prediction_type: str, params: Any, x, text, step: Rise):
+    """Latents [B, T, h, w, C] one step noisier; text: [B, K, D]."""
+    prediction = denoise(params, x, jnp.broadcast_to(step.t, x.shape[:1]), Condition(text, None)).astype(jnp.float32)
+    if prediction_type == "epsilon":
+        x0, eps = (x - step.sigma * prediction) / step.alpha, prediction
+    else:
+        x0, eps = step.alpha * x - step.sigma * prediction, step.sigma * x + step.alpha * prediction
+    return step.alpha_after * x0 + step.sigma_after * eps
+
+
+class Inversion:
+    """invert(params, latents, text, steps) yields None after each step and the noise at the end; compiled once for equal shapes."""
+
+    def __init__(self, denoise: Callable, schedule: NoiseSchedule, spread: Spread | None = None):
+        self.schedule, self.spread = schedule, spread or Spread(1)
+        self.rise = self.spread.jit(partial(rise, denoise, schedule.prediction_type), donate_argnums=1)
+
+    def __call__(self, params: Any, latents: np.ndarray, text, steps: int) -> Iterator[np.ndarray | None]:
+        """latents: scaled, [T, h, w, C] on the host; text: [K, D], of the empty prompt as a rule. The noise is [T, h, w, C] on the host."""
+        x = self.spread.put(np.asarray(latents, np.float32), FRAMES)[None]
+        for step in jax.device_put(rises(self.schedule, steps)):
+            x = self.rise(params, x, text[None], step)
+            yield None
+        yield jax.device_get(x[0])
