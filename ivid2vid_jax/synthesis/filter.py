@@ -1,0 +1,99 @@
+"""Which synthesised edits are kept: CLIP similarities, as InstructPix2Pix filters its images (arXiv 2211.09800, section 3.1.2).
+
+Frame by frame, features of length 1, means over the frames.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Least similarities. Those of InstructPix2Pix for real clips under CLIP ViT-L/14; that between the clips is InsV2V's for video (0.7 for images)."""
+
+    model: str = "openai/clip-vit-large-patch14"  # CLIP: of the hub, a folder, or shapes-clip
+    image: float = 0.5  # between source and edited frames
+    text: float = 0.2  # of each clip to its caption
+    direction: float = 0.2  # of the change of the frames to that of the captions
+    consistency: float = 0.0  # between neighbouring edited frames
+    keep: int = 4  # most edits of one clip by one instruction, the best by direction
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Cosines, -1 to 1."""
+
+    image: float
+    text_source: float
+    text_edited: float
+    direction: float
+    consistency: float
+
+
+def score(source, edited, captions) -> Scores:
+    """source, edited: embeddings of the frames [T, D]; captions: of the source's and the edited caption [2, D]."""
+    source, edited, captions = (unit(np.asarray(x, np.float64)) for x in (source, edited, captions))
+    change, wanted = unit(edited - source), unit(captions[1] - captions[0])
+    neighbours = (edited[1:] * edited[:-1]).sum(-1) if len(edited) > 1 else np.ones(1)
+    return Scores(
+        float((source * edited).sum(-1).mean()), float((source @ captions[0]).mean()), float((edited @ captions[1]).mean()),
+        float((change @ wanted).mean()), float(neighbours.mean()),
+    )  # fmt: skip
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Of length 1 along the last axis; zero where there is no direction."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def refusal(scores: Scores, config: FilterConfig) -> str:
+    """The thresholds that are missed, in words; empty where none is."""
+    least = {
+        "image": config.image, "text_source": config.text, "text_edited": config.text, "direction": config.direction, "consistency": config.consistency,
+    }  # fmt: skip
+    found = dataclasses.asdict(scores)
+    return "; ".join(f"{name} {found[name]:.3f} below {limit}" for name, limit in least.items() if not found[name] >= limit)
+
+
+def best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
+    """Of accepted edits, lines with id, prompt and scores: (ids that are kept, id -> why not), at most `keep` a prompt, by direction, then by id."""
+    prompts: dict[str, list[dict]] = {}
+    for line in lines:
+        prompts.setdefault(line["prompt"], []).append(line)
+    kept, dropped = set(), {}
+    for group in prompts.values():
+        ordered = sorted(group, key=lambda line: (-line["scores"]["direction"], line["id"]))
+        kept |= {line["id"] for line in ordered[:keep]}
+        dropped |= {line["id"]: f"{keep} edits by the same instruction point the right way more clearly" for line in ordered[keep:]}
+    return kept, dropped
+
+
+def calibrated(true: Sequence[Scores], false: Sequence[Scores], config: FilterConfig, recall: float = 0.95) -> FilterConfig:
+    """The config with thresholds for another CLIP, where true edits are known: each the largest that this share of true edits passes by itself.
+
+    Raises ValueError where fewer than 20 are given, or where no threshold turns any false edit away.
+    """
+    if len(true) < 20 or len(false) < 20:
+        raise ValueError(f"{len(true)} true and {len(false)} false edits are too few to calibrate on: at least 20 of each are needed")
+
+    def limit(*names: str) -> float:
+        return float(min(np.quantile([getattr(each, name) for each in true], 1 - recall) for name in names))
+
+    found = dataclasses.replace(
+        config, image=limit("image"), text=limit("text_source", "text_edited"), direction=limit("direction"), consistency=limit("consistency")
+    )
+    if not any(refusal(each, found) for each in false):
+        raise ValueError("this CLIP tells no false edit from a true one")
+    return found
+
+
+def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
+    """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`ivid2vid_jax.clip.Clip`); clips are uint8 [T, H, W, 3]."""
+
+    def run(source, edited, source_caption, edited_caption):
+        frames = np.asarray(clip.images(np.concatenate([source, edited])))
+        return score(frames[: len(source)], frames[len(source) :], np.asarray(clip.texts([source_caption, edited_caption])))
+
+    return run
