@@ -242,7 +242,7 @@ def load(
     if folder.scheduler.get("_class_name") not in CLASSES:
         log.info("%s: its %s gives the noise schedule; ddim samples", folder.path.name, folder.scheduler.get("_class_name"))
     params = load_params(folder, compute, variant=variant)
-    return Pipeline(folder, spread.put(params) if spread.count > 1 else params, load_tokenizer(folder.tokenizer), compute, attention_impl, spread)
+    return Pipeline(folder, spread.put(params), load_tokenizer(folder.tokenizer), compute, attention_impl, spread)
 
 
 def load_tokenizer(path: Path):

@@ -39,8 +39,8 @@ def run(args: PlanArgs) -> None:
     from ivid2vid_jax.planning import chips
 
     where = chips.Slice(args.topology)
+    chips.without_accelerators()  # before anything imports JAX
     config = changed(args)
-    chips.without_accelerators()
     from ivid2vid_jax.planning import programs, report
     from ivid2vid_jax.training import sharding
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax.diffusion.denoiser import Condition
-from ivid2vid_jax.diffusion.samplers import visited
+from ivid2vid_jax.diffusion.samplers import predicted_x0, visited
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.spread import FRAMES, Spread
 
@@ -43,10 +43,8 @@ def rises(schedule: NoiseSchedule, steps: int) -> list[Rise]:
 def rise(denoise: Callable, prediction_type: str, params: Any, x, text, step: Rise):
     """Latents [B, T, h, w, C] one step noisier; text: [B, K, D]."""
     prediction = denoise(params, x, jnp.broadcast_to(step.t, x.shape[:1]), Condition(text, None)).astype(jnp.float32)
-    if prediction_type == "epsilon":
-        x0, eps = (x - step.sigma * prediction) / step.alpha, prediction
-    else:
-        x0, eps = step.alpha * x - step.sigma * prediction, step.sigma * x + step.alpha * prediction
+    x0 = predicted_x0(x, prediction, step, prediction_type)
+    eps = prediction if prediction_type == "epsilon" else step.sigma * x + step.alpha * prediction
     return step.alpha_after * x0 + step.sigma_after * eps
 
 

@@ -107,7 +107,7 @@ class SamplingLoop:
                 group = windows[i : i + self.spread.count]
                 filled = group + group[-1:] * (self.spread.count - len(group))
                 found = jax.device_get(self.guided(params, *put(tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)), WINDOWS), step, guidance))
-                for window, weight, part in zip(group, weights[i:], found, strict=False):
+                for window, weight, part in zip(group, weights[i : i + len(group)], found[: len(group)], strict=True):
                     prediction[window] += weight[:, None, None, None] * part
                     yield None
             parts = []

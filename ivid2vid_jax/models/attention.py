@@ -97,9 +97,10 @@ def splash(q_BQHD, k_BKHD, v_BKHD):
     more_q, more_k = -Q % LANES, -K % LANES
     q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0))) for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k)))
     rows, columns = block(Q + more_q), block(K + more_k)
+    inner = 512 if columns % 512 == 0 else columns
     sizes = kernel.BlockSizes(
-        block_q=rows, block_kv=columns, block_kv_compute=min(columns, 512) if columns % 512 == 0 else columns,
-        block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=min(columns, 512) if columns % 512 == 0 else columns,
+        block_q=rows, block_kv=columns, block_kv_compute=inner,
+        block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=inner,
         block_q_dq=rows, block_kv_dq=columns,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask((Q + more_q, K + more_k))] * H)

@@ -18,12 +18,8 @@ def is_product(primitive, *args, **params) -> bool:
 POLICIES = {"none": jax.checkpoint_policies.everything_saveable, "products": is_product, "block": jax.checkpoint_policies.nothing_saveable}
 
 
-def check(name: str) -> None:
+def recomputed(layer: type[nn.Module], name: str) -> type[nn.Module]:
+    """The layer's class under a policy. Raises ValueError for an unknown one."""
     if name not in POLICIES:
         raise ValueError(f"remat={name!r} is unknown; choose {', '.join(POLICIES)}")
-
-
-def recomputed(layer: type[nn.Module], name: str) -> type[nn.Module]:
-    """The layer's class under a policy."""
-    check(name)
     return layer if name == "none" else nn.remat(layer, policy=POLICIES[name])

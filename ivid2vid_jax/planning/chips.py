@@ -35,7 +35,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 2),
 }
-HOST = {2: (2, 2, 1), 3: (2, 2, 1)}  # chips of the smallest host, by dimensions of the torus
+HOST = (2, 2, 1)  # chips of the smallest host of several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Slice:
         find_libtpu()
         from jax.experimental import topologies
 
-        bounds = (1, 1, 1) if self.count == 1 else HOST[len(self.shape)]
+        bounds = (1, 1, 1) if self.count == 1 else HOST
         try:
             with quiet():
                 found = topologies.get_topology_desc(platform="tpu", topology_name=self.name, chips_per_host_bounds=bounds)

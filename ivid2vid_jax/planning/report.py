@@ -1,6 +1,7 @@
 """A plan: what a program needs of a chip and what bounds its speed, from compiled layers or from the compiled whole."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -101,6 +102,7 @@ def cached(stage: layers.Stage, mesh, remat: str | None, cache: Path | None) -> 
     return cost
 
 
+@functools.cache
 def source_mark() -> str:
     """A hash of the code that decides what is compiled, so that no plan outlives it."""
     from ivid2vid_jax import models

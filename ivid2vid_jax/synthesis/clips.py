@@ -1,7 +1,6 @@
 """Clips for the data engine, cut from videos: no shot boundary inside, long and large enough, something moves, no two alike."""
 
 import dataclasses
-import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from PIL import Image
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED
 from ivid2vid_jax.video.fit import resize
-from ivid2vid_jax.video.read import ANIMATIONS, IMAGES, open_clip
+from ivid2vid_jax.video.read import ANIMATIONS, open_clip
+from ivid2vid_jax.weights.folder import sha256
 
 THUMB = 32  # pixels of a side of the thumbnails that are compared
 AROUND = 8  # steps before and after one, whose median says how fast the shot moves
@@ -37,8 +37,7 @@ def videos(folder: Path) -> dict[str, Path]:
     """Id -> file of the videos under a folder; the id is the path below it. Raises UserError for a folder that holds none."""
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: no such folder")
-    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() not in IMAGES}
-    found = {name: path for name, path in found.items() if path.suffix.lower() in VIDEOS}
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() in VIDEOS}
     if not found:
         raise UserError(f"--videos {folder}: holds no video ({', '.join(VIDEOS)})")
     return found
@@ -49,7 +48,7 @@ VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", *ANIMATIONS)
 
 def cut(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, dict]:
     """(status, facts) of one video for its manifest: its clips, written to output/<clip id>.npy, and what was refused and why."""
-    facts = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "clips": [], "refused": []}
+    facts = {"sha256": sha256(path), "clips": [], "refused": []}
     try:
         video = open_clip(path, fps=config.fps)
         if min(video.height, video.width) < config.least:

@@ -61,23 +61,21 @@ def settle(manifest: Manifest, ids: Iterable[str], work: Callable[[str], tuple[s
 
     progress(done, total).
     """
-    ids = list(ids)
+
+    def one(id: str) -> None:
+        status, facts = work(id)
+        manifest.add(id, status, **facts)
+
     todo = manifest.missing(ids)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        under_way = {pool.submit(work, id): id for id in todo}
+        under_way = [pool.submit(one, id) for id in todo]
         try:
             for done, future in enumerate(concurrent.futures.as_completed(under_way), 1):
-                status, facts = future.result()
-                manifest.add(under_way[future], status, **facts)
+                future.result()
                 if progress:
                     progress(done, len(todo))
         except BaseException:
-            for future in under_way:
-                future.cancel()
-            for future, id in under_way.items():  # what was paid for is kept
-                if not future.cancelled() and future.done() and not future.exception() and id not in manifest.lines:
-                    status, facts = future.result()
-                    manifest.add(id, status, **facts)
+            pool.shutdown(wait=False, cancel_futures=True)  # what is under way still ends and is kept
             raise
 
 
