@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from jax.test_util import check_grads
 
-from ivid2vid_jax.diffusion.losses import LossConfig, add_noise, frame_difference, min_snr_weight, square_mean, target
+from ivid2vid_jax.diffusion.losses import LossConfig, add_noise, frame_difference, min_snr_weight, square_mean, target, timestep_weight
 from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler, step_rows
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 
@@ -175,6 +175,20 @@ def test_min_snr_weight_without_signal_and_without_gamma():
     assert float(min_snr_weight(zero, 5.0, "v_prediction")[0]) == 0.0
     for kind in KINDS:
         np.testing.assert_array_equal(min_snr_weight(jnp.asarray(ALPHA_BAR), 0.0, kind), np.ones(4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clean_weight_makes_an_error_one_of_the_clean_latents(kind):
+    weights = timestep_weight(jnp.asarray(ALPHA_BAR), kind, LossConfig(clean=True, snr_clip=1e9))
+    for i, a in enumerate(ALPHA_BAR):
+        apart = clean(X0[i], PREDICTION[i], a, kind) - clean(X0[i], NOISE[i], a, kind)
+        assert float(weights[i]) * np.mean((PREDICTION[i] - NOISE[i]) ** 2) == pytest.approx(np.mean(apart**2), rel=1e-9)
+
+
+def test_clean_weight_is_bounded_for_epsilon_and_keeps_the_last_step_for_v():
+    weights = timestep_weight(jnp.asarray(ALPHA_BAR), "epsilon", LossConfig(clean=True, snr_clip=0.5))
+    assert 0 < float((weights == 0.5).mean()) < 1
+    assert float(timestep_weight(jnp.zeros(1), "v_prediction", LossConfig(clean=True))[0]) == 1.0
 
 
 # ---- the same world as the samplers' and diffusers'

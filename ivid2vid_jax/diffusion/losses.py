@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: min-SNR weight * (noise loss + frame_weight * frame difference)."""
+    """What is minimised: weight of the timestep * (noise loss + frame_weight * frame difference)."""
 
     frame_difference: Literal["none", "match", "match_x0", "smooth_x0"] = "match"  # see `frame_difference`
     frame_weight: float = 0.25  # of the frame-difference loss; for frame-independent errors "match" is twice the noise loss
     snr_gamma: float = 0.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, uses 5); 0 = off
-    snr_clip: float = 5.0  # match_x0 with epsilon prediction: most weight that 1/SNR may give
+    clean: bool = False  # weigh timesteps so that the error of the predicted clean latents counts; excludes snr_gamma
+    snr_clip: float = 5.0  # match_x0 and clean with epsilon prediction: most weight that 1/SNR may give
 
 
 def per_clip(alpha_bar, like):
@@ -66,8 +67,21 @@ def frame_difference(x_t, prediction, wanted, alpha_bar, prediction_type: str, c
     match = square_mean(jnp.diff(prediction - wanted, axis=1))
     if config.frame_difference == "match":
         return match
-    inverse_snr = (1 - alpha_bar) / jnp.maximum(alpha_bar, 1e-8)
-    return match * (jnp.minimum(inverse_snr, config.snr_clip) if prediction_type == "epsilon" else 1 - alpha_bar)
+    return match * clean_weight(alpha_bar, config.snr_clip, prediction_type)
+
+
+def clean_weight(alpha_bar, clip: float, prediction_type: str):
+    """What makes a squared error of the prediction one of the clean latents, [B]: 1 / SNR for epsilon, at most `clip`; 1 - alpha_bar for v."""
+    if prediction_type == "epsilon":
+        return jnp.minimum((1 - alpha_bar) / jnp.maximum(alpha_bar, 1e-8), clip)
+    return 1 - alpha_bar
+
+
+def timestep_weight(alpha_bar, prediction_type: str, config: LossConfig):
+    """The weight of each clip's loss, [B]."""
+    if config.clean:
+        return clean_weight(alpha_bar, config.snr_clip, prediction_type)
+    return min_snr_weight(alpha_bar, config.snr_gamma, prediction_type)
 
 
 def min_snr_weight(alpha_bar, gamma: float, prediction_type: str):

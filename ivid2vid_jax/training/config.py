@@ -158,6 +158,8 @@ class TrainConfig:
         for name in ("text", "both", "video"):
             if getattr(self.drop, name) < 0:
                 raise UserError(f"--drop.{name} {getattr(self.drop, name)} must not be negative")
+        if self.loss.clean and self.loss.snr_gamma:
+            raise UserError(f"--loss.clean and --loss.snr-gamma {self.loss.snr_gamma} are two ways to weigh timesteps: choose one")
         if self.loader.batch % self.optim.accumulation:
             raise UserError(f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation {self.optim.accumulation}")
 

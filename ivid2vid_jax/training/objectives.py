@@ -83,7 +83,7 @@ class Denoising:
 
         noise_loss = diffusion.square_mean(prediction - wanted)
         frame_loss = diffusion.frame_difference(x_t, prediction, wanted, alpha_bar, self.prediction_type, self.loss)
-        weight = diffusion.min_snr_weight(alpha_bar, self.loss.snr_gamma, self.prediction_type)
+        weight = diffusion.timestep_weight(alpha_bar, self.prediction_type, self.loss)
         total = weight * (noise_loss + self.loss.frame_weight * frame_loss)
         return Losses(total, {"noise_loss": noise_loss, "frame_loss": frame_loss}, t)
 
