@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.models.layers import Dense, platform, precise
+from ivid2vid_jax.models.mesh import axes
 
 SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
 LONG = 1024  # queries and keys from which on scores are too many to be kept
@@ -140,13 +141,13 @@ LOCAL = ("chunked", "splash", "cudnn")  # which the compiler cannot split over d
 
 def shared_out(compute, batch: int):
     """`compute` on each device's share of the batch, under a mesh; by the leading axes of the mesh whose product divides it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = [mesh.shape[name] for name in mesh.axis_names]
+    there = axes()
+    sizes = list(there.values())
     ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
     if math.prod(sizes[:ways]) == 1:
         return compute
-    spec = P(mesh.axis_names[:ways])
-    return partial(jax.shard_map, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(compute)
+    spec = P(tuple(there)[:ways])
+    return partial(jax.shard_map, mesh=jax.sharding.get_abstract_mesh(), in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(compute)
 
 
 class Attention(nn.Module):

@@ -9,20 +9,26 @@ from collections.abc import Callable
 
 import jax
 from einops import rearrange
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 CLIPS, FRAMES = ("data", "fsdp"), "frames"
 
 
+def axes() -> dict[str, int]:
+    """Name -> size of the mesh's axes, without those that a shard_map around this has taken: each device works on its own part of these."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+
+
 def alone() -> bool:
     """Whether there is one device only, so that no axis is split and axes may be merged at will."""
-    return jax.sharding.get_abstract_mesh().size <= 1
+    return math.prod(axes().values()) <= 1
 
 
 def split(x) -> tuple[tuple[str, ...], str | None]:
     """The mesh's axes over which B is split, and the one over which T is: those that divide them."""
-    shape = jax.sharding.get_abstract_mesh().shape
+    shape = axes()
     clips = tuple(name for name in CLIPS if shape.get(name, 1) > 1)
     clips = clips if x.shape[0] % math.prod(shape[name] for name in clips) == 0 else ()
     return clips, FRAMES if shape.get(FRAMES, 1) > 1 and x.shape[1] % shape[FRAMES] == 0 else None
@@ -64,7 +70,7 @@ def rows(x, there: Callable, back: Callable, where: P, apart: bool) -> tuple[jax
 def position_axis(x) -> tuple[tuple[str, ...], int | None]:
     """The axes over which B is split, and which of x's axes 2 and 3 is split over `frames` while a temporal layer works; None for neither."""
     clips, frames = split(x)
-    size = jax.sharding.get_abstract_mesh().shape.get(FRAMES, 1)
+    size = axes().get(FRAMES, 1)
     return clips, next((axis for axis in (2, 3) if frames and x.shape[axis] % size == 0), None)
 
 

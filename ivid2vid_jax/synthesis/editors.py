@@ -1,0 +1,260 @@
+"""What turns a clip and captions into edited clips, with a text-to-image base alone; see `synthesis/engine.py` for the stages around it.
+
+    editor = EDITORS["tune_a_video"](pipeline.load(base), TuneAVideoConfig())
+    edited = editor([Task(clip, "a dog runs", ("a fox runs",), seed=0)])[0][0]       # uint8 [T, H, W, 3]
+
+Several clips are worked on at once, each device its own: they share the base's weights and nothing else, so nothing is sent between devices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import random
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ivid2vid_jax import runtime
+from ivid2vid_jax.diffusion import losses
+from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
+from ivid2vid_jax.diffusion.guidance import branches
+from ivid2vid_jax.diffusion.inversion import rise, rises
+from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
+from ivid2vid_jax.diffusion.sampling import Guidance, State, advance, guided
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.pipeline import Pipeline
+from ivid2vid_jax.training.params import flatten, trainable, unflatten
+from ivid2vid_jax.weights.inflate import inflate
+
+CLIPS = "clips"  # axis of the mesh
+TRAINED = (r"/attn1/to_q/", r"/attn2/to_q/", r"/attn_temp/")  # Tune-A-Video's; its norm_temp stays as it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A clip, uint8 [T, H, W, 3], what it shows, and what its edits are to show."""
+
+    clip: np.ndarray
+    caption: str
+    edited_captions: tuple[str, ...]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneAVideoConfig:
+    """Wu et al. 2022, arXiv 2212.11565, at its code's values: a net is tuned on each clip and samples the edits from the clip's inverted noise."""
+
+    steps: int = 500  # of tuning
+    lr: float = 3e-5
+    weight_decay: float = 1e-2
+    clip: float = 1.0  # most norm of a clip's gradient
+    inversion: int = 50  # steps of DDIM inversion, with the empty prompt
+    sampling: int = 50  # steps of DDIM
+    text_scale: float = 12.5
+    strength: float = 1.0  # share of the way to noise that inversion goes; less keeps more of the clip
+    random_bias: bool = False  # the temporal layers' output bias drawn as the original leaves it, instead of zero: the net then starts off its base
+    at_once: int = 1  # clips a device
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedNoiseConfig:
+    """No tuning: every frame starts from its latents under the same noise and attends to the first frame and the one before."""
+
+    sampling: int = 20  # steps of DDIM
+    text_scale: float = 7.5
+    strength: float = 0.8  # share of the way to noise from which frames start; less keeps more of the clip
+    at_once: int = 1  # clips a device
+
+
+class ClipEditor:
+    """What both editors share: a net from the base's weights, clips in and out of latents, sampling many clips at once."""
+
+    changes: dict = {}  # of the base's U-Net
+
+    def __init__(self, pipe: Pipeline, config: Any, devices: int | None = None):
+        unet, latent = pipe.folder.unet, pipe.folder.vae.latent_channels
+        if unet.in_channels != latent or unet.temporal:
+            raise UserError(f"{pipe.folder.path}: clips are edited with a text-to-image base; this U-Net takes {unet.in_channels} channels, temporal layers {unet.temporal}")
+        if not 0 < config.strength <= 1 or config.at_once < 1:
+            raise UserError(f"strength {config.strength} must be above 0 and at most 1, at-once {config.at_once} at least 1")
+        self.pipe, self.config, self.schedule = pipe, config, pipe.schedule
+        self.devices = jax.local_devices()[:devices]
+        self.mesh = jax.make_mesh((len(self.devices),), (CLIPS,), axis_types=(AxisType.Auto,), devices=self.devices)
+        self.together = len(self.devices) * config.at_once  # clips of one call
+        net = dataclasses.replace(unet, **self.changes)
+        self.denoise = denoiser(net, pipe.attention_impl, dtype=pipe.dtype)
+        self.base = flatten(inflate(pipe.params["unet"], unet, net, 0))
+        self.sample_step = self.many(self.step, 4)
+
+    def many(self, function: Callable, stacked: int, **options) -> Callable:
+        """The program of function(base, *of one clip, *for all), for `stacked` arguments that hold one row a clip."""
+
+        def program(base, *args):
+            each = jax.vmap(function, in_axes=(None, *(0,) * stacked, *(None,) * (len(args) - stacked)))
+            if len(self.devices) == 1:
+                return each(base, *args)
+            where = (P(), *(P(CLIPS),) * stacked, *(P(),) * (len(args) - stacked))
+            return jax.shard_map(each, mesh=self.mesh, in_specs=where, out_specs=P(CLIPS), check_vma=False)(base, *args)
+
+        return runtime.jit(program, **options)
+
+    def put(self, tree: Any, stacked: bool = True) -> Any:
+        """From the host to the devices: rows each its own, or all of it everywhere."""
+        if len(self.devices) == 1:
+            return jax.device_put(tree, self.devices[0])
+        return jax.device_put(tree, NamedSharding(self.mesh, P(CLIPS) if stacked else P()))
+
+    def step(self, base, tuned, state: State, text, key, step: Step, weights):
+        """A step of sampling one clip; text: [2, K, D] of the empty prompt and of the edit."""
+        T = state.x.shape[0]
+        guidance = Guidance(text, jnp.ones(2), weights, jnp.zeros(()))
+        prediction = guided(self.denoise, unflatten({**base, **tuned}), state.x[None], state.x[None, ..., :0], step, guidance)[0]
+        return advance(state, prediction, jnp.arange(T), key, step, self.schedule.prediction_type)
+
+    def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray]]:
+        """The edited clips of each task. Tasks go through `together` at a time; their clips have one shape. progress(steps done, steps in all)."""
+        if len({task.clip.shape for task in tasks}) > 1:
+            raise UserError("clips that are edited together have one shape")
+        groups = [tasks[i : i + self.together] for i in range(0, len(tasks), self.together)]
+        count = Count(progress, sum(self.work(group) for group in groups))
+        return [edits for group in groups for edits in self.group(group, count)]
+
+    def group(self, tasks: Sequence[Task], count: "Count") -> list[list[np.ndarray]]:
+        """The last task fills up a group that is short."""
+        filled = [*tasks, *[tasks[-1]] * (self.together - len(tasks))]
+        latents = np.stack([self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip)) for task in filled]) * self.pipe.folder.vae.scaling_factor
+        keys = self.put(jnp.stack([random.key(task.seed) for task in filled]))
+        base = self.put(self.base, stacked=False)
+        out = [[] for _ in tasks]
+        table = sampler("ddim", self.schedule, self.config.sampling)
+        first = self.config.sampling - max(1, round(self.config.strength * self.config.sampling))
+        tuned, noisy = self.prepare(base, filled, latents, keys, table, first, count)
+        for number in range(most(tasks)):
+            captions = [task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled]
+            edited = self.sample(base, tuned, noisy, captions, keys, table, first, count)
+            for row, task in enumerate(tasks):
+                if number < len(task.edited_captions):
+                    scaled = edited[row] / self.pipe.folder.vae.scaling_factor
+                    out[row].append(np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled))))
+        return out
+
+    def sample(self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count) -> np.ndarray:
+        texts = self.pipe.encode_text(["", *captions])
+        text = self.put(jnp.stack([jnp.stack([texts[0], each]) for each in texts[1:]]))
+        weights = jnp.asarray([branch.weight for branch in branches(self.config.text_scale, 1.0)][-2:])
+        state = self.put(State(noisy, np.zeros_like(noisy)))
+        for step in step_rows(table)[first:]:
+            state = self.sample_step(base, tuned, state, text, keys, step, weights)
+            count.one()
+        return jax.device_get(state.x)
+
+    def prepare(self, base, tasks, latents, keys, table: Sampler, first: int, count):
+        """(what was tuned, name -> [N, ...]; latents [N, T, h, w, C] to start from at step `first` of the table)."""
+        raise NotImplementedError
+
+    def work(self, tasks: Sequence[Task]) -> int:
+        """Steps that a group takes."""
+        raise NotImplementedError
+
+    def steps_of(self, tasks: Sequence[Task]) -> int:
+        return max(1, round(self.config.strength * self.config.sampling)) * most(tasks)
+
+
+class SharedNoise(ClipEditor):
+    changes = dict(spatial_attention="sparse_causal")
+
+    def work(self, tasks):
+        return self.steps_of(tasks)
+
+    def prepare(self, base, tasks, latents, keys, table, first, count):
+        noise = np.stack([random.normal(random.key(task.seed), latents.shape[2:]) for task in tasks])[:, None]
+        start = table.start if first == 0 else 1.0
+        return {}, np.float32(table.steps.alpha[first] * latents + table.steps.sigma[first] * start * noise)
+
+
+class TuneAVideo(ClipEditor):
+    changes = dict(spatial_attention="sparse_causal", temporal=("tune_a_video",), group_norm="clip")
+
+    def __init__(self, pipe: Pipeline, config: TuneAVideoConfig, devices: int | None = None):
+        super().__init__(pipe, config, devices)
+        self.optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(config.lr, weight_decay=config.weight_decay))
+        self.trained = {name: np.asarray(self.base.pop(name), np.float32) for name in sorted(trainable(self.base, TRAINED))}
+        if config.random_bias:
+            self.trained |= drawn_biases(self.trained)
+        self.tune_step = self.many(self.tune, 5, donate_argnums=(1, 2))
+        self.rise_step = self.many(self.rise, 3, donate_argnums=2)
+
+    def work(self, tasks):
+        return self.config.steps + self.rises() + self.steps_of(tasks)
+
+    def rises(self) -> int:
+        return max(1, round(self.config.strength * self.config.inversion))
+
+    def tune(self, base, tuned, optimizer_state, latents, text, key, number):
+        """One step on one clip: [T, h, w, C] scaled latents, [K, D] of its caption."""
+        key_t, key_noise = random.split(random.fold_in(key, number))
+        t = random.randint(key_t, (1,), 0, self.schedule.num_train_timesteps)
+        alpha_bar = jnp.asarray(self.schedule.alphas_cumprod, jnp.float32)[t]
+        noise = random.normal(key_noise, (1, *latents.shape))
+        x_t = losses.add_noise(latents[None], noise, alpha_bar)
+        wanted = losses.target(latents[None], noise, alpha_bar, self.schedule.prediction_type)
+
+        def loss(tuned):
+            found = self.denoise(unflatten({**base, **tuned}), x_t, t, Condition(text[None], None))
+            return losses.square_mean(found - wanted)[0]
+
+        updates, optimizer_state = self.optimizer.update(jax.grad(loss)(tuned), optimizer_state, tuned)
+        return optax.apply_updates(tuned, updates), optimizer_state
+
+    def rise(self, base, tuned, x, text, step):
+        return rise(self.denoise, self.schedule.prediction_type, unflatten({**base, **tuned}), x[None], text[None], step)[0]
+
+    def prepare(self, base, tasks, latents, keys, table, first, count):
+        texts = self.pipe.encode_text(["", *(task.caption for task in tasks)])
+        x, text = self.put((np.float32(latents), texts[1:]))
+        tuned = self.put({name: np.stack([value] * len(tasks)) for name, value in self.trained.items()})
+        state = self.put(jax.vmap(self.optimizer.init)(tuned))
+        for number in range(self.config.steps):
+            tuned, state = self.tune_step(base, tuned, state, x, text, keys, np.int32(number))
+            count.one()
+        noise = jnp.copy(x)
+        empty = self.put(jnp.stack([texts[0]] * len(tasks)))
+        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: self.rises()]:
+            noise = self.rise_step(base, tuned, noise, empty, step)
+            count.one()
+        return tuned, jax.device_get(noise)
+
+
+EDITORS = {"tune_a_video": TuneAVideo, "shared_noise": SharedNoise}
+
+
+def drawn_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The temporal layers' output biases, uniform within 1/sqrt(width), as PyTorch's layers start."""
+    out = {}
+    for number, name in enumerate(name for name in weights if name.endswith("/attn_temp/to_out.0/bias")):
+        limit = len(weights[name]) ** -0.5
+        out[name] = np.random.default_rng([0, number]).uniform(-limit, limit, weights[name].shape).astype(np.float32)
+    return out
+
+
+def most(tasks: Sequence[Task]) -> int:
+    return max(len(task.edited_captions) for task in tasks)
+
+
+@dataclasses.dataclass
+class Count:
+    """Steps done, of all."""
+
+    progress: Callable[[int, int], None] | None
+    total: int
+    done: int = 0
+
+    def one(self) -> None:
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.total)
