@@ -1,16 +1,20 @@
 """What every command shares: parsing, one-line errors with exit code 2, progress with an ETA, the log."""
 
+import dataclasses
+import difflib
 import importlib.metadata
 import logging
+import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tyro
 from tqdm import tqdm
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.errors import UserError, check_types
 
 PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
 
@@ -47,6 +51,45 @@ def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
         if word.startswith("--config="):
             return Path(word.removeprefix("--config=")), argv[:i] + argv[i + 1 :]
     return None, argv
+
+
+def recipe(cls: type) -> Callable[[Path], Any]:
+    """What reads the `config`, one of `cls`, of a recipe file; it raises UserError for a file that is none, naming the nearest right key where
+    one is misspelt."""
+
+    def read(path: Path):
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else [], 1)
+            raise UserError(f"--config {path}: no such file{f'; did you mean {path.with_name(near[0])}?' if near else ''}")
+        try:
+            config = runpy.run_path(str(path)).get("config")
+        except TypeError as error:  # an unknown keyword
+            raise UserError(f"--config {path}: {error}{nearest(str(error), cls)}") from error
+        except Exception as error:
+            raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {error})") from error
+        if not isinstance(config, cls):
+            raise UserError(f"--config {path}: says no `config = {cls.__name__}(...)`")
+        try:
+            check_types(config)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from error
+        return config
+
+    return read
+
+
+def nearest(message: str, cls: type) -> str:
+    """"; did you mean ...?" for an error that quotes an unknown keyword of a config's class or of its parts'."""
+    word = message.rpartition("'")[0].rpartition("'")[2]
+    known = {field.name for each in config_classes(cls) for field in dataclasses.fields(each)}
+    near = difflib.get_close_matches(word, sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def config_classes(cls: type) -> list[type]:
+    """A config's class and those of its parts."""
+    parts = [field.type for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
+    return [cls] + [each for part in parts for each in config_classes(part)]
 
 
 class Progress:

@@ -102,6 +102,29 @@ def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
     (path / "tokenizer_config.json").write_text(json.dumps(config | dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>")))
 
 
+def blip(path: Path) -> Path:
+    """Saves a small BLIP with random weights, by its own classes."""
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor, BlipTextConfig, BlipVisionConfig
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "video", "of", "red", "dog", "on", "the", "beach"]
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    text = BlipTextConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, encoder_hidden_size=32,
+        projection_dim=16, bos_token_id=5, eos_token_id=3, sep_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    vision = BlipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    model = randomise(BlipForConditionalGeneration(config))
+    with torch.no_grad():
+        for name, bias in model.named_parameters():
+            if name.endswith(("predictions.bias", "predictions.decoder.bias")):
+                bias[:6] = -100.0  # words, no marks
+    model.save_pretrained(path)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(path)
+    return path
+
+
 def relative(ours, theirs) -> float:
     """max |difference| / max |reference|, also printed (shown by `pytest -rP`)."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)

@@ -11,28 +11,7 @@ from tests import factory
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small BLIP with random weights, as its own classes save it."""
-    import torch
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor, BlipTextConfig, BlipVisionConfig
-
-    path = tmp_path_factory.mktemp("blip")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "video", "of", "red", "dog", "on", "the", "beach"]
-    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
-    text = BlipTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, encoder_hidden_size=32,
-        projection_dim=16, bos_token_id=5, eos_token_id=3, sep_token_id=3, pad_token_id=0,
-    )  # fmt: skip
-    vision = BlipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    model = factory.randomise(BlipForConditionalGeneration(config))
-    with torch.no_grad():
-        for name, bias in model.named_parameters():
-            if name.endswith(("predictions.bias", "predictions.decoder.bias")):
-                bias[:6] = -100.0  # words, no marks
-    model.save_pretrained(path)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(path)
-    return path
+    return factory.blip(tmp_path_factory.mktemp("blip"))
 
 
 def test_frames_are_captioned_alike_whatever_the_batch(folder):

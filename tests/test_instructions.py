@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -12,71 +10,8 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import instructions, rules
 from ivid2vid_jax.synthesis.chat import Chat, ChatConfig, ChatError
 from ivid2vid_jax.synthesis.instructions import Malformed, Proposal, by_chat, by_rules, parse, sift
-from ivid2vid_jax.synthesis.manifest import Manifest, settle
-
-CAPTION = "a red car drives along a street"
-EDITS = [
-    dict(edit_type="object", instruction="turn the car into a bus", edited_caption="a red bus drives along a street"),
-    dict(edit_type="weather", instruction="make it snow", edited_caption="a red car drives along a snowy street"),
-]
-
-
-def completion(content, **message):
-    message = {"role": "assistant", "content": content, **message}
-    return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "served-model", "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-    }  # fmt: skip
-
-
-class Server:
-    """Plays a script: one act a request, the last one for ever. Acts: a status code, a body, a string that is no JSON, "hang", "drip", "drop"."""
-
-    def __init__(self, *script):
-        self.script, self.asked, self.stop = list(script), [], threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                server.asked.append((time.monotonic(), json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-                act = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-                if act == "hang":
-                    server.stop.wait(20)
-                elif act == "drop":
-                    self.connection.close()
-                elif act == "drip":
-                    self.send_response(200)
-                    self.send_header("Content-Type", "application/json")
-                    self.end_headers()
-                    while not server.stop.wait(0.05):
-                        try:
-                            self.wfile.write(b" ")
-                        except OSError:
-                            return
-                elif isinstance(act, int):
-                    self.reply(act, {"error": {"message": f"no luck: {act}"}}, {"Retry-After": "0.3"} if act == 429 else {})
-                else:
-                    self.reply(200, act)
-
-            def reply(self, status, body, headers=()):
-                data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **dict(headers)}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def chat(self, **changes) -> Chat:
-        options = dict(timeout=1.0, retries=1, per_minute=1e6) | changes
-        return Chat(ChatConfig(base_url=f"http://127.0.0.1:{self.http.server_port}/v1", model="asked-model", **options))
-
+from ivid2vid_jax.synthesis.manifest import Manifest, part_of, settle
+from tests.chat_server import CAPTION, EDITS, Server, completion
 
 @pytest.fixture
 def serve():
@@ -158,7 +93,7 @@ def test_what_no_further_request_can_change_ends_the_stage(serve, tmp_path, act,
     chat = serve(act).chat()
     manifest = Manifest(tmp_path, "instructions")
     with pytest.raises(UserError, match=message):
-        settle(manifest, ["a", "b"], lambda id: by_chat(chat, CAPTION, ["object"]))
+        settle(manifest, {"a": "1", "b": "1"}, lambda id: by_chat(chat, CAPTION, ["object"]))
     assert not manifest.lines
 
 
@@ -171,29 +106,44 @@ def test_without_an_address_a_key_is_needed(monkeypatch):
 def test_nothing_is_lost_or_asked_twice(serve, tmp_path):
     """20 clips, a server that fails for some of them: at the next start those alone are asked for again; a torn line is mended."""
     ids = [f"clip{i:02d}" for i in range(20)]
+    marks = dict.fromkeys(ids, "1")
     server = serve(*[GOOD] * 7, *[500] * 4, *[GOOD] * 7, 400, GOOD)
-    settle(Manifest(tmp_path, "instructions"), ids, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]))
+    settle(Manifest(tmp_path, "instructions"), marks, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]))
     first = Manifest(tmp_path, "instructions")
-    assert first.reasons() == {"failed: status 500 (no luck: 500)": 2, "failed: status 400 (no luck: 400)": 1}
-    failed = [id for id in ids if not first.settled(id)]
-    assert len(failed) == 3 and len(list(first.accepted())) == 17
+    assert first.reasons(marks) == {"failed: status 500 (no luck: 500)": 2, "failed: status 400 (no luck: 400)": 1}
+    failed = [id for id in ids if not first.settled(id, "1")]
+    assert len(failed) == 3 and len(first.accepted(marks)) == 17
     with open(first.file, "a") as lines:
         lines.write('{"id": "clip')
     before = len(server.asked)
     second = Manifest(tmp_path, "instructions")
-    settle(second, ids, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]), workers=3)
+    settle(second, marks, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]), workers=3)
     again = [request["messages"][-1]["content"].split(":")[1].strip() for _, request in server.asked[before:]]
-    assert sorted(again) == failed and [line["id"] for line in Manifest(tmp_path, "instructions").accepted()] == ids
+    assert sorted(again) == failed and [line["id"] for line in Manifest(tmp_path, "instructions").accepted(marks)] == ids
 
 
 def test_shards_share_the_items_and_see_each_others(tmp_path):
-    ids = [f"clip{i}" for i in range(7)]
+    marks = {f"clip{i}": "1" for i in range(40)}
     for index in range(3):
-        manifest = Manifest(tmp_path, "captions", (index, 3))
-        settle(manifest, ids, lambda id: ("accepted", {"by": index}))  # noqa: B023
-    lines = list(Manifest(tmp_path, "captions").accepted())
-    assert [line["id"] for line in lines] == ids and {line["by"] for line in lines} == {0, 1, 2}
+        mine = {id: mark for id, mark in marks.items() if part_of(id, (index, 3))}
+        assert 5 < len(mine) < 25
+        settle(Manifest(tmp_path, "captions", (index, 3)), mine, lambda id: ("accepted", {"by": index}))  # noqa: B023
+    lines = Manifest(tmp_path, "captions").accepted(marks)
+    assert [line["id"] for line in lines] == sorted(marks) and {line["by"] for line in lines} == {0, 1, 2}
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_item_is_done_again_where_what_decides_it_has_changed(tmp_path):
+    done = []
+
+    def work(id):
+        done.append(id)
+        return "accepted", {}
+
+    for marks in ({"a": "1", "b": "1"}, {"a": "1", "b": "2"}, {"a": "1", "b": "2"}):
+        settle(Manifest(tmp_path, "captions"), marks, work)
+    assert done == ["a", "b", "b"]
+    assert [line["id"] for line in Manifest(tmp_path, "captions").accepted({"a": "2", "b": "2"})] == ["b"]
 
 
 def test_edit_types_take_turns():

@@ -11,12 +11,12 @@ from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfi
 
 config = TrainConfig(
     output="runs/embedded/edit_clips",
-    model="runs/embedded/edit_images",
+    model="runs/embedded/edit_images_hard",
     data=("data/embedded/clips",),
-    steps=3000,
+    steps=2000,
     loader=LoaderConfig(batch=8, frames=8, size=64, images=0.2, cached=True),
-    loss=LossConfig(frame_difference="match", frame_weight=0.25),
-    optim=OptimConfig(lr=5e-4, warmup=100),
+    loss=LossConfig(frame_difference="match", frame_weight=0.25, clean=True),
+    optim=OptimConfig(lr=5e-4, warmup=100, trainable=("unet", "text_encoder")),
     checkpoint=CheckpointConfig(every=250),
-    log=LogConfig(eval_every=250, eval_batches=8, sample_every=500, samples=6),
+    log=LogConfig(eval_every=250, eval_batches=4, sample_every=1000, samples=6),
 )

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,15 +115,15 @@ class ClipEditor:
         prediction = guided(self.denoise, unflatten({**base, **tuned}), state.x[None], state.x[None, ..., :0], step, guidance)[0]
         return advance(state, prediction, jnp.arange(T), key, step, self.schedule.prediction_type)
 
-    def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray]]:
-        """The edited clips of each task. Tasks go through `together` at a time; their clips have one shape. progress(steps done, steps in all)."""
+    def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray | None]]:
+        """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one shape. progress(steps done, steps in all)."""
         if len({task.clip.shape for task in tasks}) > 1:
             raise UserError("clips that are edited together have one shape")
         groups = [tasks[i : i + self.together] for i in range(0, len(tasks), self.together)]
         count = Count(progress, sum(self.work(group) for group in groups))
         return [edits for group in groups for edits in self.group(group, count)]
 
-    def group(self, tasks: Sequence[Task], count: "Count") -> list[list[np.ndarray]]:
+    def group(self, tasks: Sequence[Task], count: "Count") -> list[list[np.ndarray | None]]:
         """The last task fills up a group that is short."""
         filled = [*tasks, *[tasks[-1]] * (self.together - len(tasks))]
         latents = np.stack([self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip)) for task in filled]) * self.pipe.folder.vae.scaling_factor
@@ -139,8 +138,8 @@ class ClipEditor:
             edited = self.sample(base, tuned, noisy, captions, keys, table, first, count)
             for row, task in enumerate(tasks):
                 if number < len(task.edited_captions):
-                    scaled = edited[row] / self.pipe.folder.vae.scaling_factor
-                    out[row].append(np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled))))
+                    whole, scaled = np.isfinite(edited[row]).all(), edited[row] / self.pipe.folder.vae.scaling_factor
+                    out[row].append(np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled))) if whole else None)
         return out
 
     def sample(self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count) -> np.ndarray:

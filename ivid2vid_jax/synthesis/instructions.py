@@ -181,6 +181,8 @@ def settled(facts: dict, taken: list[Proposal], refused: list[dict]) -> tuple[st
 
 def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
     """(caption, proposal) of each line of a JSON-lines file, InstructPix2Pix's among them: its `input` and its readers' `caption` are one."""
+    if not path.is_file():
+        raise UserError(f"--instructions {path}: no such file, nor is it chat, rules or shapes")
     with open(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

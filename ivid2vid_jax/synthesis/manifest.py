@@ -1,13 +1,15 @@
 """What happened to each item of a stage: one JSON line each, written when it is settled, so that a killed stage goes on where it was.
 
-Statuses: "accepted"; "rejected", with the reason, for good; "failed", with the reason, to be tried again at the next start.
+Statuses: "accepted"; "rejected", with the reason, for good; "failed", with the reason, to be tried again at the next start. A line's
+mark is a hash of all that decided it, so that an item is done again where its input or the stage's settings have changed.
 """
 
 import concurrent.futures
+import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
@@ -17,56 +19,55 @@ class Manifest:
     """The lines of FOLDER/<stage>*.jsonl; new ones go to <stage>.jsonl, or <stage>-I-of-N.jsonl of a shard (I, N), which no other process writes."""
 
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
-        self.shard = shard
         name = stage if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}"
         self.file, self.lock = folder / f"{name}.jsonl", threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         mend(self.file)
         others = [path for path in folder.glob("*.jsonl") if path.stem == stage or path.stem.startswith(f"{stage}-")]
-        self.lines = {line["id"]: line for path in sorted(others) for line in read(path)}
+        lines = sorted((line for path in others for line in read(path)), key=lambda line: line["time"])
+        self.lines = {line["id"]: line for line in lines}
 
-    def add(self, id: str, status: str, **facts) -> dict:
+    def add(self, id: str, mark: str, status: str, **facts) -> dict:
         """Settles an item; safe from several threads."""
-        line = {"id": id, "status": status, "time": round(time.time(), 3), **facts}
+        line = {"id": id, "mark": mark, "status": status, "time": round(time.time(), 3), **facts}
         with self.lock, open(self.file, "a") as lines:
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.lines[id] = line
         return line
 
-    def settled(self, id: str) -> bool:
+    def settled(self, id: str, mark: str) -> bool:
         """Whether there is nothing left to do for an item."""
-        return id in self.lines and self.lines[id]["status"] != FAILED
+        line = self.lines.get(id)
+        return line is not None and line["mark"] == mark and line["status"] != FAILED
 
-    def accepted(self) -> Iterator[dict]:
-        """The accepted items' lines, in the order of their ids whatever the order they were settled in."""
-        return (self.lines[id] for id in sorted(self.lines) if self.lines[id]["status"] == ACCEPTED)
+    def missing(self, marks: Mapping[str, str]) -> list[str]:
+        """Of items, id -> mark, those that are not settled, in the order of their ids."""
+        return [id for id in sorted(marks) if not self.settled(id, marks[id])]
 
-    def missing(self, ids: Iterable[str]) -> list[str]:
-        """The ids of this shard that are not settled."""
-        index, count = self.shard
-        return [id for i, id in enumerate(sorted(ids)) if i % count == index and not self.settled(id)]
+    def accepted(self, marks: Mapping[str, str]) -> list[dict]:
+        """The accepted items' lines, of these marks, in the order of their ids whatever the order they were settled in."""
+        return [self.lines[id] for id in sorted(marks) if self.settled(id, marks[id]) and self.lines[id]["status"] == ACCEPTED]
 
-    def reasons(self) -> dict[str, int]:
-        """Reason of rejection or failure -> how many."""
+    def reasons(self, marks: Mapping[str, str]) -> dict[str, int]:
+        """Status and reason -> how many of these items, the commonest first."""
         found: dict[str, int] = {}
-        for line in self.lines.values():
-            if line["status"] != ACCEPTED:
+        for id, mark in marks.items():
+            line = self.lines.get(id)
+            if line is not None and line["mark"] == mark and line["status"] != ACCEPTED:
                 key = f"{line['status']}: {line.get('reason', '')}"
                 found[key] = found.get(key, 0) + 1
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def settle(manifest: Manifest, ids: Iterable[str], work: Callable[[str], tuple[str, dict]], workers: int = 1, progress: Callable | None = None) -> None:
-    """Settles the ids that are not, `workers` at a time: work(id) -> (status, facts). What one raises ends the stage; what was settled is kept.
-
-    progress(done, total).
-    """
+def settle(manifest: Manifest, marks: Mapping[str, str], work: Callable[[str], tuple[str, dict]], workers: int = 1, progress: Callable | None = None) -> None:
+    """Settles the items (id -> mark) that are not, `workers` at a time: work(id) -> (status, facts). What one raises ends the stage; what was
+    settled is kept. progress(done, total)."""
 
     def one(id: str) -> None:
         status, facts = work(id)
-        manifest.add(id, status, **facts)
+        manifest.add(id, marks[id], status, **facts)
 
-    todo = manifest.missing(ids)
+    todo = manifest.missing(marks)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         under_way = [pool.submit(one, id) for id in todo]
         try:
@@ -77,6 +78,25 @@ def settle(manifest: Manifest, ids: Iterable[str], work: Callable[[str], tuple[s
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is under way still ends and is kept
             raise
+
+
+def settle_groups(manifest: Manifest, marks: Mapping[str, str], groups: Iterable[list[str]], work: Callable[[list[str]], list[tuple[str, dict]]]) -> None:
+    """Settles items group by group, all of a group where any of it is missing, so that what an item becomes never hangs on what was done before."""
+    todo = set(manifest.missing(marks))
+    for group in groups:
+        if todo.intersection(group):
+            for id, (status, facts) in zip(group, work(group), strict=True):
+                manifest.add(id, marks[id], status, **facts)
+
+
+def mark(*parts) -> str:
+    """A hash of what decides an item: anything that JSON can say, settings and lines of earlier stages among them."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def part_of(id: str, shard: tuple[int, int]) -> bool:
+    """Whether an item is a shard's; by a hash, so that it is for every list that it stands in."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shard[1] == shard[0]
 
 
 def read(path: Path) -> Iterator[dict]:

@@ -1,13 +1,11 @@
 """The training config: one tree of typed dataclasses. `TrainConfig()` is the shapes recipe; a recipe file says `config = TrainConfig(...)`."""
 
 import dataclasses
-import types
-import typing
 from typing import Literal
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.errors import UserError, check_types
 from ivid2vid_jax.models import AutoencoderConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, UNetConfig
 
 
@@ -162,31 +160,3 @@ class TrainConfig:
             raise UserError(f"--loss.clean and --loss.snr-gamma {self.loss.snr_gamma} are two ways to weigh timesteps: choose one")
         if self.loader.batch % self.optim.accumulation:
             raise UserError(f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation {self.optim.accumulation}")
-
-
-def check_types(config, prefix: str = "") -> None:
-    """UserError that names a value of another type than its field says: Python, which recipes are written in, does not mind one."""
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), prefix + field.name
-        if not fits(value, field.type):
-            kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
-            raise UserError(f"{name} {value!r} must be {kind or str(field.type).replace('typing.', '')}")
-        if dataclasses.is_dataclass(value):
-            check_types(value, f"{name}.")
-
-
-def fits(value, kind) -> bool:
-    """Whether a value is of an annotation's kind; a whole number passes for a float."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is typing.Any:
-        return True
-    if origin is Literal:
-        return value in args
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, each) for each in args)
-    if origin is tuple:
-        each = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
-        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind)

@@ -1,0 +1,25 @@
+"""The data engine at the paper's scale: captions by BLIP, instructions by a chat model, edits by Tune-A-Video on Stable Diffusion 1.5, CLIP ViT-L/14.
+
+    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate
+
+Hardware: GPUs or TPU chips, a clip each at once. `--chat.base-url` names a local server; without it OpenAI is asked, with OPENAI_API_KEY.
+"""
+
+from ivid2vid_jax.synthesis.captions import CaptionsConfig
+from ivid2vid_jax.synthesis.clips import ClipsConfig
+from ivid2vid_jax.synthesis.config import SynthesisConfig
+from ivid2vid_jax.synthesis.editors import TuneAVideoConfig
+from ivid2vid_jax.synthesis.filter import FilterConfig
+
+config = SynthesisConfig(
+    videos="videos",
+    instructions="chat",
+    per_clip=4,
+    base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    editor="tune_a_video",
+    clips=ClipsConfig(frames=16, fps=8.0, size=256, least=256),
+    captions=CaptionsConfig(source="blip"),
+    tune_a_video=TuneAVideoConfig(steps=500, text_scale=12.5),
+    filter=FilterConfig(model="openai/clip-vit-large-patch14"),
+    codec="mp4",
+)

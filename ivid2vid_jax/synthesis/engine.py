@@ -1,0 +1,304 @@
+"""The data engine: videos -> clips -> captions -> instructions -> edits -> scores -> triplets. Each stage can be run alone and goes on where it was.
+
+An item's mark (`synthesis/manifest.py`) hangs on the marks of what it is made from and on its stage's settings, so a stage that is run
+again does what is missing or was made of something else, and nothing twice. Sharded over processes, a stage does its own items alone;
+`clips` must be done by all before the others begin, and all before `write`, which is one process's.
+"""
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.synthesis import captions, instructions
+from ivid2vid_jax.synthesis.chat import Chat
+from ivid2vid_jax.synthesis.clips import write
+from ivid2vid_jax.synthesis.config import OWN, STAGES, SynthesisConfig
+from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, mark, part_of, settle, settle_groups
+from ivid2vid_jax.synthesis.sources import source
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One edit that is to be made. mark: of its making, not of its scores. spec: the shapes world's, else empty."""
+
+    id: str
+    clip: str
+    video: str
+    caption: str
+    instruction: str
+    edited_caption: str
+    edit_type: str
+    spec: str
+    mark: str
+
+
+class Engine:
+    """The stages over one folder; `run` does those of the config."""
+
+    def __init__(self, config: SynthesisConfig):
+        config.check()
+        self.config, self.folder, self.shard = config, Path(config.output), config.part()
+        self.source = source(config)
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "clips.jsonl").is_file() and not any(self.folder.glob("clips-*.jsonl")):
+            raise UserError(f"--output {self.folder}: holds other things and was not made by this command; name a new folder")
+
+    def run(self) -> None:
+        from ivid2vid_jax.synthesis import output
+
+        for stage in STAGES:
+            if stage in self.config.stages:
+                output.write(self) if stage == "write" else getattr(self, stage)()
+
+    # ---- stages
+
+    def clips(self) -> None:
+        with Progress("clips") as progress:
+            settle(self.manifest("clips"), self.mine(self.source.marks()), self.source.make, progress=progress)
+        self.tell("clips", self.source.marks())
+
+    def captions(self) -> None:
+        config, marks = self.config.captions, self.caption_marks
+        manifest, mine = self.manifest("captions"), self.mine(marks)
+        if config.source == OWN:
+            return self.told_captions(manifest, mine, {id: shapes.caption(self.specs(id)[0].scene) for id in mine})
+        if config.source != "blip":
+            known = captions.from_file(Path(config.source))
+            return self.told_captions(manifest, mine, {id: captions.of_clip(known, id, self.kept[id]["video"]) for id in mine})
+        todo = manifest.missing(mine)
+        if todo:
+            blip, made = captions.Blip(config), sorted(mine)
+            with Progress("captions", len(todo)) as progress:
+
+                def work(ids):
+                    found = blip([middle(self.clip(id)) for id in ids])
+                    for done in progress.over(found):
+                        del done
+                    return [(ACCEPTED, {"caption": each, "model": config.model}) if each else (REJECTED, {"reason": "BLIP says nothing"}) for each in found]
+
+                settle_groups(manifest, mine, batched(made, config.batch), work)
+        self.tell("captions", marks)
+
+    def told_captions(self, manifest: Manifest, marks: dict[str, str], known: dict[str, str | None]) -> None:
+        """Captions that are known already."""
+
+        def work(id):
+            caption = known[id]
+            return (ACCEPTED, {"caption": caption, "model": self.config.captions.source}) if caption else (REJECTED, {"reason": "the file has no caption of it"})
+
+        settle(manifest, marks, work)
+        self.tell("captions", self.caption_marks)
+
+    def instructions(self) -> None:
+        c, marks, told = self.config, self.instruction_marks, self.caption_of
+        manifest, mine = self.manifest("instructions"), self.mine(marks)
+        if manifest.missing(mine):
+            ask = self.proposer()
+            with Progress("instructions") as progress:
+                settle(manifest, mine, lambda id: ask(id, told[id]), c.chat.concurrency if c.instructions == "chat" else 1, progress)
+        self.tell("instructions", marks)
+
+    def proposer(self):
+        """f(clip id, caption) -> (status, facts)."""
+        c = self.config
+        if c.instructions == OWN:
+            return lambda id, caption: (ACCEPTED, {"caption": caption, "model": OWN, "proposals": [proposal(spec) for spec in self.specs(id)], "refused": []})
+        if c.instructions == "chat":
+            chat = Chat(c.chat)
+            return lambda id, caption: instructions.by_chat(chat, caption, self.types(id))
+        if c.instructions == "rules":
+            return lambda id, caption: instructions.by_rules(caption, self.types(id), c.seed)
+        known: dict[str, list] = {}
+        for caption, each in instructions.from_file(Path(c.instructions)):
+            known.setdefault(" ".join(caption.split()), []).append(each)
+
+        def look_up(id, caption):
+            taken, refused = instructions.sift(known.get(caption, [])[: c.per_clip], caption)
+            return instructions.settled({"caption": caption, "model": c.instructions}, taken, refused)
+
+        return look_up
+
+    def types(self, id: str) -> list[str]:
+        """The edit types asked for a clip: by its id, so that they hang on no list and are asked for equally often in the long run."""
+        return instructions.wanted_types(int(mark(id), 16), self.config.per_clip)
+
+    def edits(self) -> None:
+        """All edits of a clip are made together, and of as many clips as the editor takes at once."""
+        jobs = self.jobs
+        manifest, mine = self.manifest("edits"), {id: edit.mark for id, edit in jobs.items() if self.own(edit.clip)}
+        todo = manifest.missing(mine)
+        if todo:
+            from ivid2vid_jax.synthesis.editors import EDITORS, Task
+
+            editor = EDITORS[self.config.editor](self.base, self.settings, self.config.devices)
+            by_clip: dict[str, list[str]] = {}
+            for id in sorted(mine):
+                by_clip.setdefault(jobs[id].clip, []).append(id)
+            groups = [[id for clip in clips for id in by_clip[clip]] for clips in batched(sorted(by_clip), editor.together)]
+            waiting = sum(bool(set(todo).intersection(group)) for group in groups)
+            done = itertools.count()
+            with Progress(f"edits, {editor.together} clips at once") as progress:
+
+                def work(ids):
+                    began, before = time.monotonic(), next(done)
+                    clips = list(dict.fromkeys(jobs[id].clip for id in ids))
+                    tasks = [
+                        Task(self.clip(clip), jobs[by_clip[clip][0]].caption, tuple(jobs[id].edited_caption for id in by_clip[clip]), self.seed(clip)) for clip in clips
+                    ]
+                    made = editor(tasks, lambda step, steps: progress(before * steps + step, waiting * steps))
+                    seconds = round((time.monotonic() - began) / len(ids), 3)
+                    out = []
+                    for id, edited in zip(ids, [each for edits in made for each in edits], strict=True):
+                        if edited is None:
+                            out.append((REJECTED, {"reason": "the net gave numbers that are not finite"}))
+                            continue
+                        write(self.folder / "edits" / f"{id}.npy", edited)
+                        out.append((ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.seed(jobs[id].clip), "seconds": seconds}))
+                    return out
+
+                settle_groups(manifest, mine, groups, work)
+        self.tell("edits", {id: edit.mark for id, edit in jobs.items()})
+
+    def scores(self) -> None:
+        marks = self.score_marks
+        manifest, mine = self.manifest("scores"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
+        if manifest.missing(mine):
+            from ivid2vid_jax.clip import load_clip
+
+            judge = scorer(load_clip(self.config.filter.model))
+
+            def work(id):
+                edit = self.jobs[id]
+                found: Scores = judge(self.clip(edit.clip), self.edited(id), edit.caption, edit.edited_caption)
+                facts = {"prompt": f"{edit.clip}: {edit.instruction}", "scores": dataclasses.asdict(found), "model": self.config.filter.model}
+                reason = refusal(found, self.config.filter)
+                return (REJECTED, facts | {"reason": reason}) if reason else (ACCEPTED, facts)
+
+            with Progress("scores") as progress:
+                settle(manifest, mine, work, progress=progress)
+        self.tell("scores", marks)
+
+    # ---- what stages are made from
+
+    @cached_property
+    def kept(self) -> dict[str, dict]:
+        """Id -> facts of the clips that are used, with their video and mark. UserError where a shard has not cut its own yet."""
+        marks, manifest = self.source.marks(), self.manifest("clips")
+        if missing := manifest.missing(marks):
+            raise UserError(f"{self.folder}: {len(missing)} of {len(marks)} videos are still to be cut: run --stages clips first" + (", of every shard" if self.shard[1] > 1 else ""))
+        lines = manifest.accepted(marks)
+        repeats = self.source.repeats(lines)
+        return {
+            clip["id"]: clip | {"video": line["id"], "mark": mark(line["mark"], clip["id"])}
+            for line in lines
+            for clip in line["clips"]
+            if clip["id"] not in repeats
+        }
+
+    @cached_property
+    def caption_marks(self) -> dict[str, str]:
+        c = self.config.captions
+        settings = dataclasses.asdict(c) if c.source == "blip" else c.source
+        return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
+
+    @property
+    def caption_of(self) -> dict[str, str]:
+        """Clip -> caption."""
+        return {line["id"]: line["caption"] for line in self.manifest("captions").accepted(self.caption_marks)}
+
+    @property
+    def instruction_marks(self) -> dict[str, str]:
+        c = self.config
+        how = {"chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()], "rules": [c.seed]}.get(c.instructions, [])
+        return {id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, how) for id, caption in self.caption_of.items()}
+
+    @cached_property
+    def jobs(self) -> dict[str, Edit]:
+        """Id -> edit, of every proposal that was taken."""
+        marks, how, out = self.instruction_marks, mark(self.config.editor, dataclasses.asdict(self.settings), self.base.folder.fingerprint(), self.config.seed), {}
+        for line in self.manifest("instructions").accepted(marks):
+            clip = self.kept[line["id"]]
+            for each in line["proposals"]:
+                words = (each["instruction"], each["edited_caption"])
+                id = f"{line['id']}.{mark(words)[:8]}"
+                decides = mark(clip["mark"], line["caption"], words, how)
+                out[id] = Edit(id, line["id"], clip["video"], line["caption"], *words, each["edit_type"], each.get("spec", ""), decides)
+        return out
+
+    @property
+    def score_marks(self) -> dict[str, str]:
+        config = dataclasses.asdict(dataclasses.replace(self.config.filter, keep=1))
+        made = {line["id"] for line in self.manifest("edits").accepted({id: edit.mark for id, edit in self.jobs.items()})}
+        return {id: mark(edit.mark, config) for id, edit in self.jobs.items() if id in made}
+
+    @cached_property
+    def base(self):
+        """The pipeline that edits."""
+        from ivid2vid_jax import pipeline
+
+        return pipeline.load(self.config.base, devices=1)
+
+    @property
+    def settings(self):
+        """The editor's."""
+        return getattr(self.config, self.config.editor)
+
+    def specs(self, clip: str) -> list[shapes.Spec]:
+        return [shapes.Spec.from_json(text) for text in self.kept[clip]["specs"]]
+
+    def clip(self, id: str) -> np.ndarray:
+        return np.load(self.folder / "clips" / f"{id}.npy")
+
+    def edited(self, id: str) -> np.ndarray:
+        return np.load(self.folder / "edits" / f"{id}.npy")
+
+    def seed(self, clip: str) -> int:
+        return int(mark(self.config.seed, clip)[:8], 16)
+
+    def manifest(self, stage: str) -> Manifest:
+        return Manifest(self.folder, stage, self.shard)
+
+    def mine(self, marks: dict[str, str]) -> dict[str, str]:
+        """Of videos or clips, those of this shard."""
+        return {id: each for id, each in marks.items() if self.own(id)}
+
+    def own(self, id: str) -> bool:
+        return part_of(id, self.shard)
+
+    def tell(self, stage: str, marks: dict[str, str]) -> None:
+        """Says on the screen what a stage has come to, all shards together."""
+        manifest = self.manifest(stage)
+        reasons = manifest.reasons(marks)
+        counts = {status: sum(number for reason, number in reasons.items() if reason.startswith(status)) for status in (REJECTED, FAILED)}
+        accepted = len(manifest.accepted(marks))
+        left = len(marks) - accepted - sum(counts.values())
+        print(f"{stage}: {accepted} accepted, {counts[REJECTED]} rejected, {counts[FAILED]} failed, {left} to do; {manifest.file.name}")
+        for reason, number in itertools.islice(reasons.items(), 3):
+            print(f"  {number} {reason[:150]}")
+
+
+def proposal(spec: shapes.Spec) -> dict:
+    """The shapes world's own instruction, as a proposal."""
+    edited = shapes.caption(spec.edited)
+    return {"instruction": shapes.instruction(spec.scene, spec.edit), "edited_caption": edited, "edit_type": spec.edit.kind, "spec": spec.to_json()}
+
+
+def middle(clip: np.ndarray) -> np.ndarray:
+    return clip[len(clip) // 2]
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group

@@ -1,0 +1,78 @@
+"""Where the data engine's clips come from: videos of a folder, or the shapes world, which knows the truth of every edit."""
+
+import dataclasses
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ivid2vid_jax.data import shapes
+from ivid2vid_jax.data.shapes_scene import RADII
+from ivid2vid_jax.synthesis import clips
+from ivid2vid_jax.synthesis.config import OWN, SynthesisConfig
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
+
+EDITS = tuple(kind for kind in shapes.KINDS if kind != "identity")
+ANYWHERE = tuple(kind for kind in EDITS if kind not in ("add", "remove"))  # edits that any scene can be asked for
+
+
+class Source(Protocol):
+    def marks(self) -> dict[str, str]:
+        """Id of each video -> its mark."""
+
+    def make(self, id: str) -> tuple[str, dict]:
+        """(status, facts) of a video: its clips, written to files, in facts["clips"], each with its id."""
+
+    def repeats(self, lines: list[dict]) -> dict[str, str]:
+        """Of the clips of accepted videos' lines: id -> the id of the one that it repeats and so is not used."""
+
+
+def source(config: SynthesisConfig) -> Source:
+    """UserError for a folder that holds no video."""
+    folder = config.output / "clips"
+    return Shapes(config, folder) if config.videos == OWN else Videos(clips.videos(Path(config.videos)), config.clips, folder)
+
+
+@dataclasses.dataclass
+class Videos:
+    files: dict[str, Path]
+    config: clips.ClipsConfig
+    folder: Path
+
+    def marks(self):
+        return {id: mark(dataclasses.asdict(self.config), file.stat().st_size) for id, file in self.files.items()}
+
+    def make(self, id):
+        return clips.cut(self.files[id], id, self.config, self.folder)
+
+    def repeats(self, lines):
+        return clips.unlike(lines, self.config)[1]
+
+
+@dataclasses.dataclass
+class Shapes:
+    """Clips of the shapes world's sequence, with the specs of several edits each."""
+
+    config: SynthesisConfig
+    folder: Path
+
+    def marks(self):
+        c = self.config
+        decides = mark(c.seed, c.per_clip, c.clips.size, c.clips.frames)
+        return {f"shapes-{c.seed}-{index:06d}": decides for index in range(c.count)}
+
+    def make(self, id):
+        c, index = self.config, int(id.rpartition("-")[2])
+        first = shapes.sample_spec(c.seed, index, kinds=EDITS, size=c.clips.size, frames=c.clips.frames)
+        specs, rng = [first], np.random.default_rng([c.seed, index, 1])
+        for kind in rng.permutation([kind for kind in ANYWHERE if kind != first.edit.kind]):
+            if kind == "size" and any(thing.path.box[0] < RADII["large"] for thing in first.scene.objects):
+                continue  # a larger one would leave the frame
+            spec = dataclasses.replace(first, edit=shapes.sample_edit(rng, first.scene, str(kind)))
+            if len(specs) < c.per_clip and not shapes.held_out(spec.scene, spec.edit):
+                specs.append(spec)
+        clips.write(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
+        return ACCEPTED, {"clips": [{"id": id, "specs": [each.to_json() for each in specs]}], "refused": []}
+
+    def repeats(self, lines):
+        return {}

@@ -1,0 +1,25 @@
+"""`python -m ivid2vid_jax.synthesize`: make training triplets out of clips that nobody has edited.
+
+    python -m ivid2vid_jax.synthesize --output data/made                                        # the shapes world
+    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate
+"""
+
+from ivid2vid_jax.commands import main, recipe
+from ivid2vid_jax.synthesis.config import SynthesisConfig
+
+
+def run(config: SynthesisConfig) -> None:
+    """Runs the stages, or says what they would take."""
+    from ivid2vid_jax.synthesis.engine import Engine
+
+    engine = Engine(config)
+    if config.estimate:
+        from ivid2vid_jax.synthesis.estimate import estimate
+
+        print(estimate(engine))
+    else:
+        engine.run()
+
+
+if __name__ == "__main__":
+    main(SynthesisConfig, run, recipe(SynthesisConfig))
