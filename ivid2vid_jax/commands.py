@@ -19,17 +19,17 @@ from ivid2vid_jax.errors import UserError, check_types
 PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
 
 
-def main(args_class: type, run: Callable, recipe: Callable | None = None) -> None:
+def main(args_class: type, run: Callable, recipe: Callable | None = None, default: Any = None) -> None:
     """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback.
 
-    recipe: for commands that take `--config FILE`: makes the defaults of a file's path.
+    recipe: for commands that take `--config FILE`: makes the defaults of a file's path. default: those without one (None: args_class()).
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
     try:
         if recipe:
             path, argv = split_config(sys.argv[1:])
-            args = tyro.cli(args_class, args=argv, default=recipe(path) if path else args_class())
+            args = tyro.cli(args_class, args=argv, default=recipe(path) if path else default or args_class())
         else:
             args = tyro.cli(args_class)
         run(args)

@@ -71,9 +71,9 @@ def steps_of(args: PlanArgs, config) -> int:
 def changed(args: PlanArgs):
     """The recipe with what the command line says in its place. Raises UserError that names a value out of its range."""
     from ivid2vid_jax.train import recipe
-    from ivid2vid_jax.training.config import MeshConfig, TrainConfig
+    from ivid2vid_jax.training.config import DEFAULT, MeshConfig
 
-    config = recipe(args.config) if args.config else TrainConfig()
+    config = recipe(args.config) if args.config else DEFAULT
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency {args.efficiency} must be above 0 and at most 1")
     loader = {name: getattr(args, name) for name in ("size", "frames", "batch") if getattr(args, name) is not None}

@@ -1,11 +1,11 @@
 """`python -m ivid2vid_jax.train`: train an editor, or the nets it is made of. Run the same command again to go on.
 
-    python -m ivid2vid_jax.train                                            # the shapes world
+    python -m ivid2vid_jax.train                                            # teaches the embedded editor sepia, which it has never seen
     python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
 """
 
 from ivid2vid_jax import commands
-from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.config import DEFAULT, TrainConfig
 
 recipe = commands.recipe(TrainConfig)
 
@@ -24,4 +24,4 @@ def run(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    commands.main(TrainConfig, run, recipe)
+    commands.main(TrainConfig, run, recipe, DEFAULT)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivid2vid_jax.commands import recipe
+from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import NetConfig, TrainConfig
 from ivid2vid_jax.training.metrics import read_metrics
 
-RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments")
+RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments" and not path.stem.startswith("synthesis_"))
 
 
 def load(path: Path) -> TrainConfig:
@@ -31,8 +33,14 @@ def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainCon
         loader=loader, net=net if config.model is None else NetConfig(temporal=config.net.temporal),
         optim=dataclasses.replace(config.optim, warmup=1, accumulation=min(config.optim.accumulation, 2)),
         checkpoint=dataclasses.replace(config.checkpoint, every=2),
-        log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0),
+        log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0, judge=0),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("synthesis_*.py")), ids=lambda path: path.stem)
+def test_recipes_of_the_data_engine(path):
+    assert f"python -m ivid2vid_jax.synthesize --config {path}" in path.read_text()
+    recipe(SynthesisConfig)(path).check()
 
 
 @pytest.fixture(scope="module")
