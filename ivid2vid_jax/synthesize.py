@@ -12,6 +12,11 @@ def run(config: SynthesisConfig) -> None:
     """Runs the stages, or says what they would take."""
     from ivid2vid_jax.synthesis.engine import Engine
 
+    if config.shard == "auto":
+        from ivid2vid_jax.training import distributed
+        from ivid2vid_jax.training.config import DistributedConfig
+
+        distributed.initialise(DistributedConfig())
     engine = Engine(config)
     if config.estimate:
         from ivid2vid_jax.synthesis.estimate import estimate

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import synthesize
+from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
@@ -23,6 +24,7 @@ from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
+from ivid2vid_jax.synthesis.sources import Shapes
 from tests import factory
 from tests.chat_server import EDITS, Server, completion
 from tests.conftest import VIDEOS
@@ -54,6 +56,12 @@ def told(capsys, config) -> str:
     return capsys.readouterr().out
 
 
+def triplets_of(config) -> list:
+    """All triplets of the dataset that was made."""
+    splits = [open_dataset(config.output / "dataset", split) for split in open_dataset(config.output / "dataset").splits]
+    return [split[i] for split in splits for i in range(len(split))]
+
+
 def dataset(folder: Path) -> dict[str, bytes]:
     """File -> bytes of a dataset's records, and what its description says of them."""
     return {path.name: path.read_bytes() for path in sorted((folder / "dataset").glob("*.array_record*"))}
@@ -63,10 +71,8 @@ def test_the_shapes_world_from_nothing_to_triplets(config, capsys):
     said = told(capsys, config)
     for stage, count in (("clips", 4), ("captions", 4), ("instructions", 4), ("edits", 8), ("scores", 8)):
         assert f"{stage}: {count} accepted, 0 rejected, 0 failed, 0 to do" in said
-    triplets = [each for split in ("train", "validation") for each in map(open_dataset(config.output / "dataset", split).__getitem__, range(len(open_dataset(config.output / "dataset", split))))]
+    triplets = triplets_of(config)
     assert len(triplets) == 8 and len({each.id for each in triplets}) == 8
-    from ivid2vid_jax.data import shapes
-
     for each in triplets:
         spec = shapes.Spec.from_json(each.provenance)
         np.testing.assert_array_equal(each.source, shapes.render(spec.scene, 16, 2))
@@ -83,6 +89,26 @@ def test_the_shapes_world_from_nothing_to_triplets(config, capsys):
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a second run does nothing"
 
 
+def test_the_true_editor_makes_true_edits_without_a_base(config, capsys):
+    """What the engine's other stages do to edits that are right: nothing is lost but what the filter refuses."""
+    run = dataclasses.replace(config, editor="truth", base="/nowhere", count=6)
+    said = told(capsys, run)
+    assert "edits: 12 accepted" in said and "chip-hours" not in told(capsys, dataclasses.replace(run, estimate=True))
+    for each in triplets_of(run):
+        spec = shapes.Spec.from_json(each.provenance)
+        np.testing.assert_array_equal(each.edited, shapes.render(spec.edited, 16, 2))
+
+
+def test_clips_of_the_shapes_world_come_with_several_edits(config):
+    source = Shapes(dataclasses.replace(config, per_clip=4, count=40), config.output)
+    for id in source.marks():
+        _, facts = source.make(id)
+        specs = [shapes.Spec.from_json(text) for text in facts["clips"][0]["specs"]]
+        assert len({spec.edit.kind for spec in specs}) == 4 and len({spec.scene for spec in specs}) == 1
+        for spec in specs:
+            assert not shapes.held_out(spec.scene, spec.edit) and (shapes.triplet(spec).source != shapes.triplet(spec).edited).any()
+
+
 def test_other_thresholds_score_again_and_replace_the_dataset(config, capsys):
     told(capsys, config)
     edits, whole = (config.output / "edits.jsonl").read_bytes(), dataset(config.output)
@@ -93,7 +119,7 @@ def test_other_thresholds_score_again_and_replace_the_dataset(config, capsys):
     kept = sum(score >= limit for score in scores)
     assert f"scores: {kept} accepted, {8 - kept} rejected" in said and 0 < kept < 8
     assert (config.output / "edits.jsonl").read_bytes() == edits and dataset(config.output) != whole
-    assert sum(len(open_dataset(config.output / "dataset", split)) for split in open_dataset(config.output / "dataset").splits) == kept
+    assert len(triplets_of(config)) == kept
     assert not list(config.output.glob(".dataset-*"))
     with pytest.raises(UserError, match="no edit has been accepted"):
         told(capsys, dataclasses.replace(config, filter=dataclasses.replace(config.filter, image=1.5)))
@@ -165,8 +191,7 @@ def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
     assert "2 clips; to do: instructions for 2 of them, 4 edits of 2" in said and "2 requests" in said and "v5e:" in said and not server.asked
     said = told(capsys, run)
     assert "write: 4 triplets" in said and len(server.asked) == 3
-    splits = open_dataset(run.output / "dataset").splits
-    triplets = [triplet for split in splits for triplet in map(open_dataset(run.output / "dataset", split).__getitem__, range(len(open_dataset(run.output / "dataset", split))))]
+    triplets = triplets_of(run)
     assert {each.instruction for each in triplets} == {each["instruction"] for each in EDITS} and {each.licence for each in triplets} == {"CC-BY-4.0"}
     assert all("car-turn.mp4" in each.provenance or "man-skiing.mp4" in each.provenance for each in triplets)
     told(capsys, run)

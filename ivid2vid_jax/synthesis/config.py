@@ -13,6 +13,7 @@ from ivid2vid_jax.synthesis.filter import FilterConfig
 
 STAGES = ("clips", "captions", "instructions", "edits", "scores", "write")
 OWN = "shapes"  # the procedural world, with captions and instructions of its own
+TRUTH = "truth"  # the editor that knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SynthesisConfig:
     instructions: str = OWN  # "chat", "rules", a file in InstructPix2Pix's format, or "shapes"
     per_clip: int = 2  # instructions asked for
     base: str = "shapes-base"  # the text-to-image model that edits clips: of the hub, a folder, or embedded
-    editor: Literal["shared_noise", "tune_a_video"] = "shared_noise"
+    editor: Literal["shared_noise", "tune_a_video", "truth"] = "shared_noise"  # truth: the shapes world's own edits, to measure the others against
     clips: ClipsConfig = ClipsConfig(frames=8, size=64, least=64)
     captions: CaptionsConfig = CaptionsConfig(source=OWN)
     chat: ChatConfig = ChatConfig()
@@ -52,6 +53,8 @@ class SynthesisConfig:
         for name, stage in (("captions.source", self.captions.source), ("instructions", self.instructions)):
             if stage == OWN and self.videos != OWN:
                 raise UserError(f"--{name} {OWN}: only --videos {OWN} comes with its own; choose another for {self.videos}")
+        if self.editor == TRUTH and not self.videos == self.instructions == OWN:
+            raise UserError(f"--editor {TRUTH}: the true edits are known for --videos {OWN} with --instructions {OWN} alone")
         if self.clips.frames < 1 or self.clips.size < 8:
             raise UserError(f"--clips.frames {self.clips.frames} must be at least 1, --clips.size {self.clips.size} at least 8")
         self.part()

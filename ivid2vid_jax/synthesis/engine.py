@@ -21,7 +21,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import captions, instructions
 from ivid2vid_jax.synthesis.chat import Chat
 from ivid2vid_jax.synthesis.clips import write
-from ivid2vid_jax.synthesis.config import OWN, STAGES, SynthesisConfig
+from ivid2vid_jax.synthesis.config import OWN, STAGES, TRUTH, SynthesisConfig
 from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, mark, part_of, settle, settle_groups
 from ivid2vid_jax.synthesis.sources import source
@@ -137,38 +137,47 @@ class Engine:
         """All edits of a clip are made together, and of as many clips as the editor takes at once."""
         jobs = self.jobs
         manifest, mine = self.manifest("edits"), {id: edit.mark for id, edit in jobs.items() if self.own(edit.clip)}
-        todo = manifest.missing(mine)
-        if todo:
-            from ivid2vid_jax.synthesis.editors import EDITORS, Task
-
-            editor = EDITORS[self.config.editor](self.base, self.settings, self.config.devices)
-            by_clip: dict[str, list[str]] = {}
-            for id in sorted(mine):
-                by_clip.setdefault(jobs[id].clip, []).append(id)
-            groups = [[id for clip in clips for id in by_clip[clip]] for clips in batched(sorted(by_clip), editor.together)]
-            waiting = sum(bool(set(todo).intersection(group)) for group in groups)
-            done = itertools.count()
-            with Progress(f"edits, {editor.together} clips at once") as progress:
-
-                def work(ids):
-                    began, before = time.monotonic(), next(done)
-                    clips = list(dict.fromkeys(jobs[id].clip for id in ids))
-                    tasks = [
-                        Task(self.clip(clip), jobs[by_clip[clip][0]].caption, tuple(jobs[id].edited_caption for id in by_clip[clip]), self.seed(clip)) for clip in clips
-                    ]
-                    made = editor(tasks, lambda step, steps: progress(before * steps + step, waiting * steps))
-                    seconds = round((time.monotonic() - began) / len(ids), 3)
-                    out = []
-                    for id, edited in zip(ids, [each for edits in made for each in edits], strict=True):
-                        if edited is None:
-                            out.append((REJECTED, {"reason": "the net gave numbers that are not finite"}))
-                            continue
-                        write(self.folder / "edits" / f"{id}.npy", edited)
-                        out.append((ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.seed(jobs[id].clip), "seconds": seconds}))
-                    return out
-
-                settle_groups(manifest, mine, groups, work)
+        if self.config.editor == TRUTH:
+            with Progress("edits") as progress:
+                settle(manifest, mine, self.true_edit, progress=progress)
+        elif manifest.missing(mine):
+            self.edit_groups(manifest, mine)
         self.tell("edits", {id: edit.mark for id, edit in jobs.items()})
+
+    def edit_groups(self, manifest: Manifest, mine: dict[str, str]) -> None:
+        from ivid2vid_jax.synthesis.editors import EDITORS, Task
+
+        editor = EDITORS[self.config.editor](self.base, self.settings, self.config.devices)
+        by_clip: dict[str, list[str]] = {}
+        for id in sorted(mine):
+            by_clip.setdefault(self.jobs[id].clip, []).append(id)
+        groups = [[id for clip in clips for id in by_clip[clip]] for clips in batched(sorted(by_clip), editor.together)]
+        todo, done = set(manifest.missing(mine)), itertools.count()
+        waiting = sum(bool(todo.intersection(group)) for group in groups)
+        with Progress(f"edits, {editor.together} clips at once") as progress:
+
+            def work(ids: list[str]) -> list[tuple[str, dict]]:
+                began, before = time.monotonic(), next(done)
+                tasks = []
+                for clip in dict.fromkeys(self.jobs[id].clip for id in ids):
+                    edits = [self.jobs[id] for id in by_clip[clip]]
+                    tasks.append(Task(self.clip(clip), edits[0].caption, tuple(edit.edited_caption for edit in edits), self.seed(clip)))
+                made = itertools.chain(*editor(tasks, lambda step, steps: progress(before * steps + step, waiting * steps)))
+                seconds = round((time.monotonic() - began) / len(ids), 3)
+                return [self.edited_as(id, edited, seconds) for id, edited in zip(ids, made, strict=True)]
+
+            settle_groups(manifest, mine, groups, work)
+
+    def edited_as(self, id: str, edited: np.ndarray | None, seconds: float) -> tuple[str, dict]:
+        if edited is None:
+            return REJECTED, {"reason": "the net gave numbers that are not finite"}
+        write(self.folder / "edits" / f"{id}.npy", edited)
+        return ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.seed(self.jobs[id].clip), "seconds": seconds}
+
+    def true_edit(self, id: str) -> tuple[str, dict]:
+        spec = shapes.Spec.from_json(self.jobs[id].spec)
+        write(self.folder / "edits" / f"{id}.npy", shapes.render(spec.edited, spec.size, spec.frames))
+        return ACCEPTED, {"editor": TRUTH}
 
     def scores(self) -> None:
         marks = self.score_marks
@@ -226,8 +235,9 @@ class Engine:
     @cached_property
     def jobs(self) -> dict[str, Edit]:
         """Id -> edit, of every proposal that was taken."""
-        marks, how, out = self.instruction_marks, mark(self.config.editor, dataclasses.asdict(self.settings), self.base.folder.fingerprint(), self.config.seed), {}
-        for line in self.manifest("instructions").accepted(marks):
+        c, out = self.config, {}
+        how = mark(TRUTH) if c.editor == TRUTH else mark(c.editor, dataclasses.asdict(self.settings), self.base.folder.fingerprint(), c.seed)
+        for line in self.manifest("instructions").accepted(self.instruction_marks):
             clip = self.kept[line["id"]]
             for each in line["proposals"]:
                 words = (each["instruction"], each["edited_caption"])

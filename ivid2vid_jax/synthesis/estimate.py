@@ -10,6 +10,7 @@ from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.planning import flops
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
+from ivid2vid_jax.synthesis.config import TRUTH
 from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.weights.inflate import abstract_params
@@ -37,7 +38,7 @@ def estimate(engine: Engine) -> str:
     timed = [line["seconds"] for line in engine.manifest("edits").lines.values() if line["id"] in jobs and line["mark"] == jobs[line["id"]].mark and "seconds" in line]
     if timed and edits:
         out.append(f"edits made so far took {statistics.mean(timed):.1f} s each: {statistics.mean(timed) * edits / 3600:.2f} hours more on this machine")
-    if edits:
+    if edits and c.editor != TRUTH:
         work = of_clips(engine, clips, edits)
         out += [f"editing: {work / 1e15:.2f} PFLOP; chip-hours at {EFFICIENCY:.0%} of the peak:"]
         out += [f"  {name}: {work / (chip.flops * EFFICIENCY) / 3600:.2f}" for name, chip in CHIPS.items()]

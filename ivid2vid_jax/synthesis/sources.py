@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes_scene import RADII
+from ivid2vid_jax.data.shapes_scene import ATTRIBUTES, RADII
 from ivid2vid_jax.synthesis import clips
 from ivid2vid_jax.synthesis.config import OWN, SynthesisConfig
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
@@ -66,11 +66,13 @@ class Shapes:
         first = shapes.sample_spec(c.seed, index, kinds=EDITS, size=c.clips.size, frames=c.clips.frames)
         specs, rng = [first], np.random.default_rng([c.seed, index, 1])
         for kind in rng.permutation([kind for kind in ANYWHERE if kind != first.edit.kind]):
+            edit = shapes.sample_edit(rng, first.scene, str(kind))
+            if kind in (*ATTRIBUTES, "background") and not edit.value:
+                continue  # nothing to change to
             if kind == "size" and any(thing.path.box[0] < RADII["large"] for thing in first.scene.objects):
                 continue  # a larger one would leave the frame
-            spec = dataclasses.replace(first, edit=shapes.sample_edit(rng, first.scene, str(kind)))
-            if len(specs) < c.per_clip and not shapes.held_out(spec.scene, spec.edit):
-                specs.append(spec)
+            if len(specs) < c.per_clip and not shapes.held_out(first.scene, edit):
+                specs.append(dataclasses.replace(first, edit=edit))
         clips.write(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
         return ACCEPTED, {"clips": [{"id": id, "specs": [each.to_json() for each in specs]}], "refused": []}
 
