@@ -1,0 +1,65 @@
+"""Faster sampling: what fewer steps, other samplers and guidance in an interval cost in edit success, on the shapes world.
+
+    python -m tests.benchmarks.sampling --count 20 --output runs/sampling
+
+The first point is the reference: all three branches at every step. Work is counted in evaluations of the net, which is what an edit spends
+its time on; every point edits the same clips, and the change of success is that of pairs, with its 95% interval. A stopped run goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ivid2vid_jax import pipeline
+from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.data.shapes import KINDS
+from ivid2vid_jax.diffusion.guidance import branches
+from ivid2vid_jax.evaluation import shapes
+from ivid2vid_jax.evaluation.intervals import bootstrap
+from ivid2vid_jax.pipeline import EditSettings
+
+POINTS = {
+    "ddim, 20 steps, guided throughout": {},
+    "ddim, 10 steps": dict(steps=10),
+    "dpm++, 10 steps": dict(sampler="dpm++", steps=10),
+    "dpm++, 6 steps": dict(sampler="dpm++", steps=6),
+    "guided in the first half": dict(guide_to=0.5),
+    "guided in the first quarter": dict(guide_to=0.25),
+    "dpm++, 10 steps, guided in the first half": dict(sampler="dpm++", steps=10, guide_to=0.5),
+    "not guided": dict(text_scale=1.0, video_scale=1.0),
+}
+
+
+def evaluations(s: EditSettings) -> int:
+    """Of the net, for one window."""
+    guided = sum(s.guide_from <= i / s.steps < s.guide_to for i in range(s.steps))
+    return guided * len(branches(s.text_scale, s.video_scale)) + s.steps - guided
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--count", type=int, default=20, help="clips of each kind")
+    parser.add_argument("--text-scale", type=float, default=2.0)
+    parser.add_argument("--video-scale", type=float, default=1.5)
+    parser.add_argument("--output", type=Path, default=Path("runs/sampling"))
+    args = parser.parse_args(argv)
+    pipe = pipeline.load(args.model)
+    reference = dict(steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale)
+    points = {name: EditSettings(**reference | changes).resolved(pipe.folder) for name, changes in POINTS.items()}
+    first = next(iter(points.values()))
+    wanted = list(shapes.specs(KINDS, args.count, first.size, first.frames))
+    with Progress("edits") as progress:
+        items = shapes.run({name: shapes.editor(pipe, s) for name, s in points.items()}, wanted, args.output / "items.jsonl", None, progress)
+    passed = {name: np.array([item.passed for item in items if item.editor == name], float) for name in points}
+    base = next(iter(passed.values()))
+    print("| sampling | evaluations | passed | change, points [95%] |\n|---|---|---|---|")
+    for name, s in points.items():
+        low, high = bootstrap(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
+        change = "" if s is first else f"{100 * (passed[name] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        print(f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {100 * passed[name].mean():.1f}% | {change} |")
+
+
+if __name__ == "__main__":
+    main()
