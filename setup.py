@@ -42,6 +42,6 @@ setup(
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
         "app": ["gradio"],
-        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2"],
     },
 )

@@ -187,6 +187,7 @@ for program in (editor.tune_step.lower(editor.put(editor.base, stacked=False), *
 """
 
 
+@pytest.mark.slow
 def test_four_devices_edit_four_clips_and_send_nothing(base, tuned, tmp_path):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     words = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "out.npz")]
