@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,20 +160,23 @@ def test_killed_at_any_moment_the_dataset_is_the_same(config, capsys, kills, tmp
         "from pathlib import Path\nfrom ivid2vid_jax.synthesis.config import *\nfrom ivid2vid_jax.synthesis.config import " + ", ".join(names) + f"\nconfig = {text}\n"
     )
     words = [sys.executable, "-m", "ivid2vid_jax.synthesize", "--config", str(recipe)]
-    began = time.monotonic()
-    subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[1])
-    takes = time.monotonic() - began
-    rng, died = random.Random(0), 0
+    for _ in range(2):  # the second knows its compiled programs, as all that are killed do
+        shutil.rmtree(killed.output, ignore_errors=True)
+        began = time.monotonic()
+        subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+        takes = time.monotonic() - began
+    rng, died, ended = random.Random(0), 0, True
     for number in range(kills):
-        for path in sorted(killed.output.rglob("*"), reverse=True) if number % 4 == 0 else ():  # from nothing, now and then
-            path.unlink() if path.is_file() else path.rmdir()
+        if ended or number % 4 == 0:
+            shutil.rmtree(killed.output, ignore_errors=True)
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-        time.sleep(rng.uniform(0.2, 1) * takes)
+        time.sleep(rng.uniform(0.3, 0.9) * takes)
         process.send_signal(signal.SIGKILL)
-        died += process.wait() == -signal.SIGKILL
+        ended = process.wait() == 0
+        died += not ended
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert died > kills / 2 and dataset(killed.output) == dataset(config.output)
+    assert died >= kills / 2 and dataset(killed.output) == dataset(config.output)
     for stage in ("clips", "captions", "instructions", "edits", "scores"):
         ids = [json.loads(line)["id"] for line in (killed.output / f"{stage}.jsonl").read_text().splitlines()]
         assert len(ids) == len(set(ids)), f"{stage}: something was done twice"
