@@ -12,7 +12,7 @@ config = TrainConfig(
     output="runs/embedded/clip",
     task="clip",
     data=("data/embedded/images",),
-    steps=3000,
+    steps=1500,
     loader=LoaderConfig(batch=128, frames=1, size=64),
     optim=OptimConfig(lr=1e-3, warmup=200, b2=0.98, trainable=("clip",), weight_decay=0.1),
     checkpoint=CheckpointConfig(every=250),
