@@ -23,7 +23,7 @@ class EvaluateArgs:
     """Edits held-out clips of the shapes world and judges them from pixels, beside two baselines. A stopped run goes on when it is run again."""
 
     model: str | None = None  # a pipeline folder or a training run (default: the embedded shapes-edit)
-    data: str = "shapes"  # the procedural world
+    data: str = "shapes"  # a procedural world: shapes, or shapes-crowded
     experiment: Path | None = None  # a file of configs/experiments/: trains its recipes and compares them; --output alone goes with it
     output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
     count: int = 40  # clips of each kind
@@ -47,12 +47,12 @@ def run(args: EvaluateArgs) -> None:
     if args.experiment:
         return run_experiment(args)
     from ivid2vid_jax import pipeline
-    from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS
+    from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS, WORLDS
     from ivid2vid_jax.evaluation import grid, shapes
     from ivid2vid_jax.video import compare
 
-    if args.data != "shapes":
-        raise UserError(f"--data {args.data}: only 'shapes' can be evaluated on so far")
+    if args.data not in WORLDS:
+        raise UserError(f"--data {args.data}: only {' and '.join(WORLDS)} can be evaluated on so far")
     if not 1 <= args.count <= 10**6 or args.sheets < 0:
         raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
     kinds = args.kinds or KINDS
@@ -69,7 +69,7 @@ def run(args: EvaluateArgs) -> None:
     if unknown := [name for name in judged if name not in known]:
         raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, known))}")
 
-    record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "seed_of_clips": shapes.SEED}
+    record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes.SEED}
     claim(args.output, record)
 
     def show(item: shapes.Item, truth, edited) -> None:
@@ -79,7 +79,7 @@ def run(args: EvaluateArgs) -> None:
             compare.panels(file, [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
 
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
-    wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames))
+    wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames, args.data))
     with Progress("editing") as progress:
         items = shapes.run({name: known[name] for name in judged}, wanted, args.output / "items.jsonl", show, progress)
     found = shapes.report(items)

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = ("output", "workers", "limit_bad", "cache_for", "cache_text", "
 class PrepareArgs:
     """Turns triplets (clip, instruction, edited clip) into a dataset for training. A stopped run goes on when it is run again."""
 
-    data: str  # "shapes", a list of pairs (.csv, .jsonl or .json with src_video, tgt_video, prompt), or an InstructPix2Pix folder
+    data: str  # "shapes" or "shapes-crowded" (procedural worlds), a list of pairs (.csv, .jsonl or .json with src_video, tgt_video, prompt), or an InstructPix2Pix folder
     output: Path | None = None  # the dataset's folder, new or that of a run to go on with
     size: int | None = None  # pixels of the shorter side, never enlarged (default 256; shapes: of each side, default 64)
     fps: float | None = None  # resample both clips to this rate; left out, they keep their own
@@ -50,6 +50,7 @@ class PrepareArgs:
     def check(self) -> None:
         """UserError for a number out of range or a codec that there is not."""
         from ivid2vid_jax.data.dataset import CODECS
+        from ivid2vid_jax.data.shapes import WORLDS
 
         if self.codec not in CODECS:
             raise UserError(f"codec {self.codec!r} is none of {', '.join(CODECS)}")
@@ -60,7 +61,7 @@ class PrepareArgs:
                 raise UserError(f"{name} {value} must be between {least} and {most}")
         if not 0 <= self.validation < 1:
             raise UserError(f"validation {self.validation} must be 0 or more and less than 1")
-        if self.fps is not None and self.data == "shapes":
+        if self.fps is not None and self.data in WORLDS:
             raise UserError("fps: the shapes world has its own 8 frames/s; leave --fps out")
 
 
@@ -137,16 +138,19 @@ def write_cache(args: PrepareArgs) -> None:
 
 def reader_for(args: PrepareArgs):
     from ivid2vid_jax.data import readers
+    from ivid2vid_jax.data.shapes import WORLDS
 
-    given = {"kinds": args.kinds, "size": args.size, "frames": args.frames}
+    given = {"kinds": args.kinds, "size": args.size, "frames": args.frames, "world": args.data if args.data in WORLDS else None}
     world = readers.ShapesReader(args.count or 10_000, args.seed, args.split, **{name: value for name, value in given.items() if value is not None})
     return readers.open_reader(args.data, args.root, readers.ClipSettings(args.size or 256, args.fps, args.frames), world)
 
 
 def settings(args: PrepareArgs) -> dict:
     """The arguments that decide what is written; a path means the same from any folder."""
+    from ivid2vid_jax.data.shapes import WORLDS
+
     values = {name: value for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
-    paths = {name: str(Path(values[name]).expanduser().resolve()) for name in ("data", "root") if values[name] and values[name] != "shapes"}
+    paths = {name: str(Path(values[name]).expanduser().resolve()) for name in ("data", "root") if values[name] and values[name] not in WORLDS}
     return values | paths
 
 

@@ -19,8 +19,8 @@ RATES_OVER, ROBUST_OVER = 1000, 160  # clips
 
 @pytest.fixture(scope="module")
 def world():
-    """(triplet, spec) pairs of every kind, the unseen one too, from both splits."""
-    specs = [shapes.sample_spec(3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS) for i in range(RATES_OVER)]
+    """(triplet, spec) pairs of every kind, the unseen one too, from both splits of both worlds."""
+    specs = [shapes.sample_spec(3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS, world=shapes.WORLDS[i // 2 % 2]) for i in range(RATES_OVER)]
     return [(shapes.triplet(spec), spec) for spec in specs]
 
 
@@ -75,7 +75,7 @@ def test_a_mask_is_no_larger_than_the_object(world):
 
 def test_objects_stay_in_view_apart_and_moving():
     for i in range(150):
-        spec = shapes.sample_spec(5, i)
+        spec = shapes.sample_spec(5, i, world="shapes-crowded")
         first, *others = spec.scene.objects
         alone = [shapes.render(dataclasses.replace(spec.scene, objects=(each,), pan=(0.0, 0.0)), 64, 8) for each in spec.scene.objects]
         empty = shapes.render(dataclasses.replace(spec.scene, objects=(), pan=(0.0, 0.0)), 64, 8)
@@ -89,8 +89,18 @@ def test_objects_stay_in_view_apart_and_moving():
         assert all(contrasts(each.colour, scene.background) for scene in (spec.scene, spec.edited) for each in scene.objects)
 
 
-def test_the_camera_pans_in_some_clips(world):
-    assert 0.3 < np.mean([spec.scene.pan != (0.0, 0.0) for _, spec in world]) < 0.7
+def test_the_crowded_world_has_two_objects_or_one_and_uneven_backgrounds_that_pan_in_some_clips():
+    scenes = [shapes.sample_spec(3, i, kinds=("colour",), world="shapes-crowded").scene for i in range(200)]
+    assert 0.3 < np.mean([scene.pan != (0.0, 0.0) for scene in scenes]) < 0.7
+    assert 0.3 < np.mean([len(scene.objects) == 2 for scene in scenes]) < 0.7
+    assert np.ptp(shapes.render(dataclasses.replace(scenes[0], objects=()), 64, 1)[0, :, :, 0]) > 20
+
+
+def test_the_plain_world_has_one_object_but_for_removing_and_flat_backgrounds_at_rest():
+    for i in range(200):
+        spec = shapes.sample_spec(3, i)
+        assert len(spec.scene.objects) == (2 if spec.edit.kind == "remove" else 1)
+        assert np.ptp(shapes.render(dataclasses.replace(spec.scene, objects=()), 64, 4), axis=(0, 1, 2)).max() == 0
 
 
 # The splits
@@ -126,7 +136,7 @@ def test_held_out_is_the_same_for_ever():
 
 
 def scene_and_edit(i):
-    spec = shapes.sample_spec(4, i, shapes.SPLITS[i % 5 == 0])
+    spec = shapes.sample_spec(4, i, shapes.SPLITS[i % 5 == 0], world="shapes-crowded")
     return dataclasses.replace(spec.scene, background=tuple(BACKGROUNDS)[i % 6]), spec.edit
 
 
@@ -136,7 +146,8 @@ def test_the_unseen_style_is_drawn_only_when_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"split": "test"}, "split"), ({"kinds": ("melt",)}, "melt"), ({"size": 60}, "multiple of 8"), ({"frames": 0}, "frames")]
+    ("wrong", "message"),
+    [({"world": "cars"}, "cars"), ({"split": "test"}, "split"), ({"kinds": ("melt",)}, "melt"), ({"size": 60}, "multiple of 8"), ({"frames": 0}, "frames")],
 )
 def test_errors_name_the_value(wrong, message):
     with pytest.raises(UserError, match=message):

@@ -11,6 +11,7 @@ from ivid2vid_jax.training.config import AutoencoderLossConfig, CheckpointConfig
 config = TrainConfig(
     output="runs/embedded/vae",
     task="autoencoder",
+    data=("shapes-crowded",),
     steps=8000,
     loader=LoaderConfig(batch=16, frames=1, size=64),
     autoencoder=AutoencoderLossConfig(kl=5e-3),

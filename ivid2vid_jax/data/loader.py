@@ -41,8 +41,9 @@ FAREWELL = 10.0  # seconds that close() waits for a read under way
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The endless procedural world as a random-access source of triplets."""
+    """An endless procedural world as a random-access source of triplets."""
 
+    world: str
     config: LoaderConfig
     seed: int
     split: str
@@ -52,17 +53,17 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Triplet:
         c = self.config
-        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds or shapes.KINDS, c.size, c.frames))
+        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds or shapes.KINDS, c.size, c.frames, self.world))
 
 
 def open_source(name: str, config: LoaderConfig, seed: int, split: str):
-    """A random-access source of triplets: "shapes" or a prepared folder. UserError where it is neither, or holds nothing."""
-    if name == "shapes":
+    """A random-access source of triplets: a procedural world or a prepared folder. UserError where it is neither, or holds nothing."""
+    if name in shapes.WORLDS:
         if split not in shapes.SPLITS:
             raise UserError(f"split {split!r} of the shapes world is none of {', '.join(shapes.SPLITS)}")
-        return Shapes(config, seed, split)
+        return Shapes(name, config, seed, split)
     if not Path(name).expanduser().is_dir():
-        raise UserError(f"data {name!r} is no folder, nor 'shapes', the procedural world; name a folder that the prepare command wrote")
+        raise UserError(f"data {name!r} is neither a procedural world ({', '.join(shapes.WORLDS)}) nor a folder; name one that the prepare command wrote")
     from ivid2vid_jax.data.dataset import open_dataset  # the shapes world needs no reader of files, nor the seconds its import takes
 
     source = open_dataset(name, split)
@@ -73,8 +74,8 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
 
 def open_latents(name: str, keys: tuple[str, ...], split: str):
     """The latent cache of a prepared dataset; UserError where there is none."""
-    if name == "shapes":
-        raise UserError("the endless shapes world has no latent cache: prepare a dataset of it first (prepare --data shapes)")
+    if name in shapes.WORLDS:
+        raise UserError(f"the endless world {name!r} has no latent cache: prepare a dataset of it first (prepare --data {name})")
     from ivid2vid_jax.data.cache import open_cache
 
     return open_cache(Path(name), keys, split)

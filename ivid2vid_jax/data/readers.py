@@ -56,15 +56,15 @@ class Reader(Protocol):
 
 
 def open_reader(data: str, root: Path | None, clips: ClipSettings, world: "ShapesReader") -> Reader:
-    """The reader for `data`: the word "shapes", a .csv, .jsonl or .json file, or an InstructPix2Pix folder; UserError for anything else."""
-    if data == "shapes":
+    """The reader for `data`: the name of a procedural world, a .csv, .jsonl or .json file, or an InstructPix2Pix folder; UserError for anything else."""
+    if data in shapes.WORLDS:
         return world
     path = Path(data).expanduser()
     if path.is_file() and path.suffix.lower() in LISTS:
         return ListReader(path.resolve(), (root or path.parent).resolve(), clips)
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
-    kinds = f"'shapes', a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
+    kinds = f"a procedural world ({', '.join(shapes.WORLDS)}), a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
     raise UserError(f"{data}: {'is not' if path.exists() else 'no such file or folder, and not'} one of these: {kinds}")
 
 
@@ -253,17 +253,18 @@ class ShapesReader:
     kinds: tuple[str, ...] = shapes.KINDS
     size: int = 64
     frames: int = 8
+    world: str = "shapes"
 
     def items(self) -> list[Sample]:
         self.spec(0)  # its arguments are wrong for all or for none
-        world = hashlib.sha256(repr((self.seed, self.split, self.kinds, self.size, self.frames)).encode()).hexdigest()[:8]
-        return [Sample(f"shapes-{world}-{index}", f"shapes {index}", index) for index in range(self.count)]
+        sequence = hashlib.sha256(repr((self.seed, self.split, self.kinds, self.size, self.frames, self.world)).encode()).hexdigest()[:8]
+        return [Sample(f"shapes-{sequence}-{index}", f"{self.world} {index}", index) for index in range(self.count)]
 
     def read(self, item: Sample) -> Triplet:
         return dataclasses.replace(shapes.triplet(self.spec(item.index)), id=item.id)
 
     def spec(self, index: int) -> shapes.Spec:
-        return shapes.sample_spec(self.seed, index, self.split, self.kinds, self.size, self.frames)
+        return shapes.sample_spec(self.seed, index, self.split, self.kinds, self.size, self.frames, self.world)
 
 
 # ---- clips ----

@@ -9,7 +9,7 @@ import hashlib
 
 from ivid2vid_jax.data.shapes_check import Limits, Verdict, check
 from ivid2vid_jax.data.shapes_draw import edit_mask, render
-from ivid2vid_jax.data.shapes_sample import SPLITS, held_out, sample_edit, sample_spec
+from ivid2vid_jax.data.shapes_sample import SPLITS, WORLDS, held_out, sample_edit, sample_spec
 from ivid2vid_jax.data.shapes_scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
 from ivid2vid_jax.data.shapes_words import caption, instruction
 from ivid2vid_jax.data.triplet import Triplet
@@ -19,6 +19,7 @@ __all__ = [
     "KINDS",
     "SPLITS",
     "UNSEEN_STYLE",
+    "WORLDS",
     "Limits",
     "Spec",
     "Verdict",

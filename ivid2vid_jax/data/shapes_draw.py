@@ -7,7 +7,7 @@ from ivid2vid_jax.data.shapes_scene import ALL_STYLES, BACKGROUNDS, COLOURS, LUM
 DARK = 0.5  # the second tone of a texture, as a share of the colour
 LATTICE = 0.125  # distance between two stripes or two dots, in frame sides
 DOT = 0.33  # a dot's radius, in lattice steps
-WAVE, WAVE_PERIOD = 20.0, 0.25  # the background's unevenness in grey levels, by which a pan is seen; its period in frame sides
+WAVE_PERIOD = 0.25  # of the background's unevenness, in frame sides
 SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]], np.float32)
 TINTS = {"warm": (255, 130, 0), "cool": (0, 110, 255)}
 TINT = 0.35  # the tint's share of the picture
@@ -38,7 +38,7 @@ def paint(scene: Scene, size: int, frames: int) -> np.ndarray:
 def paint_background(scene: Scene, size: int, frames: int) -> np.ndarray:
     pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
     x_TW, y_TH = (2 * np.pi / WAVE_PERIOD * (pixels + pan * times(frames)[:, None]) for pan in scene.pan)
-    wave_THW = WAVE * np.sin(y_TH)[:, :, None] * np.sin(x_TW)[:, None, :]
+    wave_THW = scene.wave * np.sin(y_TH)[:, :, None] * np.sin(x_TW)[:, None, :]
     picture = np.empty((frames, size, size, 3), np.float32)
     for channel, level in enumerate(BACKGROUNDS[scene.background]):
         np.add(wave_THW, level, out=picture[..., channel], casting="same_kind")

@@ -28,6 +28,8 @@ from ivid2vid_jax.data.shapes_scene import (
 from ivid2vid_jax.data.shapes_words import PHRASINGS, subject
 from ivid2vid_jax.errors import UserError
 
+CROWDED = "shapes-crowded"  # one object or two, uneven backgrounds that may pan; "shapes": one object but for "remove", flat and still backgrounds
+WORLDS = ("shapes", CROWDED)
 SPLITS = ("train", "eval")
 HELD_OUT = 10  # one combination in so many
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # (x0, y0, x1, y1) in frame sides
@@ -37,12 +39,16 @@ GAP = 0.01  # frame sides between an object and the walls of its half
 MOST_PAN = 0.25  # frame sides over the clip
 
 
-def sample_spec(seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = KINDS, size: int = 64, frames: int = 8) -> Spec:
+def sample_spec(
+    seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = KINDS, size: int = 64, frames: int = 8, world: str = "shapes"
+) -> Spec:
     """The index-th triplet of a seed's endless sequence, a pure function of the arguments.
 
-    kinds: names out of ALL_KINDS, each as likely as the others; one named twice is twice as likely. size: pixels of a side, a multiple
-    of 8. Raises UserError for an unknown split or kind, or a size or length that no clip can have.
+    world: of WORLDS. kinds: names out of ALL_KINDS, each as likely as the others; one named twice is twice as likely. size: pixels of a side, a multiple
+    of 8. Raises UserError for an unknown world, split or kind, or a size or length that no clip can have.
     """
+    if world not in WORLDS:
+        raise UserError(f"world {world!r} is none of {', '.join(WORLDS)}")
     if split not in SPLITS:
         raise UserError(f"split {split!r} is none of {', '.join(SPLITS)}")
     unknown = [kind for kind in kinds if kind not in ALL_KINDS]
@@ -51,7 +57,7 @@ def sample_spec(seed: int, index: int, split: str = "train", kinds: tuple[str, .
     rng = np.random.default_rng([seed, index])
     kind = pick(rng, kinds)
     while True:
-        scene = sample_scene(rng, kind)
+        scene = sample_scene(rng, kind, world == CROWDED)
         edit = sample_edit(rng, scene, kind)
         if held_out(scene, edit) == (split == "eval"):
             return Spec(scene, edit, size, frames)
@@ -68,15 +74,17 @@ def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def sample_scene(rng: np.random.Generator, kind: str) -> Scene:
+def sample_scene(rng: np.random.Generator, kind: str, crowded: bool) -> Scene:
     """A source scene that an edit of that kind can be asked of."""
-    count = {"add": 1, "remove": 2}.get(kind) or int(rng.integers(1, 3))
+    count = {"add": 1, "remove": 2}.get(kind) or (int(rng.integers(1, 3)) if crowded else 1)
     half = pick(rng, tuple(HALVES))
     regions = [HALVES[half], HALVES[OPPOSITE[half]]] if count == 2 else [HALVES[half] if kind == "add" else WHOLE]
     background = pick(rng, tuple(BACKGROUNDS))
     objects = []
     for region in regions:
         objects.append(sample_object(rng, region, background, objects, room=RADII["large"] if kind == "size" else 0.0))
+    if not crowded:
+        return Scene(tuple(objects), background, wave=0.0)
     pan = tuple(float(each) for each in rng.uniform(-MOST_PAN, MOST_PAN, 2)) if rng.integers(2) else (0.0, 0.0)
     return Scene(tuple(objects), background, pan)
 

@@ -35,6 +35,7 @@ ALL_KINDS = (*KINDS, UNSEEN_STYLE)
 
 LEAST_CONTRAST = 100.0  # Euclidean RGB distance between an object and the background: 25 times the noise that the checker must bear
 LEAST_LUMA_CONTRAST = 20.0  # grey levels, so that it is still seen where the colour is taken away
+WAVE = 20.0  # grey levels by which a background is uneven, so that a pan is seen
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -65,12 +66,13 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a clip shows. pan: how far the camera moves over the clip, (x, y) in frame sides."""
+    """What a clip shows. pan: how far the camera moves over the clip, (x, y) in frame sides. wave: the background's unevenness in grey levels."""
 
     objects: tuple[Object, ...]
     background: str
     pan: tuple[float, float] = (0.0, 0.0)
     style: str | None = None
+    wave: float = WAVE
 
 
 @dataclasses.dataclass(frozen=True)

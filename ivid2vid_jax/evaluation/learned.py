@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.commands import Progress
-from ivid2vid_jax.data.shapes import KINDS, Spec
+from ivid2vid_jax.data.shapes import KINDS, WORLDS, Spec
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes
 from ivid2vid_jax.evaluation.intervals import wilson
@@ -19,7 +19,7 @@ WHEN = ("before", "after")
 
 def check(config: TrainConfig) -> None:
     """UserError where `log.judge` cannot be done."""
-    if config.log.judge and (config.task != "edit" or "shapes" not in config.data):
+    if config.log.judge and (config.task != "edit" or not set(config.data) & set(WORLDS)):
         raise UserError(f"--log.judge {config.log.judge}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.judge 0")
 
 
@@ -37,10 +37,11 @@ def file(run: Path, when: str) -> Path:
 
 def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
     """About `log.judge` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
+    world = next(name for name in config.data if name in WORLDS)
     kinds = config.loader.kinds or KINDS
     for kind in dict.fromkeys(kinds):
         count = max(1, round(config.log.judge * kinds.count(kind) / len(kinds)))
-        yield from shapes.specs((kind,), count, config.loader.size, config.loader.frames)
+        yield from shapes.specs((kind,), count, config.loader.size, config.loader.frames, world)
 
 
 def table(run: Path) -> str:

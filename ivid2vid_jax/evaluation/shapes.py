@@ -49,12 +49,12 @@ class Item:
     flicker: float
 
 
-def specs(kinds: Sequence[str], count: int, size: int, frames: int) -> Iterator[tuple[str, int, shapes.Spec]]:
+def specs(kinds: Sequence[str], count: int, size: int, frames: int, world: str = "shapes") -> Iterator[tuple[str, int, shapes.Spec]]:
     """(kind, index, spec), `count` held-out ones of each kind."""
     for kind in kinds:
         place = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
         for index in range(count):
-            yield kind, index, shapes.sample_spec(SEED, place + index, "eval", (kind,), size, frames)
+            yield kind, index, shapes.sample_spec(SEED, place + index, "eval", (kind,), size, frames, world)
 
 
 def judge(editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray) -> Item:

@@ -122,7 +122,7 @@ class TrainConfig:
 
     output: str = "runs/shapes"  # the RUN folder
     model: str | None = None  # what to start from: a pipeline folder, a RUN, a model of the hub; None = from scratch
-    data: tuple[str, ...] = ("shapes",)  # "shapes" (the procedural world) and folders made by `python -m ivid2vid_jax.prepare`
+    data: tuple[str, ...] = ("shapes",)  # "shapes" or "shapes-crowded" (procedural worlds) and folders made by `python -m ivid2vid_jax.prepare`
     task: Literal["edit", "text_to_image", "autoencoder", "clip"] = "edit"
     steps: int = 2000  # optimiser steps of the whole run
     seed: int = 0

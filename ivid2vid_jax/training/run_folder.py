@@ -87,8 +87,8 @@ def check_origin(run: Path, before: dict, now: dict) -> None:
 def texts(config: TrainConfig) -> Iterator[str]:
     """Instructions and captions of the training data, for a vocabulary."""
     for name in config.data:
-        if name == "shapes":
-            specs = (shapes.sample_spec(config.seed, i, kinds=config.loader.kinds or shapes.KINDS) for i in range(TEXTS))
+        if name in shapes.WORLDS:
+            specs = (shapes.sample_spec(config.seed, i, kinds=config.loader.kinds or shapes.KINDS, world=name) for i in range(TEXTS))
             for spec in specs:
                 yield from (shapes.instruction(spec.scene, spec.edit), shapes.caption(spec.scene), shapes.caption(spec.edited))
         else:

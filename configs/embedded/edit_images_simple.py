@@ -1,0 +1,23 @@
+"""Stage D, third part: the world of one object on a flat background, the harder kinds of edit more often.
+
+    python -m ivid2vid_jax.train --config configs/embedded/edit_images_simple.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.diffusion.losses import LossConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/edit_images_simple",
+    model="runs/embedded/edit_images_hard",
+    data=("data/embedded/images_simple",),
+    steps=7000,
+    net=NetConfig(temporal=()),
+    loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
+    loss=LossConfig(clean=True),
+    optim=OptimConfig(lr=8e-4, warmup=100, trainable=("unet", "text_encoder")),
+    checkpoint=CheckpointConfig(every=500),
+    log=LogConfig(eval_every=500, eval_batches=4, sample_every=2000, samples=6),
+)
