@@ -231,14 +231,15 @@ def test_a_torch_user_trains_on_and_brings_it_back(tiny, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     before = state(net)
     net.train()(torch.randn(1, 8, 3, 8, 8), torch.tensor([5.0]), torch.randn(1, 4, 32)).sample.square().mean().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent  # every layer learns, in this net of all kinds
     torch.optim.SGD(net.parameters(), 0.1).step()
     shutil.rmtree(tmp_path / "out" / "unet")
     net.save_pretrained(tmp_path / "out" / "unet")
     _, folder, params = imported(tmp_path / "out", tmp_path / "back")
     assert_same(params["unet"], state(net))
     assert folder.unet == open_folder(ours).unet
-    silent = [name for name, value in state(net).items() if torch.equal(value, before[name])]
-    assert all(name.endswith(".pe") for name in silent), silent  # every layer learns, in this net of all kinds
+    assert not torch.equal(state(net)["conv_out.weight"], before["conv_out.weight"])
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_hostile_and_foreign_files_are_named(modules, tmp_path, tiny):
 
     with pytest.raises(UserError, match="promises more bytes than it has"):
         foreign.recognise(broken(lambda name, data: bytes(10**7) if name.endswith("/0") else data, compression=8))
-    with pytest.raises(UserError, match="broken.ckpt"):
+    with pytest.raises(UserError, match="are not in it as they were saved"):
         foreign.recognise(broken(lambda name, data: data[:10] if name.endswith("/0") else data))
     huge = torch.zeros(1).expand(10**12)
     torch.save({"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": huge}, tmp_path / "huge.ckpt")

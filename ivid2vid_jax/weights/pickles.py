@@ -5,6 +5,7 @@ A file is looked through before torch sees it: which names its pickle calls for,
 
 import pickletools
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]
 
     Raises UserError for a file that is no such zip, calls for anything but tensors, or does not hold what it promises.
     """
-    look_through(path)
+    records = look_through(path)
     try:
         import torch
     except ImportError as error:
@@ -40,17 +41,20 @@ def tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]
     held = held.get("state_dict", held) if isinstance(held, dict) else held
     if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
         raise UserError(f"{path}: holds a {type(held).__name__}, not tensors by name")
-    found = {}
+    found, storages = {}, {}
     for key, value in held.items():
         if isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
             check(path, key, value)
             code = CODES.get(str(value.dtype).removeprefix("torch."), str(value.dtype))
             found[key] = (key, Entry(path, tuple(value.shape), code), partial(array, value))
+    if short := Counter(storages.values()) - records:
+        raise UserError(f"{path}: values of {next(iter(short))} bytes are not in it as they were saved; download it again")
     return found
 
 
-def look_through(path: Path) -> None:
-    """UserError for a file whose zip directory or whose pickle asks for more than tensors that are there."""
+def look_through(path: Path) -> Counter:
+    """How often each size in bytes occurs among the stored values. UserError for a file whose zip directory or pickle asks for more than tensors."""
     try:
         with zipfile.ZipFile(path) as held:
             members, size = held.infolist(), path.stat().st_size
@@ -70,6 +74,7 @@ def look_through(path: Path) -> None:
     if foreign:
         named = ", ".join(name.replace(" ", ".") for name in foreign[:5])
         raise UserError(f"{path}: its pickle calls for {named}, which is more than tensors; nothing of it was run. Get the .safetensors file")
+    return Counter(member.file_size for member in members if "/data/" in member.filename)
 
 
 def called(pickle: bytes) -> list[str]:
@@ -89,7 +94,7 @@ def called(pickle: bytes) -> list[str]:
 
 def check(path: Path, key: str, tensor) -> None:
     """UserError for a tensor that claims more than its storage holds."""
-    if tensor.layout.__str__() != "torch.strided" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if str(tensor.layout) != "torch.strided" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UserError(f"{path}: {key} {list(tensor.shape)} claims more than the file holds")
 
 
