@@ -63,6 +63,8 @@ class EditSettings:
         defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
         settings = dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
         settings.check()
+        if settings.frames > folder.unet.most_frames:
+            raise UserError(f"frames {settings.frames} must be at most {folder.unet.most_frames}, the places of this net's motion modules")
         return settings
 
     def check(self) -> None:

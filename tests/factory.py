@@ -6,9 +6,10 @@ Norms and biases are drawn too, so that a forgotten one shows.
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -56,6 +57,20 @@ def unet(config: dict) -> UNet2DConditionModel:
 def unet3d(**config) -> UNet3DConditionModel:
     torch.manual_seed(2)
     return randomise(UNet3DConditionModel(**config), 2)
+
+
+def motion(**changes) -> UNetMotionModel:
+    """The tiny U-Net with motion modules."""
+    torch.manual_seed(5)
+    types = {name: [kind.replace("2D", "Motion") for kind in UNET_TINY[name]] for name in ("down_block_types", "up_block_types")}
+    sizes = {name: value for name, value in UNET_TINY.items() if name != "attention_head_dim"}
+    return randomise(UNetMotionModel(**sizes | types | dict(num_attention_heads=4, use_motion_mid_block=False) | changes), 5)
+
+
+def noisy(tree, seed=0, scale=0.2):
+    """Random parameters of a tree's shapes; `scale` their standard deviation."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), tree)
 
 
 def vae(config: dict) -> AutoencoderKL:

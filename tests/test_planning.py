@@ -49,12 +49,13 @@ def test_splash_attention_is_counted_by_its_formula():
 
 
 TUNE_A_VIDEO = dataclasses.replace(programs.SD15, temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip")
+MOTION = dataclasses.replace(programs.SD15, temporal=("motion",), use_motion_mid_block=True)
 SD21 = dataclasses.replace(programs.SD21, in_channels=8, temporal=("conv", "attention"))
 
 
 @pytest.mark.parametrize(
-    ("config", "impl"), [(SD15, "xla"), (SD15, "splash"), (programs.SD15, "xla"), (SD21, "xla"), (TUNE_A_VIDEO, "xla")],
-    ids=["3D", "3D, splash", "2D", "SD 2.1", "Tune-A-Video"],
+    ("config", "impl"), [(SD15, "xla"), (SD15, "splash"), (programs.SD15, "xla"), (SD21, "xla"), (TUNE_A_VIDEO, "xla"), (MOTION, "xla")],
+    ids=["3D", "3D, splash", "2D", "SD 2.1", "Tune-A-Video", "motion modules"],
 )  # fmt: skip
 def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
     net = InflatedUNet3D(config, impl, dtype=jnp.bfloat16)

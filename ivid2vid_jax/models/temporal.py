@@ -1,8 +1,8 @@
 """Temporal layers, and the table that says where each kind of them stands in the U-Net.
 
-A kind fills slots: "input" (after conv_in), "resnet" (after every resnet) and "attention" (after every spatial
-transformer). All kinds start with a zero output projection (weight and bias), so the freshly inflated net equals the
-2D net frame by frame. To add a kind: write its module, and add its line to `SLOTS`.
+A kind fills slots: "input" (after conv_in), "resnet" (after every resnet), "attention" (after every spatial
+transformer) and "layer" (after every layer of a level, be it a resnet with a transformer or a resnet alone). All kinds
+start with a zero output projection (weight and bias), so the freshly inflated net equals the 2D net frame by frame. To add a kind: write its module, and add its line to `SLOTS`.
 """
 
 import flax.linen as nn
@@ -64,20 +64,24 @@ class TemporalTransformer(nn.Module):
 
     As diffusers' `TransformerTemporalModel`: norm pooled over the clip, dense projections, one block of two
     self-attentions and a feed-forward, no position code (the temporal convolutions tell the order of the frames).
+    places: length of a position code, as AnimateDiff's motion modules have it (Guo et al. 2023, arXiv 2307.04725); pool: of the norm, see `GroupNorm`.
     """
 
     heads: int
     head_dim: int
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
+    places: int = 0
+    pool: int = 4
 
     @nn.compact
     def __call__(self, x):
         x, C, inner = over_positions(x), x.shape[-1], self.heads * self.head_dim
-        h = GroupNorm(self.groups, 1e-6, 4, self.dtype, name="norm")(x)
+        h = GroupNorm(self.groups, 1e-6, self.pool, self.dtype, name="norm")(x)
         h = Dense(inner, dtype=self.dtype, name="proj_in")(h)
         h, unfold = fold_positions(h)
-        h = unfold(TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, name="transformer_blocks.0")(h[:, None])[:, 0])
+        block = TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, places=self.places, name="transformer_blocks.0")
+        h = unfold(block(h[:, None])[:, 0])
         return over_frames(x + Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h))
 
 
@@ -89,12 +93,18 @@ def temporal_attention(config, heads, head_dim, dtype, name, wrap=lambda module:
     return wrap(TemporalTransformer)(heads, head_dim, config.norm_num_groups, dtype, name=name)
 
 
+def motion_module(config, heads, head_dim, dtype, name, wrap=lambda module: module):
+    heads, width, pool = config.motion_num_attention_heads, heads * head_dim, 4 if config.motion_group_norm == "clip" else 3
+    return wrap(TemporalTransformer)(heads, width // heads, config.norm_num_groups, dtype, config.motion_max_seq_length, pool, name=name)
+
+
 SLOTS = {
     "conv": {"resnet": ("temp_convs.{}", temporal_convolution)},
     "attention": {
         "input": ("transformer_in", temporal_attention),
         "attention": ("temp_attentions.{}", temporal_attention),
     },
+    "motion": {"layer": ("motion_modules.{}", motion_module)},
     "tune_a_video": {},  # inside the spatial transformers, see `TransformerBlock.along_time`
 }
 INSIDE = {"attn_temp", "norm_temp"}  # what they are called there

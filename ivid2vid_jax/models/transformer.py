@@ -1,7 +1,10 @@
 """Transformer blocks of the U-Net: the spatial one of Stable Diffusion, and the block that the temporal one shares."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
@@ -56,6 +59,28 @@ class FeedForward(nn.Module):
         return Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
 
 
+def sinusoid(length: int, features: int, xp=np):
+    """float32 [1, length, features]: sines of a place at even features, cosines at odd ones (Vaswani et al. 2017). xp: numpy or jax.numpy."""
+    angles = xp.arange(length).reshape(-1, 1) * xp.exp(xp.arange(0, features, 2) * (-math.log(10000.0) / features)).reshape(1, -1)
+    return xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1).reshape(1, length, -1)[..., :features].astype(np.float32)
+
+
+class PositionCode(nn.Module):
+    """Adds each place's code to x [N, L, C]. The table of `length` places, `pe`, is stored with the weights and never trained.
+
+    Raises ValueError for a longer L.
+    """
+
+    length: int
+
+    @nn.compact
+    def __call__(self, x):
+        pe = self.param("pe", lambda key: sinusoid(self.length, x.shape[-1], jnp))
+        if x.shape[-2] > self.length:
+            raise ValueError(f"{x.shape[-2]} frames at once are more than the {self.length} places of the net (motion_max_seq_length); cut the clip into windows")
+        return x + pe[:, : x.shape[-2]].astype(x.dtype)
+
+
 class TransformerBlock(nn.Module):
     """attn1 (self) - attn2 (text, or a second self-attention when `context` is None) - feed-forward, each residual.
 
@@ -63,6 +88,7 @@ class TransformerBlock(nn.Module):
     once, so the text's keys and values are computed once a clip, not once a frame. A temporal caller passes T = 1.
     context: [B, K, D] or None. sparse_causal: attn1 looks at the first frame and the one before, in the place of its own. along_time: a last
     attention, attn_temp, along T at each of the L positions; it starts at zero. Both are Tune-A-Video's (Wu et al. 2023, arXiv 2212.11565).
+    places: length of a position code that both attentions' inputs get along L, for AnimateDiff; 0 for none.
     """
 
     heads: int
@@ -71,16 +97,18 @@ class TransformerBlock(nn.Module):
     sparse_causal: bool = False
     along_time: bool = False
     dtype: jnp.dtype = jnp.float32
+    places: int = 0
 
     @nn.compact
     def __call__(self, x, context=None):
+        coded = PositionCode(self.places, name="pos_embed") if self.places else lambda h: h
         attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=x.shape[-1], impl=self.impl, dtype=self.dtype)
         frames, unfold = fold(layer_norm("norm1", self.dtype)(x))
         others = (lambda k: fold(first_and_former(unfold(k)))[0]) if self.sparse_causal else (lambda k: k)
-        x = x + unfold(Attention(**attend, name="attn1")(frames, gather=others))
+        x = x + unfold(Attention(**attend, name="attn1")(coded(frames), gather=others))
         h = layer_norm("norm2", self.dtype)(x)
         h, unfold = fold(h) if context is None else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
-        x = x + unfold(Attention(**attend, name="attn2")(h, context))
+        x = x + unfold(Attention(**attend, name="attn2")(coded(h), context))
         x = x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
         if self.along_time:
             h, unfold = fold_positions(over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None]))

@@ -5,6 +5,7 @@ The parameter tree is that of diffusers' `UNet2DConditionModel` plus the tempora
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,9 @@ FIXED = dict(
     mid_block_only_cross_attention=(None, False), cross_attention_norm=(None,), class_embeddings_concat=(False,),
     resnet_skip_time_act=(False,), resnet_out_scale_factor=(1, None), num_attention_heads=(None,), dropout=(0, None),
     mid_block_type=("UNetMidBlock2DCrossAttn", None), reverse_transformer_layers_per_block=(None,), projection_class_embeddings_input_dim=(None,),
-    addition_time_embed_dim=(None,),
+    addition_time_embed_dim=(None,), temporal_transformer_layers_per_block=(1,), reverse_temporal_transformer_layers_per_block=(None,),
+    temporal_transformer_layers_per_mid_block=(1, None), transformer_layers_per_mid_block=(None,), mid_block_layers=(1,),
+    reverse_motion_num_attention_heads=(None,),
 )  # fmt: skip
 
 
@@ -53,7 +56,10 @@ class UNetConfig:
     temporal: tuple[str, ...] = ()  # kinds of temporal layers, see models/temporal.py
     spatial_attention: str = "frame"  # of a frame's pixels to its own, or "sparse_causal": to those of the first frame and the one before
     group_norm: str = "frame"  # statistics of the resnets' norms: "frame" (equals 2D) or "clip" (pooled over frames)
-    motion_group_norm: str = "clip"
+    motion_group_norm: str = "clip"  # of the motion modules' norms: "clip" (as diffusers) or "frame" (as AnimateDiff's own code)
+    motion_num_attention_heads: int = 8  # of every motion module
+    motion_max_seq_length: int = 32  # frames that motion modules tell apart: no window is longer
+    use_motion_mid_block: bool = False  # a motion module in the middle block too
     temporal_dropout: float = 0.0
     num_frames: int = 16  # frames of the training clip, and of an editing window
 
@@ -65,7 +71,8 @@ class UNetConfig:
         for kind in self.temporal:
             if kind not in SLOTS:
                 raise ValueError(f"temporal kind {kind!r} is unknown; choose from {', '.join(SLOTS)}")
-        for name, choices in (("spatial_attention", ("frame", "sparse_causal")), ("group_norm", ("frame", "clip"))):
+        pooled = ("frame", "clip")
+        for name, choices in (("spatial_attention", ("frame", "sparse_causal")), ("group_norm", pooled), ("motion_group_norm", pooled)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose from {', '.join(choices)}")
         if ["CrossAttn" in name for name in self.down_block_types] != ["CrossAttn" in name for name in reversed(self.up_block_types)]:
@@ -73,21 +80,28 @@ class UNetConfig:
         for level, channels in enumerate(self.block_out_channels):
             if (self.attends(level) or level == levels - 1) and channels % self.heads(level):
                 raise ValueError(f"{channels} channels of level {level} cannot be split into {self.heads(level)} heads")
+            if "motion" in self.temporal and channels % self.motion_num_attention_heads:
+                raise ValueError(f"{channels} channels of level {level} cannot be split into motion_num_attention_heads {self.motion_num_attention_heads}")
+        if self.num_frames > self.most_frames:
+            raise ValueError(f"num_frames {self.num_frames} is more than the {self.most_frames} places of the motion modules (motion_max_seq_length)")
 
     @classmethod
     def from_json(cls, config: dict) -> "UNetConfig":
-        """Reads a diffusers `config.json` of UNet2DConditionModel or UNet3DConditionModel, or one of our own.
+        """Reads a diffusers `config.json` of UNet2DConditionModel, UNet3DConditionModel or UNetMotionModel, or one of our own.
 
         Raises ValueError for a key at a value that this net does not compute.
         """
         config = {**config, **{k: v.replace("3D", "2D") for k, v in config.items() if k == "mid_block_type" and v}}
         for key in ("down_block_types", "up_block_types"):
             if key in config:
-                config[key] = [name.replace("3D", "2D") for name in config[key]]
+                config[key] = [name.replace("3D", "2D").replace("Motion", "2D") for name in config[key]]
         if config.get("_class_name") == "UNet3DConditionModel":  # there the head DIMENSION, here the number of heads
             width = config["attention_head_dim"]
             config["attention_head_dim"] = [c // width for c in config["block_out_channels"]]
             config |= dict(use_linear_projection=True, temporal=["conv", "attention"])
+        if config.get("_class_name") == "UNetMotionModel":
+            config |= dict(attention_head_dim=config.pop("num_attention_heads"), temporal=["motion"])
+            config.setdefault("num_frames", min(cls.num_frames, config.get("motion_max_seq_length") or cls.motion_max_seq_length))
         known_default(config, FIXED, "U-Net")
         return from_json(cls, config)
 
@@ -99,6 +113,11 @@ class UNetConfig:
     def attends(self, level: int) -> bool:
         """Whether the level has spatial transformers, by its block type; the mid block always has one."""
         return "CrossAttn" in self.down_block_types[level]
+
+    @property
+    def most_frames(self) -> float:
+        """Frames that the net can see at once."""
+        return self.motion_max_seq_length if "motion" in self.temporal else math.inf
 
     def heads(self, level: int) -> int:
         """Number of attention heads at a level (-1: the coarsest)."""
@@ -184,6 +203,7 @@ class Level(nn.Module):
             x = build.resnet(i, x, temb)
             if cfg.attends(self.level):
                 x = build.attention(i, x, context)
+            x = build.temporal("layer", i, x)
             outputs.append(x)
         features = cfg.block_out_channels[self.level]
         if resample == "down":
@@ -207,6 +227,8 @@ class MidBlock(nn.Module):
         build = Layers(self.config, -1, self.attention_impl, self.remat, self.dtype)
         x = build.resnet(0, x, temb)
         x = build.attention(0, x, context)
+        if self.config.use_motion_mid_block:
+            x = build.temporal("layer", 0, x)
         return build.resnet(1, x, temb)
 
 

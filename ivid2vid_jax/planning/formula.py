@@ -39,6 +39,9 @@ def unet_forward(config: UNetConfig, clips: int, frames: int, height: int, width
         spatial += config.transformer_layers_per_block * one
         return spatial + ("attention" in config.temporal) * temporal(level, channels, channels)
 
+    def motion(level):
+        return ("motion" in config.temporal) * temporal(level, widths[level], widths[level])
+
     last = len(widths) - 1
     total = dense(clips, widths[0], embedding) + dense(clips, embedding, embedding)
     total += conv(0, config.in_channels, widths[0]) + conv(0, widths[0], config.out_channels)
@@ -46,16 +49,16 @@ def unet_forward(config: UNetConfig, clips: int, frames: int, height: int, width
     skips, channels = [widths[0]], widths[0]
     for level, outputs in enumerate(widths):
         for _ in range(config.layers_per_block):
-            total += resnet(level, channels, outputs) + config.attends(level) * transformer(level, outputs)
+            total += resnet(level, channels, outputs) + config.attends(level) * transformer(level, outputs) + motion(level)
             channels = outputs
             skips.append(channels)
         if level < last:
             total += conv(level + 1, channels, channels)
             skips.append(channels)
-    total += 2 * resnet(last, channels, channels) + transformer(last, channels)
+    total += 2 * resnet(last, channels, channels) + transformer(last, channels) + config.use_motion_mid_block * motion(last)
     for level in reversed(range(len(widths))):
         for _ in range(config.layers_per_block + 1):
-            total += resnet(level, channels + skips.pop(), widths[level]) + config.attends(level) * transformer(level, widths[level])
+            total += resnet(level, channels + skips.pop(), widths[level]) + config.attends(level) * transformer(level, widths[level]) + motion(level)
             channels = widths[level]
         if level:
             total += conv(level - 1, channels, channels)

@@ -28,6 +28,9 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+BUFFERS = ("pe",)  # leaves that no optimiser changes: tables
+
+
 def trainable(names, patterns: tuple[str, ...]) -> set[str]:
     """The names that any of the patterns picks: a preset's name, or a regular expression searched for in the parameter's name.
 
@@ -39,7 +42,7 @@ def trainable(names, patterns: tuple[str, ...]) -> set[str]:
             picks = PRESETS.get(pattern) or re.compile(pattern).search
         except re.error as error:
             raise UserError(f"--optim.trainable {pattern!r} is neither one of {', '.join(PRESETS)} nor a regular expression ({error})") from error
-        picked = {name for name in names if picks(name)}
+        picked = {name for name in names if picks(name) and name.rpartition("/")[2] not in BUFFERS}
         if not picked:
             some = ", ".join(sorted(names)[:: max(1, len(names) // 3)][:3])
             raise UserError(f"--optim.trainable {pattern!r} picks no parameter; choose from {', '.join(PRESETS)}, or match names such as {some}")

@@ -73,7 +73,10 @@ def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> 
     """The U-Net of the task: an editor sees the source clip's channels too and has the temporal layers that were asked for."""
     if config.task == "edit":
         temporal = unet.temporal if config.net.temporal is None else config.net.temporal
-        return dataclasses.replace(unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=config.loader.frames)
+        try:
+            return dataclasses.replace(unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=config.loader.frames)
+        except ValueError as error:
+            raise UserError(f"--net.temporal {' '.join(temporal)} with --loader.frames {config.loader.frames}: {error}") from error
     if config.task == "text_to_image" and (unet.in_channels != latent_channels or unet.temporal):
         raise UserError(f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has {unet.in_channels} and temporal layers {unet.temporal}")
     return unet

@@ -1,7 +1,9 @@
 """Parameters of one component (unet, vae, text_encoder, clip) <-> its folder, strictly: no key is ever guessed or dropped."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,23 @@ IGNORED = ("position_ids",)
 
 # The autoencoder's attention in folders written before diffusers 0.15, Stable Diffusion 1.5's among them.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A leaf that is read when an array is made of it (np.asarray), so that weights pass from file to file one by one.
+
+    shape: Flax's; read: gives it as it is stored, in PyTorch's layout; origin: the file and the name it has there.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    origin: tuple[Path, str]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return names.from_torch(self.path, self.read())
 
 
 def canonical(component: str, key: str) -> str:
@@ -50,26 +69,40 @@ def load(component: str, folder: Path, abstract: Any, dtype=None, shardings: Any
 
 def arrays(component: str, folder: Path, abstract: Any, variant: str | None = None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
-    entries = {}
+    for path, leaf in flax.traverse_util.flatten_dict(stored(component, folder, abstract, variant)).items():
+        yield path, np.asarray(leaf)
+
+
+def stored(component: str, folder: Path, abstract: Any, variant: str | None = None) -> Any:
+    """The tree of `abstract` with `Stored` leaves; only headers are read. Raises as `load` does."""
+    tensors = {}
     for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():
         if key.rpartition(".")[2] not in IGNORED:
-            entries[canonical(component, key)] = (key, entry)
+            tensors[canonical(component, key)] = (key, entry, partial(files.read, key, entry))
+    return fitted(component, folder, abstract, tensors)
+
+
+def fitted(component: str, where: Path, abstract: Any, tensors: dict[str, tuple[str, files.Entry, Callable]]) -> Any:
+    """The tree of `abstract` with `Stored` leaves, of tensors by today's name: (name in the file, entry, reader). UserError where they do not fit."""
     flat = flax.traverse_util.flatten_dict(abstract)
-    check(component, folder, {names.torch_key(path): names.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, entries)
-    for path in flat:
-        yield path, names.from_torch(path, files.read(*entries[names.torch_key(path)]))
+    check(component, where, {names.torch_key(path): names.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, tensors)
+    leaves = {}
+    for path, leaf in flat.items():
+        key, entry, read = tensors[names.torch_key(path)]
+        leaves[path] = Stored(path, leaf.shape, np.dtype(files.DTYPES[entry.dtype]), read, (entry.file, key))
+    return flax.traverse_util.unflatten_dict(leaves)
 
 
-def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, files.Entry]]) -> None:
+def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, files.Entry, Callable]]) -> None:
     """UserError where the stored tensors are not exactly the expected ones in name, shape and kind."""
     problems = [f"missing {key} {list(shape)}" for key, shape in expected.items() if key not in entries]
-    for key, (stored, entry) in entries.items():
+    for key, (name, entry, _) in entries.items():
         if key not in expected:
-            problems.append(f"unexpected {stored} {list(entry.shape)} in {entry.file.name}")
+            problems.append(f"unexpected {name} {list(entry.shape)} in {entry.file.name}")
         elif entry.shape != expected[key]:
-            problems.append(f"misshapen {stored} {list(entry.shape)} in {entry.file.name}, the config asks for {list(expected[key])}")
+            problems.append(f"misshapen {name} {list(entry.shape)} in {entry.file.name}, the config asks for {list(expected[key])}")
         elif entry.dtype not in ("F32", "F16", "BF16"):
-            problems.append(f"{stored} in {entry.file.name} is {entry.dtype}, not F32, F16 or BF16")
+            problems.append(f"{name} in {entry.file.name} is {entry.dtype}, not F32, F16 or BF16")
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise UserError(f"{folder}: the {component} weights do not fit config.json: {shown}")

@@ -186,6 +186,11 @@ def load_params(folder: Folder | ClipFolder, dtype=None, shardings: dict | None 
     }
 
 
+def stored_params(folder: Folder | ClipFolder, variant: str | None = None) -> dict[str, Any]:
+    """The parameters as `load_params` gives them, each leaf still on disk until it is asked for."""
+    return {name: components.stored(name, folder.home(name), abstract(name, config), variant) for name, config in folder.models.items()}
+
+
 def save_folder(
     path: str | os.PathLike,
     folder: Folder | ClipFolder,
@@ -194,10 +199,12 @@ def save_folder(
     variant: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     replace: bool = False,
+    finish: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Writes a pipeline or CLIP folder: aside first, then renamed, so that a folder is whole or absent.
 
-    The tokenizer's files are copied from `folder.tokenizer`. Raises UserError where `path` exists already, unless `replace`.
+    The tokenizer's files are copied from `folder.tokenizer`; finish: adds to what was written aside. Raises UserError where `path` exists
+    already, unless `replace`.
     """
     path = Path(path)
     if path.exists() and not replace:
@@ -206,6 +213,7 @@ def save_folder(
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         folder.write(aside, params, dtype, variant, max_shard_bytes)
+        finish(aside)
         aside.chmod(0o755)
         if path.exists():
             path.rename(old := path.with_name(f"{aside.name}.old"))

@@ -13,6 +13,7 @@ import jax.extend
 import numpy as np
 
 from ivid2vid_jax.models.clip import LOGIT_SCALE
+from ivid2vid_jax.models.transformer import sinusoid
 
 CONSTANTS = {"scale": 1.0, "logit_scale": LOGIT_SCALE}
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
@@ -40,6 +41,8 @@ def depends(jaxpr) -> list[bool]:
 
 def value(path: tuple, shape: tuple[int, ...], is_drawn: bool, seed: int) -> np.ndarray:
     """One leaf, float32."""
+    if path[-1] == "pe":
+        return sinusoid(*shape[1:])
     if not is_drawn:
         return np.full(shape, CONSTANTS.get(path[-1], 0.0), np.float32)
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])

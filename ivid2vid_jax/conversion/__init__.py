@@ -1,0 +1,1 @@
+"""Out to PyTorch and in from everyone's formats: export, import, inspect."""

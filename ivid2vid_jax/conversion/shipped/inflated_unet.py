@@ -1,0 +1,329 @@
+"""Stable Diffusion's U-Net with temporal layers, in PyTorch, for weights exported by ivid2vid_jax. It needs torch and diffusers only.
+
+Within the net a clip is [B*T, C, H, W], frame by frame, so spatial layers are those of the 2D net; temporal ones are told T.
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+def by_clip(x, T):
+    """[B*T, C, H, W] -> [B, C, T, H, W]."""
+    return x.unflatten(0, (-1, T)).transpose(1, 2)
+
+
+def by_frame(x):
+    """[B, C, T, H, W] -> [B*T, C, H, W]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Statistics of each frame, or pooled over a clip's T frames: [B*T, C, H, W] -> the same shape."""
+
+    def __init__(self, groups, channels, eps, pooled):
+        super().__init__(groups, channels, eps)
+        self.pooled = pooled
+
+    def forward(self, x, T):
+        return by_frame(super().forward(by_clip(x, T))) if self.pooled else super().forward(x)
+
+
+class Resnet(nn.Module):
+    def __init__(self, config, inputs, outputs):
+        super().__init__()
+        pooled = config.group_norm == "clip"
+        self.norm1 = GroupNorm(config.norm_num_groups, inputs, config.norm_eps, pooled)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], outputs)
+        self.norm2 = GroupNorm(config.norm_num_groups, outputs, config.norm_eps, pooled)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x, temb, T):
+        h = self.conv1(F.silu(self.norm1(x, T))) + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h, T)))
+
+
+class Attention(nn.Module):
+    """[N, L, width] and the context [N, K, D] (None: itself) -> [N, L, width]; gather: applied to keys and values [N, K, inner]."""
+
+    def __init__(self, width, heads, context=None, upcast=False):
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context or width, width, bias=False)
+        self.to_v = nn.Linear(context or width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def split(self, x):
+        x = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.float() if self.upcast else x
+
+    def forward(self, x, context=None, gather=lambda k: k):
+        context = x if context is None else context
+        q, k, v = self.split(self.to_q(x)), self.split(gather(self.to_k(context))), self.split(gather(self.to_v(context)))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](out.transpose(1, 2).flatten(2).to(x.dtype))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x):
+        h, gate = self.proj(x).chunk(2, dim=-1)
+        return h * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class PositionCode(nn.Module):
+    """Adds each place's code to [N, L, width]; the table is stored with the weights."""
+
+    def __init__(self, length, width):
+        super().__init__()
+        angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, length, -1)[..., :width])
+
+    def forward(self, x):
+        if x.shape[1] > self.pe.shape[1]:
+            raise ValueError(f"{x.shape[1]} frames at once are more than the {self.pe.shape[1]} places of the net (motion_max_seq_length)")
+        return x + self.pe[:, : x.shape[1]]
+
+
+class TransformerBlock(nn.Module):
+    """Two attentions, the second to the text (context: its width) or to itself, and a feed-forward; along_time: a third one, over frames."""
+
+    def __init__(self, width, heads, context=None, sparse_causal=False, along_time=False, places=0, upcast=False):
+        super().__init__()
+        self.sparse_causal, self.along_time = sparse_causal, along_time
+        self.pos_embed = PositionCode(places, width) if places else nn.Identity()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = Attention(width, heads, upcast=upcast)
+        self.attn2 = Attention(width, heads, context, upcast)
+        self.ff = FeedForward(width)
+        if along_time:
+            self.norm_temp = nn.LayerNorm(width)
+            self.attn_temp = Attention(width, heads, upcast=upcast)
+
+    def forward(self, x, context=None, T=1):
+        def first_and_former(k):
+            k = k.unflatten(0, (-1, T))
+            return torch.cat([k[:, :1].expand_as(k), torch.cat([k[:, :1], k[:, :-1]], dim=1)], dim=2).flatten(0, 1)
+
+        x = x + self.attn1(self.pos_embed(self.norm1(x)), gather=first_and_former if self.sparse_causal else lambda k: k)
+        x = x + self.attn2(self.pos_embed(self.norm2(x)), context)
+        x = x + self.ff(self.norm3(x))
+        if self.along_time:
+            h = self.norm_temp(x).unflatten(0, (-1, T)).transpose(1, 2)  # [B, L, T, C]
+            h = self.attn_temp(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+            x = x + h.transpose(1, 2).flatten(0, 1)
+        return x
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, config, width, heads):
+        super().__init__()
+        self.linear = config.use_linear_projection
+        self.norm = nn.GroupNorm(config.norm_num_groups, width, 1e-6)
+        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(
+                width, heads, config.cross_attention_dim, config.spatial_attention == "sparse_causal", "tune_a_video" in config.temporal,
+                upcast=config.upcast_attention,
+            )
+            for _ in range(config.transformer_layers_per_block)
+        )  # fmt: skip
+        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+
+    def project(self, layer, x):
+        return layer(x.movedim(1, -1)).movedim(-1, 1) if self.linear else layer(x)
+
+    def forward(self, x, context, T):
+        h = self.project(self.proj_in, self.norm(x))
+        tokens = h.flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context, T)
+        return x + self.project(self.proj_out, tokens.transpose(1, 2).unflatten(2, h.shape[2:]))
+
+
+class TemporalTransformer(nn.Module):
+    """Attention along time at every position: a motion module where `places` is given."""
+
+    def __init__(self, config, width, heads, inner, pooled=True, places=0):
+        super().__init__()
+        self.norm = GroupNorm(config.norm_num_groups, width, 1e-6, pooled)
+        self.proj_in = nn.Linear(width, inner)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, heads, places=places)])
+        self.proj_out = nn.Linear(inner, width)
+
+    def forward(self, x, T):
+        h = by_clip(self.norm(x, T), T).permute(0, 3, 4, 2, 1)  # [B, H, W, T, C]
+        h = self.proj_in(h)
+        h = self.transformer_blocks[0](h.flatten(0, 2)).unflatten(0, h.shape[:3])
+        return x + by_frame(self.proj_out(h).permute(0, 4, 3, 1, 2))
+
+
+class TemporalConv(nn.Module):
+    """Four steps of norm, SiLU and a convolution over 3 frames around a residual."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        for step in (1, 2, 3, 4):
+            dropout = [nn.Dropout(config.temporal_dropout)] if step > 1 else []
+            layers = [nn.GroupNorm(config.norm_num_groups, width), nn.SiLU(), *dropout, nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))]
+            setattr(self, f"conv{step}", nn.Sequential(*layers))
+
+    def forward(self, x, T):
+        return x + by_frame(self.conv4(self.conv3(self.conv2(self.conv1(by_clip(x, T))))))
+
+
+class Sampler(nn.Module):
+    """The 3x3 convolution that halves (stride 2), or that follows a doubling (stride 1)."""
+
+    def __init__(self, width, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1)
+
+    def forward(self, x):
+        return self.conv(x if self.conv.stride == (2, 2) else F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The layers of one resolution. inputs: channels that each resnet is given; sampler: stride of the convolution at its end, or None."""
+
+    def __init__(self, config, level, inputs, attends, sampler=None, middle=False):
+        super().__init__()
+        width, kinds = config.block_out_channels[level], config.temporal
+        heads = config.attention_head_dim if isinstance(config.attention_head_dim, int) else config.attention_head_dim[level]
+        self.middle = middle
+        self.resnets = nn.ModuleList(Resnet(config, each, width) for each in inputs)
+        layers = range(1 if middle else len(inputs))
+        if attends:
+            self.attentions = nn.ModuleList(SpatialTransformer(config, width, heads) for _ in layers)
+        if "conv" in kinds:
+            self.temp_convs = nn.ModuleList(TemporalConv(config, width) for _ in inputs)
+        if "attention" in kinds and attends:
+            self.temp_attentions = nn.ModuleList(TemporalTransformer(config, width, heads, width) for _ in layers)
+        if "motion" in kinds and (config.use_motion_mid_block or not middle):
+            pooled, places = config.motion_group_norm == "clip", config.motion_max_seq_length
+            self.motion_modules = nn.ModuleList(
+                TemporalTransformer(config, width, config.motion_num_attention_heads, width, pooled, places) for _ in layers
+            )
+        if sampler:
+            setattr(self, "downsamplers" if sampler == 2 else "upsamplers", nn.ModuleList([Sampler(width, sampler)]))
+
+    def resnet(self, i, x, temb, T):
+        x = self.resnets[i](x, temb, T)
+        return self.temp_convs[i](x, T) if hasattr(self, "temp_convs") else x
+
+    def attention(self, i, x, context, T):
+        if hasattr(self, "attentions"):
+            x = self.attentions[i](x, context, T)
+        for kind in ("temp_attentions", "motion_modules"):
+            if hasattr(self, kind):
+                x = getattr(self, kind)[i](x, T)
+        return x
+
+    def forward(self, x, temb, context, T, skips=None):
+        outputs = []
+        if self.middle:
+            x = self.attention(0, self.resnet(0, x, temb, T), context, T)
+            return self.resnet(1, x, temb, T), outputs
+        for i in range(len(self.resnets)):
+            x = torch.cat([x, skips.pop()], dim=1) if skips else x
+            x = self.attention(i, self.resnet(i, x, temb, T), context, T)
+            outputs.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            outputs.append(x)
+        return self.upsamplers[0](x) if hasattr(self, "upsamplers") else x, outputs
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear_1 = nn.Linear(width, 4 * width)
+        self.linear_2 = nn.Linear(4 * width, 4 * width)
+
+    def forward(self, x):
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class InflatedUNet3D(ModelMixin, ConfigMixin):
+    """Predicts the noise (or v) of a clip's latents; the arguments are the keys of config.json."""
+
+    @register_to_config
+    def __init__(
+        self, in_channels=8, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2, attention_head_dim=8, transformer_layers_per_block=1, cross_attention_dim=768, use_linear_projection=False,
+        upcast_attention=False, norm_num_groups=32, norm_eps=1e-5, flip_sin_to_cos=True, freq_shift=0, sample_size=64, temporal=(),
+        spatial_attention="frame", group_norm="frame", motion_group_norm="clip", motion_num_attention_heads=8, motion_max_seq_length=32,
+        use_motion_mid_block=False, temporal_dropout=0.0, num_frames=16,
+    ):  # fmt: skip
+        super().__init__()
+        config = SimpleNamespace(**self.config)
+        widths, attends = config.block_out_channels, ["CrossAttn" in kind for kind in config.down_block_types]
+        last = len(widths) - 1
+        self.time_embedding = TimeEmbedding(widths[0])
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        if "attention" in config.temporal:  # 8 heads at every size
+            heads = config.attention_head_dim if isinstance(config.attention_head_dim, int) else config.attention_head_dim[0]
+            self.transformer_in = TemporalTransformer(config, widths[0], 8, 8 * (widths[0] // heads))
+
+        skips, width = [widths[0]], widths[0]
+        self.down_blocks = nn.ModuleList()
+        for level, outputs in enumerate(widths):
+            inputs = [width] + [outputs] * (config.layers_per_block - 1)
+            self.down_blocks.append(Level(config, level, inputs, attends[level], sampler=2 if level < last else None))
+            skips += [outputs] * (config.layers_per_block + (level < last))
+            width = outputs
+        self.mid_block = Level(config, last, [width, width], attends=True, middle=True)
+        self.up_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            inputs = [(width if i == 0 else widths[level]) + skips.pop() for i in range(config.layers_per_block + 1)]
+            self.up_blocks.append(Level(config, level, inputs, attends[level], sampler=1 if level > 0 else None))
+            width = widths[level]
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps, config.group_norm == "clip")
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def timestep_code(self, t):
+        """[B] -> [B, width], float32: cosines first where flip_sin_to_cos."""
+        half = self.config.block_out_channels[0] // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / (half - self.config.freq_shift))
+        angles = t.float()[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()] if self.config.flip_sin_to_cos else [angles.sin(), angles.cos()], dim=1)
+
+    def forward(self, sample, timestep, encoder_hidden_states, return_dict=True):
+        """sample: [B, in_channels, T, H, W]; timestep: a number or [B]; encoder_hidden_states: [B, K, D]. Returns [B, out_channels, T, H, W]."""
+        B, _, T, _, _ = sample.shape
+        t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(B)
+        temb = self.time_embedding(self.timestep_code(t).to(self.dtype)).repeat_interleave(T, dim=0)
+        context = encoder_hidden_states.repeat_interleave(T, dim=0)
+        x = self.conv_in(by_frame(sample))
+        if hasattr(self, "transformer_in"):
+            x = self.transformer_in(x, T)
+        skips = [x]
+        for block in self.down_blocks:
+            x, outputs = block(x, temb, context, T)
+            skips += outputs
+        x, _ = self.mid_block(x, temb, context, T)
+        for block in self.up_blocks:
+            x, _ = block(x, temb, context, T, skips)
+        x = by_clip(self.conv_out(F.silu(self.conv_norm_out(x, T))), T)
+        return SimpleNamespace(sample=x) if return_dict else (x,)

@@ -1,0 +1,140 @@
+"""Edits a clip by an instruction, with weights exported by ivid2vid_jax. It needs torch, diffusers, transformers and Pillow (and av to read files).
+
+    from diffusers import DiffusionPipeline
+    edited = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
+"""
+
+import inspect
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from PIL import Image
+
+SCHEDULERS = {"ddim": DDIMScheduler, "euler_ancestral": EulerAncestralDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+class InstructVid2VidPipeline(DiffusionPipeline):
+    """unet: predicts the noise of a clip [B, 2C, T, h, w], noisy latents before the source clip's. The rest: what a call takes where it says nothing."""
+
+    def __init__(
+        self, vae, text_encoder, tokenizer, unet, scheduler, steps: int = 50, text_scale: float = 7.5, video_scale: float = 1.5,
+        sampler: str = "ddim", size: int = 256, frames: int = 16,
+    ):  # fmt: skip
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(steps=steps, text_scale=text_scale, video_scale=video_scale, sampler=sampler, size=size, frames=frames)
+
+    @torch.no_grad()
+    def __call__(
+        self, video, instruction: str, negative: str = "", steps: int | None = None, text_scale: float | None = None, video_scale: float | None = None,
+        size: int | None = None, frames: int | None = None, seed: int = 0, noise: torch.Tensor | None = None,
+    ):  # fmt: skip
+        """video: a file, uint8 [T, H, W, 3], or a list of PIL images. text_scale, video_scale: guidance towards the instruction and the source clip;
+        size: pixels of the longer side inside the model; frames: of one window; noise: unit noise [1, C, T, h, w] in the place of the seed's.
+
+        Returns uint8 [T, H, W, 3] of the video's size.
+        """
+        own = self.config
+        steps, frames = steps or own.steps, frames or own.frames
+        text_scale = own.text_scale if text_scale is None else text_scale
+        video_scale = own.video_scale if video_scale is None else video_scale
+        if self.unet.config.in_channels != 2 * self.vae.config.latent_channels:
+            raise ValueError(f"this U-Net takes {self.unet.config.in_channels} latent channels and no source clip, so it edits nothing")
+
+        clip = read(video)
+        fit = Fit(clip.shape[1:3], size or own.size, self.factor)
+        source = self.encode(np.stack([fit.apply(frame) for frame in clip]))
+        text = self.encode_text([negative, negative, instruction])
+        scheduler = SCHEDULERS[own.sampler].from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=self.device)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(source.shape, generator=generator) if noise is None else noise
+        x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
+        weights = torch.tensor([1 - video_scale, video_scale - text_scale, text_scale], device=self.device).reshape(3, 1, 1, 1, 1)
+        windows = plan(len(clip), frames)
+        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for t in self.progress_bar(scheduler.timesteps):
+            noisy, prediction = scheduler.scale_model_input(x, t), torch.zeros_like(x)
+            for window, weight in zip(windows, blend(windows, len(clip)), strict=True):
+                part = (weights * self.branches(noisy[:, :, window], source[:, :, window], t, text)).sum(0, keepdim=True)
+                prediction[:, :, window] += part * torch.as_tensor(weight, device=self.device)[:, None, None]
+            x = scheduler.step(prediction, t, x, **options).prev_sample
+        return np.stack([fit.restore(frame) for frame in self.decode(x / self.vae.config.scaling_factor)])
+
+    @property
+    def factor(self) -> int:
+        """Pixels that both sides must be a multiple of, inside the model."""
+        return 2 ** (len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2)
+
+    def branches(self, x, source, t, text):
+        """Predictions [3, C, T, h, w], float32: neither condition, the clip alone, the clip and the instruction."""
+        x = torch.cat([x.repeat(3, 1, 1, 1, 1), torch.cat([torch.zeros_like(source), source, source])], dim=1).to(self.unet.dtype)
+        if type(self.unet).__name__ == "UNetMotionModel":  # which wants the text once a frame
+            text = text.repeat_interleave(x.shape[2], dim=0)
+        return self.unet(x, t, text).sample.float()
+
+    def encode_text(self, texts):
+        ids = self.tokenizer(texts, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self.device))[0].to(self.unet.dtype)
+
+    def encode(self, clip):
+        """uint8 [T, H, W, 3] -> posterior modes [1, C, T, h, w], unscaled, float32."""
+        pixels = torch.from_numpy(clip).movedim(-1, 1).to(self.device, torch.float32) / 127.5 - 1
+        return torch.cat([self.vae.encode(frame.to(self.vae.dtype)).latent_dist.mode() for frame in pixels.split(1)]).float().transpose(0, 1)[None]
+
+    def decode(self, latents):
+        """[1, C, T, h, w], unscaled -> uint8 frames [H, W, 3], one by one."""
+        for frame in latents[0].transpose(0, 1).split(1):
+            pixels = (self.vae.decode(frame.to(self.vae.dtype)).sample[0].float() + 1) * 127.5
+            yield pixels.clamp(0, 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+
+
+class Fit:
+    """Frames of `size` (height, width) to the model's, sides padded to a multiple of `factor`, and back."""
+
+    def __init__(self, size, longer, factor):
+        self.size = tuple(size)
+        self.inner = tuple(max(1, round(side * longer / max(size))) for side in size)
+        more = [-side % factor for side in self.inner]
+        self.margins = [(each // 2, each - each // 2) for each in more]
+
+    def apply(self, frame):
+        return np.pad(resize(frame, self.inner), [*self.margins, (0, 0)], mode="edge")
+
+    def restore(self, frame):
+        (top, _), (left, _) = self.margins
+        return resize(frame[top : top + self.inner[0], left : left + self.inner[1]], self.size)
+
+
+def resize(frame, size):
+    return frame if frame.shape[:2] == size else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def plan(length, window):
+    """Slices of `window` frames that cover the clip, neighbours sharing a quarter of it."""
+    if length <= window:
+        return [slice(0, length)]
+    starts = [*range(0, length - window, window - window // 4), length - window]
+    return [slice(start, start + window) for start in starts]
+
+
+def blend(windows, length):
+    """For each window the weights of its predictions: a tent, and the tents of a frame sum to 1."""
+    tents = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in (w.stop - w.start for w in windows)]
+    total = np.zeros(length, np.float32)
+    for window, tent in zip(windows, tents, strict=True):
+        total[window] += tent
+    return [tent / total[window] for window, tent in zip(windows, tents, strict=True)]
+
+
+def read(video):
+    """A file, an array or a list of PIL images as uint8 [T, H, W, 3]."""
+    if isinstance(video, np.ndarray):
+        return video
+    if isinstance(video, list | tuple):
+        return np.stack([np.asarray(image.convert("RGB")) for image in video])
+    import av
+
+    with av.open(str(video)) as container:
+        return np.stack([np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in container.decode(video=0)])
