@@ -58,7 +58,7 @@ def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     length, length_back, miss = (np.square(f).sum(-1) for f in (there, returned, there + returned))
     gradient = sum(np.square(np.gradient(there, axis=axis)).sum(-1) for axis in (1, 2))
     places, (H, W) = targets(there), there.shape[1:3]
-    inside = ((places >= 0) & (places <= np.array([W - 1, H - 1]))).all(-1)
+    inside = ((places >= -0.5) & (places <= np.array([W, H]) - 0.5)).all(-1)
     return inside & (miss <= 0.01 * (length + length_back) + 0.5) & (gradient <= 0.01 * length + 0.002)
 
 

@@ -1,0 +1,91 @@
+"""Inception's features and FID against pytorch-fid, with the same random weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import inception
+from ivid2vid_jax.evaluation.distances import Moments, frechet
+from tests import inception_reference as reference
+from tests.clips import moving
+
+pytest.importorskip("pytorch_fid")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    file = tmp_path_factory.mktemp("inception") / inception.FILE
+    torch.save(reference.random_weights(), file)
+    return file
+
+
+@pytest.fixture
+def net(weights, monkeypatch):
+    monkeypatch.setattr(inception, "SHA256", inception.sha256(weights))
+    return inception.Inception(weights)
+
+
+def save(folder, frames):
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{i:03d}.png")
+    return sorted(folder.iterdir())
+
+
+def moments(rows) -> Moments:
+    found = Moments.of(rows.shape[1])
+    found.add(rows[:2])
+    found.add(rows[2:])
+    return found
+
+
+def test_features_equal_pytorch_fids(net, weights, tmp_path):
+    """Of frames of no special shape, within 1e-4 of the largest; more of them than a batch give the same, and so does the distance."""
+    frames = moving(1, 0, 3, 40)[:, :, :33]
+    library, score = reference.pytorch_fid()
+    with reference.with_weights(torch.load(weights)):
+        wanted = score.get_activations(save(tmp_path / "frames", frames), library.InceptionV3([3]), batch_size=3, num_workers=0)
+    found = net.features(frames)
+    print(f"Inception features: {np.abs(found - wanted).max() / np.abs(wanted).max():.1e}")
+    assert found.shape == (3, inception.WIDTH) and np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max() and wanted.std(0).mean() > 1e-3
+
+
+def test_the_frechet_distance_equals_pytorch_fids():
+    _, score = reference.pytorch_fid()
+    a, b = np.random.default_rng(0).normal(size=(2, 300, 40)) * np.linspace(0.1, 3, 40)
+    wanted = score.calculate_frechet_distance(a.mean(0), np.cov(a, rowvar=False), b[:, ::-1].mean(0), np.cov(b[:, ::-1], rowvar=False))
+    assert frechet(moments(a), moments(b[:, ::-1])) == pytest.approx(wanted, rel=1e-6) and wanted > 1
+
+
+@pytest.mark.slow
+def test_fid_of_a_folder_equals_pytorch_fid(net, weights, tmp_path):
+    """The whole way, from files to the distance, within 0.01."""
+    clips = {"a": moving(1, 0, 12, 40), "b": np.concatenate([moving(2, 1, 6, 40, seed=3), moving(0, 3, 6, 40, seed=4)])}
+    for name, frames in clips.items():
+        save(tmp_path / name, frames)
+    _, score = reference.pytorch_fid()
+    with reference.with_weights(torch.load(weights)):
+        wanted = score.calculate_fid_given_paths([str(tmp_path / name) for name in clips], 6, "cpu", 2048, num_workers=0)
+    found = frechet(*(moments(net.features(frames)) for frames in clips.values()))
+    print(f"FID {found:.5f}, pytorch-fid {wanted:.5f}")
+    assert found == pytest.approx(wanted, abs=0.01) and wanted > 1
+
+
+def test_a_wrong_file_is_refused(weights, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no such file; fetch Inception's weights \(92 MB\) with: curl -LO https://github.com/mseitzer"):
+        inception.Inception(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="its sha256 is .*that of pt_inception-2015-12-05-6726825d.pth is 6726825d.*fetch it with: curl"):
+        inception.Inception(weights)
+    garbage = tmp_path / "garbage.pth"
+    garbage.write_bytes(b"nothing")
+    monkeypatch.setattr(inception, "SHA256", inception.sha256(garbage))
+    with pytest.raises(UserError, match="is not a file of PyTorch weights"):
+        inception.Inception(garbage)
+
+
+def test_features_that_are_not_finite_are_said(net):
+    net.weights["Conv2d_1a_3x3.bn.bias"] = torch.full((32,), torch.nan)
+    with pytest.raises(UserError, match="features of 2 of 2 frames are not finite"):
+        net.features(moving(0, 0, 2, 16))
