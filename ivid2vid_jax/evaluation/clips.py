@@ -88,7 +88,7 @@ class Judge:
         features = before.features if before else ()
         if wants_features:
             try:
-                features = tuple(self.features(clip, f"{path} {mark}") for path, clip in ((edited, found), (task.source, source)))
+                features = tuple(self.features(clip, f"{path} {marked(path)}") for path, clip in ((edited, found), (task.source, source)))
             except UserError as error:
                 features, reasons = (), reasons | dict.fromkeys(SETS, str(error))
         return Item(task.id, mark, source.shape[:3], (before.values if before else {}) | values, reasons, features)
@@ -179,6 +179,6 @@ def summary(items: Sequence[Item], names: Sequence[str]) -> dict[str, dict]:
         found[name] = {"clips": len(values), "frames": sum(item.shape[0] for item in items if name in item.values)}
         for key in values[0]:
             column, statistic = np.array([each[key] for each in values]), METRICS[name].summary
-            exact = not np.isfinite(statistic(column))
-            found[name][key] = {"mean": float(statistic(column)), "interval": None if exact else bootstrap(column, statistic)}
+            spread = len(column) > 1 and np.isfinite(statistic(column[:, None])).all()  # PSNR of a copy is infinite
+            found[name][key] = {"mean": float(statistic(column)), "interval": bootstrap(column, statistic) if spread else None}
     return found
