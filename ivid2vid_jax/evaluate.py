@@ -63,7 +63,7 @@ def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
     if args.experiment:
         return run_experiment(args)
-    if args.data != "shapes" or args.edited or args.votes:
+    if args.data != "shapes" or args.edited or args.votes or args.against:
         from ivid2vid_jax.evaluation import judging
 
         return judging.run(args, claim)
@@ -72,6 +72,8 @@ def run(args: EvaluateArgs) -> None:
     from ivid2vid_jax.evaluation import grid, shapes
     from ivid2vid_jax.video import compare
 
+    if alone := [f"--{name.replace('_', '-')}" for name in ("metrics", "clip_model", "inception", "identity") if getattr(args, name)]:
+        raise UserError(f"{', '.join(alone)}: the shapes world has its own judge; these go with --data DIR")
     if not 1 <= args.count <= 10**6 or args.sheets < 0:
         raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
     kinds = args.kinds or KINDS
