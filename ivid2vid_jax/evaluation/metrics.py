@@ -144,7 +144,7 @@ METRICS = {
         lambda pair: beside_source(pair.blocks[0][0], pair.blocks[1][0]),
     ),
     "block_motion": Metric(
-        "Block motion", "pixels a frame", "near the source's", "mean length of the block matches' vectors", "as block matching",
+        "Block motion", "pixels a frame", "near the source's", "mean length of the block matches' vectors", "the same search",
         lambda pair: beside_source(pair.blocks[0][1], pair.blocks[1][1]),
     ),
     "warping_error": Metric(

@@ -21,7 +21,7 @@ from ivid2vid_jax.video.write import aside
 SIDE = 192  # pixels of a shown clip's longer side
 STYLE = (
     "body{font:14px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.3em .7em;text-align:left;"
-    "border-bottom:1px solid #ccc}td.number{text-align:right;white-space:nowrap}section{display:inline-block;vertical-align:top;margin:.7em}img{max-width:100%}"
+    "border-bottom:1px solid #ccc}td:first-child{min-width:12em}td.number{text-align:right;white-space:nowrap}section{display:inline-block;vertical-align:top;margin:.7em}img{max-width:100%}"
 )
 
 
@@ -148,13 +148,15 @@ def histograms(items: Sequence[Item], names: Sequence[str]) -> Image.Image:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
+        groups = {}
         for key in ("edited", "source"):
             values = [float(METRICS[name].summary(np.array([item.values[name][key]]))) for item in items if key in item.values.get(name, ())]
-            if values := [value for value in values if np.isfinite(value)]:
-                axis.hist(values, bins=20, alpha=0.6, label=key)
+            groups |= {key: shown} if (shown := [value for value in values if np.isfinite(value)]) else {}
+        if groups:
+            axis.hist(list(groups.values()), bins=20, label=list(groups))
+            axis.legend(fontsize=7)
         axis.set_title(METRICS[name].title, fontsize=9)
         axis.set_xlabel(METRICS[name].unit, fontsize=8)
-        axis.legend(fontsize=7)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90)
     pyplot.close(figure)
