@@ -11,7 +11,7 @@ from ivid2vid_jax.evaluation.distances import Moments, frechet
 from tests import inception_reference as reference
 from tests.clips import moving
 
-GOLDEN_FEATURES, GOLDEN_FID = [0, 0, 0, 0, 0, 0], 0  # of sets() and frames(), by pytorch-fid 0.3.0
+GOLDEN_FEATURES = [2.440564, 0.0, 0.230736, 0.209476, 1.653322, 3.300017]  # of the last of frames(), by pytorch-fid 0.3.0
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -60,7 +60,7 @@ def test_features_equal_pytorch_fids(net, weights, tmp_path):
 
 def test_features_equal_what_pytorch_fid_gave(net):
     """Golden numbers; tests/inception_reference.py says how to renew them."""
-    np.testing.assert_allclose(net.features(frames())[2, :6], GOLDEN_FEATURES, rtol=1e-3)
+    np.testing.assert_allclose(net.features(frames())[2, :6], GOLDEN_FEATURES, atol=1e-3)
 
 
 def test_the_frechet_distance_equals_pytorch_fids():
@@ -81,11 +81,6 @@ def test_fid_of_a_folder_equals_pytorch_fid(net, weights, tmp_path):
     found = frechet(*(moments(net.features(clip)) for clip in sets().values()))
     print(f"FID {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, abs=0.01) and wanted > 1
-
-
-@pytest.mark.slow
-def test_fid_equals_what_pytorch_fid_gave(net):
-    assert frechet(*(moments(net.features(clip)) for clip in sets().values())) == pytest.approx(GOLDEN_FID, abs=0.01)
 
 
 def test_a_wrong_file_is_refused(weights, tmp_path, monkeypatch):
