@@ -76,7 +76,8 @@ class Judge:
             if before and (before.mark != mark or before.error):
                 before = None
             missing = [name for name in self.names if name not in SETS and not (before and name in before.values)]
-            wants_features = set(SETS) & set(self.names) and not (before and all((self.output / name).is_file() for name in before.features) and before.features)
+            kept = before and before.features and all((self.output / name).is_file() for name in before.features)
+            wants_features = set(SETS) & set(self.names) and not kept
             if before and not missing and not wants_features:
                 return before
             source, found, _ = read_pair(task.source, edited, self.clips)
@@ -159,7 +160,8 @@ def fid(output: Path, sides: list[list[str]], notes: dict[str, str]) -> float:
             moments[-1].add(rows)
     width, least = len(moments[0].mean), min(each.weight for each in moments)
     if least <= width:
-        notes["fid"] = f"{least:g} frames are too few for the rank of a {width} x {width} covariance (more than {width} are needed): biased upwards, compare equal N only; see KID"
+        rank = f"{least:g} frames are too few for the rank of a {width} x {width} covariance (more than {width} are needed)"
+        notes["fid"] = f"{rank}: biased upwards, compare equal N only; see KID"
     return frechet(*moments)
 
 

@@ -39,7 +39,8 @@ def end_point_error(flow: np.ndarray, wanted: np.ndarray) -> float:
 def warp(images: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """images [N, H, W, C] float32 seen through the flow [N, H, W, 2]: the value at x is that of x + flow, bilinear, edges repeated."""
     cv2, places = opencv(), targets(flow)
-    return np.stack([cv2.remap(image, *np.moveaxis(place, -1, 0), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for image, place in zip(images, places, strict=True)])
+    pairs = zip(images, np.moveaxis(places, -1, 1), strict=True)
+    return np.stack([cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for image, (x, y) in pairs])
 
 
 def targets(flow: np.ndarray) -> np.ndarray:

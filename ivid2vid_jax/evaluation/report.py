@@ -31,7 +31,9 @@ def entries(items: Sequence[Item], names: Sequence[str], summaries: dict, distan
     for name in names:
         metric = METRICS[name]
         about = {key: getattr(metric, key) for key in ("title", "unit", "better", "definition", "reference")}
-        numbers = {"clips": sum(bool(item.features) for item in items)} | distances.get(name, {}) if name in SETS else summaries.get(name, {"clips": 0, "frames": 0})
+        numbers = summaries.get(name, {"clips": 0, "frames": 0})
+        if name in SETS:
+            numbers = {"clips": sum(bool(item.features) for item in items)} | distances.get(name, {})
         reasons = dict(collections.Counter(item.reasons[name] for item in items if name in item.reasons))
         found[name] = about | {"weights": weights.get(metric.needs), "numbers": numbers, "without": reasons, "note": notes.get(name, "")}
     return found
@@ -131,7 +133,8 @@ def text(found: dict[str, dict]) -> str:
     for entry in found.values():
         numbers = entry["numbers"]
         without = [f"{count} without: {reason}" for reason, count in entry["without"].items()]
-        cells = [entry["title"], entry["unit"], *(number(numbers.get(key)) for key in ("edited", "source", "gap")), str(numbers["clips"]), "; ".join([*filter(None, [entry["note"]]), *without])]
+        values = [number(numbers.get(key)) for key in ("edited", "source", "gap")]
+        cells = [entry["title"], entry["unit"], *values, str(numbers["clips"]), "; ".join([*filter(None, [entry["note"]]), *without])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -59,7 +59,8 @@ def write(output: Path, questions: Sequence[Question], names: tuple[str, str], s
     for number, (question, swap) in enumerate(zip(questions, swapped, strict=True)):
         order = (1, 0) if swap else (0, 1)
         first, second = (uri(animation(question.edits[i], question.fps), "webp") for i in order)
-        pairs.append({"pair": number, "instruction": question.instruction, "source": uri(animation(question.source, question.fps), "webp"), "first": first, "second": second})
+        source = uri(animation(question.source, question.fps), "webp")
+        pairs.append({"pair": number, "instruction": question.instruction, "source": source, "first": first, "second": second})
         key.append({"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]})
     with aside(output / "key.json") as file:
         file.write_text(json.dumps({"editors": names, "pairs": key}, indent=2) + "\n")
@@ -92,7 +93,8 @@ def tally(folder: Path, votes: Sequence[Path]) -> str:
             preferred = owners[row["pair"]].get(choice, "same")
             counts[row["question"], preferred] = counts.get((row["question"], preferred), 0) + 1
             people.add(row["participant"])
-    lines = [f"{len(people)} participants, {len(owners)} pairs", "", f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |", "|---|---|---|---|---|"]
+    lines = [f"{len(people)} participants, {len(owners)} pairs", ""]
+    lines += [f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |", "|---|---|---|---|---|"]
     for question in QUESTIONS:
         first, second, same = (counts.get((question, name), 0) for name in (ours, theirs, "same"))
         share = "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * x for x in (first / (first + second), *wilson(first, first + second)))) if first + second else ""
