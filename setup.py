@@ -41,7 +41,11 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
+        "evaluation": ["opencv-python-headless>=4.10", "torch"],  # optical flow and SSIM; torch for FID and KID alone
         "app": ["gradio"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2"],
-    },
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2",
+            "opencv-python-headless>=4.10", "scikit-image>=0.25", "playwright>=1.50",
+        ],
+    },  # fmt: skip
 )

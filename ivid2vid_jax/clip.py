@@ -48,12 +48,33 @@ class Clip:
         return runtime.jit(embed)
 
     @cached_property
+    def _pool_images(self):
+        mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
+
+        def pool(params, frames):
+            return self.model.apply({"params": params}, normalise(frames, mean, std, self.dtype), method="pool_images")
+
+        return runtime.jit(pool)
+
+    @cached_property
+    def _project_images(self):
+        return runtime.jit(lambda params, pooled: self.model.apply({"params": params}, pooled, method="project_images"))
+
+    @cached_property
     def _embed_texts(self):
         return runtime.jit(lambda params, ids: self.model.apply({"params": params}, ids, method="embed_texts"))
 
     def images(self, frames: np.ndarray) -> np.ndarray:
         """[N, H, W, 3] uint8, of any size (resized by the shorter side and cut in the middle, as CLIP's preprocessing does) -> float32 [N, D]."""
         return in_batches(lambda batch: self._embed_images(self.params, batch), self.fitted(np.asarray(frames)))
+
+    def pooled(self, frames: np.ndarray) -> np.ndarray:
+        """As `images`, before the projection: float32 [N, hidden_size], of any length."""
+        return in_batches(lambda batch: self._pool_images(self.params, batch), self.fitted(np.asarray(frames)))
+
+    def projected(self, pooled: np.ndarray) -> np.ndarray:
+        """What `pooled` gives -> what `images` gives."""
+        return in_batches(lambda batch: self._project_images(self.params, batch), pooled)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts, cut at the model's length -> float32 [N, D]."""

@@ -1,6 +1,9 @@
-"""`python -m ivid2vid_jax.evaluate`: measure an editor where the truth is known.
+"""`python -m ivid2vid_jax.evaluate`: measure an editor, where the truth is known and on any set of clips.
 
     python -m ivid2vid_jax.evaluate --model shapes-edit --data shapes
+    python -m ivid2vid_jax.evaluate --edited DIR --data DIR|LIST.csv|LOVEU-TGVE-2023 --output report    # the paper's and the field's metrics
+    python -m ivid2vid_jax.evaluate --model DIR --data DIR --clip-model openai/clip-vit-large-patch14 --inception pt_inception-2015-12-05-6726825d.pth
+    python -m ivid2vid_jax.evaluate --edited OURS --against THEIRS --data DIR --output study            # a blind A/B page for people
     python -m ivid2vid_jax.evaluate --grid-text 1 2 3 5 --grid-video 1 1.5 2 --output grid       # which guidance scales?
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output DIR    # train and compare recipes
 """
@@ -20,10 +23,24 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class EvaluateArgs:
-    """Edits held-out clips of the shapes world and judges them from pixels, beside two baselines. A stopped run goes on when it is run again."""
+    """Judges edits: of held-out clips of the shapes world, from pixels and beside two baselines, or of any set of clips, by the metrics of the paper and
+    of the field. A stopped run goes on when it is run again."""
 
     model: str | None = None  # a pipeline folder or a training run (default: the embedded shapes-edit)
-    data: str = "shapes"  # a procedural world: shapes, or shapes-crowded
+    data: str = "shapes"  # shapes, shapes-crowded; a list of clips, a folder with instructions.csv, LOVEU-TGVE-2023, cars, tai-chi, movie, city, school
+    edited: Path | None = None  # folder of finished edits ID.mp4 (gif, webp, ..., or ID/ with frames), in the place of --model
+    metrics: tuple[str, ...] = ()  # of evaluation/metrics.py (default: all whose weights are given); this and what follows up to --shard: not for shapes
+    clip_model: str | None = None  # CLIP for clip_*: of the hub, a folder, or shapes-clip
+    inception: Path | None = None  # pytorch-fid's weights for fid and kid
+    root: Path = Path("data")  # where cars, tai-chi, movie, city and school lie
+    clip_size: int = 256  # clips are judged at this many pixels of the shorter side, never enlarged,
+    clip_fps: float | None = None  # at this rate (default: their own),
+    clip_frames: int | None = None  # and up to this frame
+    shown: int = 12  # clips on the page
+    identity: bool = False  # --model edits by an instruction to change nothing: what it changes all the same
+    against: Path | None = None  # folder of another editor's edits of the same set: writes an A/B page in the place of a report
+    votes: tuple[Path, ...] = ()  # CSVs that people have sent from such a page: counts them, with --output, the page's folder
+    shard: str = "0/1"  # I/N: this process judges every N-th edit, from the I-th on; the last to finish has the whole report
     experiment: Path | None = None  # a file of configs/experiments/: trains its recipes and compares them; --output alone goes with it
     output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
     count: int = 40  # clips of each kind
@@ -46,13 +63,18 @@ def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
     if args.experiment:
         return run_experiment(args)
-    from ivid2vid_jax import pipeline
     from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS, WORLDS
+
+    if args.data not in WORLDS or args.edited or args.votes or args.against:
+        from ivid2vid_jax.evaluation import judging
+
+        return judging.run(args, claim)
+    from ivid2vid_jax import pipeline
     from ivid2vid_jax.evaluation import grid, shapes
     from ivid2vid_jax.video import compare
 
-    if args.data not in WORLDS:
-        raise UserError(f"--data {args.data}: only {' and '.join(WORLDS)} can be evaluated on so far")
+    if alone := [f"--{name.replace('_', '-')}" for name in ("metrics", "clip_model", "inception", "identity") if getattr(args, name)]:
+        raise UserError(f"{', '.join(alone)}: the shapes world has its own judge; these go with --data DIR")
     if not 1 <= args.count <= 10**6 or args.sheets < 0:
         raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
     kinds = args.kinds or KINDS

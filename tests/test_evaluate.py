@@ -159,7 +159,7 @@ def test_the_best_point_passes_most_and_then_is_nearest():
     ("more", "message"),
     [
         (["--grid-text", "2"], "--grid-text and --grid-video go together"), (["--kinds", "colur"], "--kinds colur: choose from"), (["--editors", "modle"], "'modle'"), (["--count", "0"], "--count 0"),
-        (["--data", "/tmp"], "--data /tmp: only 'shapes'"), (["--model", "/no/where"], "no such model folder"),
+        (["--metrics", "flow", "--identity"], "--metrics, --identity: the shapes world has its own judge"), (["--data", "/tmp"], "--data /tmp: is not one of these: 'shapes', a list"), (["--model", "/no/where"], "no such model folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_by_name(trained, tmp_path, capsys, more, message):

@@ -17,6 +17,8 @@ import numpy as np
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.evaluation import lines
+from ivid2vid_jax.evaluation.fidelity import psnr
 from ivid2vid_jax.evaluation.intervals import bootstrap, wilson
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.pipeline import EditSettings, Pipeline
@@ -104,11 +106,7 @@ def run(
     done = {(item.editor, item.kind, item.index): item for item in read(file)}
     missing = [(kind, index, spec) for kind, index, spec in wanted if any((name, kind, index) not in done for name in judged)]
     total, made = len(wanted) * len(judged), sum((name, kind, index) in done for name in judged for kind, index, _ in wanted)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b") as whole:  # a killed run's last line may be cut off
-        whole.seek(0)
-        whole.truncate(whole.read().rfind(b"\n") + 1)
-    with open(file, "a") as lines:
+    with lines.appending(file) as out:
         for kind, index, spec in missing:
             truth = shapes.triplet(spec)
             for name, edit in judged.items():
@@ -116,8 +114,8 @@ def run(
                     continue
                 edited = edit(truth)
                 item = done[name, kind, index] = judge(name, kind, index, spec, truth, edited)
-                lines.write(json.dumps(dataclasses.asdict(item)) + "\n")
-                lines.flush()
+                out.write(json.dumps(dataclasses.asdict(item)) + "\n")
+                out.flush()
                 made += 1
                 if show:
                     show(item, truth, edited)
@@ -128,14 +126,7 @@ def run(
 
 def read(file: Path) -> list[Item]:
     """The items of a file; a last line that was cut off is left out."""
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return [Item(**json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def psnr(errors: np.ndarray) -> np.ndarray:
-    """dB of the mean of squared errors (grey levels squared) along the last axis; infinite where there is none."""
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / np.mean(errors, axis=-1))
+    return [Item(**json.loads(line)) for line in lines.whole(file)]
 
 
 def summary(items: Iterable[Item]) -> dict:

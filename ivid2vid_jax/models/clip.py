@@ -114,7 +114,15 @@ class CLIPModel(nn.Module):
 
     def embed_images(self, pixels):
         """[N, S, S, 3] -> [N, D] of length 1."""
-        return unit(self.visual_projection(self.vision_model(pixels)))
+        return self.project_images(self.pool_images(pixels))
+
+    def pool_images(self, pixels):
+        """[N, S, S, 3] -> [N, hidden_size], the image tower's state before the projection (transformers' pooler_output)."""
+        return self.vision_model(pixels)
+
+    def project_images(self, pooled):
+        """[N, hidden_size] -> [N, D] of length 1."""
+        return unit(self.visual_projection(pooled))
 
     def embed_texts(self, ids):
         """[M, L] -> [M, D] of length 1: the state at the end mark, which is the largest id where the config names none (id 2, as OpenAI's do)."""

@@ -1,0 +1,155 @@
+"""`evaluate` on a set of clips: makes the edits where a model is to be judged, measures them, writes the report or the A/B page."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ivid2vid_jax import pipeline
+from ivid2vid_jax.commands import Progress, versions
+from ivid2vid_jax.data.readers import ClipSettings, common_size, fitted, read_pair
+from ivid2vid_jax.data.shapes import WORLDS
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import clips, inception, report, sets, study
+from ivid2vid_jax.evaluation.metrics import METRICS
+from ivid2vid_jax.video.read import open_clip
+from ivid2vid_jax.video.write import aside
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "change nothing"
+WAYS_OUT = {"clip": "--clip-model openai/clip-vit-large-patch14 (or a folder)", "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}"}
+
+
+def run(args, claim: Callable[[Path, dict], None]) -> None:
+    """args: EvaluateArgs. claim(folder, record): makes the output folder this evaluation's."""
+    if args.votes:
+        return print(study.tally(args.output, args.votes))
+    shard, settings = check(args)
+    tasks = sets.open_set(args.data, args.root)
+    if args.against:
+        return make_study(args, tasks, settings)
+    names = chosen(args, tasks)
+    if args.identity:
+        tasks = [dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption) for task in tasks]
+    clip, net = tools(args, names)
+    weights = {"clip": clip.folder.fingerprint() if clip else None, "inception": {args.inception.name: net.sha256} if net else None}
+    record = {"data": args.data, "clips": vars(settings), "weights": {name: found for name, found in weights.items() if found}}
+    record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
+    make = None if args.edited else editor(args, record)
+    claim(args.output, record)
+    if make:
+        edit(make, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
+    judge = clips.Judge(names, args.edited or args.output / "edited", args.output, settings, clip, net)
+    with Progress("judging") as progress:
+        items = judge.run(tasks, shard, progress)
+    distances, notes = clips.distances(items, args.output, [name for name in names if name in clips.SETS])
+    found = report.entries(items, names, clips.summary(items, [name for name in names if name not in clips.SETS]), distances, notes, weights)
+    shown = pictures(tasks, items, judge, args.shown)
+    report.write(args.output, record | {"versions": versions()}, tasks, items, found, shown)
+    print(report.text(found))
+    unread = [item for item in items if item.error]
+    for item in unread:
+        log.warning("%s: not judged: %s", item.id, item.error)
+    print(f"judged {len(items) - len(unread)} of {len(tasks)} edits{f', {len(unread)} could not be' if unread else ''}; wrote {args.output / 'index.html'}")
+
+
+def check(args) -> tuple[tuple[int, int], ClipSettings]:
+    """The shard and the clips' settings; UserError for values out of range and options that do not go together."""
+    if args.data in WORLDS:
+        raise UserError("--edited needs --data: the clips that were edited and their instructions")
+    if args.edited and (args.model or args.identity):
+        raise UserError("--edited judges finished edits; --model and --identity make them: choose one")
+    for option in (args.edited, args.against):
+        if option and not option.is_dir():
+            raise UserError(f"{option}: no such folder of edited clips")
+    if args.against and not args.edited:
+        raise UserError("--against needs --edited: the page sets the edits of two folders side by side")
+    first, slash, second = args.shard.partition("/")
+    if not slash or not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise UserError(f"--shard {args.shard} must be I/N with I from 0 to N - 1, e.g. 0/4")
+    for name, value, low, high in (("--clip-size", args.clip_size, 8, 4096), ("--clip-frames", args.clip_frames, 1, 100_000), ("--shown", args.shown, 0, 1000)):
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name} {value} must be between {low} and {high}")
+    return (int(first), int(second)), ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
+
+
+def chosen(args, tasks: Sequence[sets.Task]) -> tuple[str, ...]:
+    """The metrics: those asked for, or all that can be computed; UserError for unknown ones and for those whose weights are not given."""
+    if unknown := [name for name in args.metrics if name not in METRICS]:
+        raise UserError(f"--metrics {' '.join(unknown)}: choose from {', '.join(METRICS)}")
+    given = {"": True, "clip": args.clip_model, "inception": args.inception}
+    for name in args.metrics:
+        if not given[METRICS[name].needs]:
+            raise UserError(f"--metrics {name} needs {WAYS_OUT[METRICS[name].needs]}")
+    masks = any(task.mask for task in tasks)
+    return args.metrics or tuple(name for name, metric in METRICS.items() if given[metric.needs] and (masks or not name.endswith("_outside")))
+
+
+def tools(args, names: Sequence[str]):
+    """The loaded CLIP and Inception, each None where no metric needs it."""
+    from ivid2vid_jax.clip import load_clip
+
+    needs = {METRICS[name].needs for name in names}
+    clip = load_clip(args.clip_model, args.dtype) if "clip" in needs else None
+    return clip, inception.Inception(args.inception) if "inception" in needs else None
+
+
+# ---- edits ----
+
+
+def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
+    """(clip, instruction) -> its edit by --model; what it is goes into the record."""
+    pipe = pipeline.load(args.model, args.dtype)
+    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
+    pipe.check_editor()
+    record |= {"model": str(args.model), "model_weights": pipe.folder.fingerprint(), "settings": vars(settings)}
+    return lambda clip, instruction: pipe.edit(clip, instruction, **vars(settings))
+
+
+def edit(make: Callable, tasks: Sequence[sets.Task], folder: Path, settings: ClipSettings) -> None:
+    """Writes folder/ID/*.png for each task that has none; a clip that cannot be edited is named and left out."""
+    with Progress("editing", len(tasks)) as progress:
+        for task in progress.over(tasks):
+            target = folder / task.id
+            if target.is_dir():
+                continue
+            try:
+                clip = open_clip(task.source, fps=settings.fps)
+                size = common_size([(clip.height, clip.width)], settings.size)
+                edited = make(fitted(clip, size, settings.frames), task.instruction)
+            except UserError as error:
+                log.warning("%s: not edited: %s", task.id, error)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with aside(target) as frames:
+                frames.mkdir()
+                for i, pixels in enumerate(edited):
+                    Image.fromarray(pixels).save(frames / f"{i:05d}.png")
+
+
+def pictures(tasks: Sequence[sets.Task], items: Sequence[clips.Item], judge: clips.Judge, count: int) -> Iterator[tuple[sets.Task, np.ndarray, float]]:
+    """Clips for the page, spread over the set: (task, source and edit side by side, frames/s)."""
+    good = {item.id for item in items if not item.error}
+    whole = [task for task in tasks if task.id in good]
+    for i in np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)):
+        source, edited, fps = read_pair(whole[i].source, sets.find_edited(judge.edited, whole[i].id), judge.clips)
+        yield whole[i], np.concatenate([source, edited], axis=2), fps
+
+
+def make_study(args, tasks: Sequence[sets.Task], settings: ClipSettings) -> None:
+    """The page of the pairs that both folders have, and what could not be read."""
+    pairs, bad = [], []
+    for task in tasks:
+        try:
+            source, first, fps = read_pair(task.source, sets.find_edited(args.edited, task.id), settings)
+            _, second, _ = read_pair(task.source, sets.find_edited(args.against, task.id), settings)
+            pairs.append(study.Question(task.id, task.instruction, source, (first, second), fps))
+        except UserError as error:
+            bad.append(task.id)
+            log.warning("%s: left out: %s", task.id, error)
+    file = study.write(args.output, pairs, (str(args.edited), str(args.against)), args.seed)
+    print(f"{len(pairs)} pairs{f', {len(bad)} left out' if bad else ''}; open {file}, or: python -m ivid2vid_jax.evaluation.study --folder {args.output}")

@@ -1,0 +1,200 @@
+"""`evaluate` on clips on disk: the report and its page, going on, bad input with the rest still done, FID and KID in parts."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivid2vid_jax import evaluate
+from ivid2vid_jax.data.readers import ClipSettings
+from ivid2vid_jax.evaluation import clips, inception, judging, metrics
+from ivid2vid_jax.evaluation.sets import Task
+from tests.clips import moving, static
+from tests.command import run_command
+from tests.test_sets import write_list
+
+
+def save(folder, clip):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(clip):
+        Image.fromarray(frame).save(folder / f"{i:02d}.png")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Three clips and their edits: a copy, a frozen one, a brighter one; the third has a mask and captions."""
+    data, edited = tmp_path / "data", tmp_path / "edited"
+    for i, edit in enumerate((moving(1, 0, 3, 32), static(3, 32), moving(1, 0, 3, 32) // 2 + 30)):
+        save(data / f"clip{i}", moving(1, 0, 3, 32))
+        save(edited / f"clip{i}", edit)
+    mask = np.zeros((32, 32, 3), np.uint8)
+    mask[8:20, 8:20] = 255
+    Image.fromarray(mask).save(data / "mask.png")
+    rows = [["clip0", "keep <it>", "", "", ""], ["clip1", "freeze it", "", "", ""], ["clip2", "brighter", "mask.png", "a", "b"]]
+    write_list(data, rows, ("video", "instruction", "mask", "source_caption", "edited_caption"))
+    return data, edited, tmp_path / "out"
+
+
+class Features:
+    """Stands for Inception: the mean colour of four quarters."""
+
+    sha256 = "0" * 64
+    calls = 0
+
+    def features(self, frames):
+        Features.calls += 1
+        return frames.reshape(len(frames), 2, 16, 2, 16, 3).mean((2, 4)).reshape(len(frames), 12).astype(np.float32)
+
+
+def command(capsys, *words):
+    return run_command(capsys, evaluate.EvaluateArgs, evaluate.run, *words)
+
+
+def test_the_command_writes_json_csv_and_one_page(world, capsys):
+    data, edited, output = world
+    code, err, out = command(capsys, "--edited", edited, "--data", data, "--output", output)
+    assert code == 0, err
+    report = json.loads((output / "report.json").read_text())
+    found = report["metrics"]
+    assert report["edits"] == report["judged"] == 3 and set(found) == {name for name, metric in metrics.METRICS.items() if not metric.needs}
+    entry = found["frame_difference"]
+    values = [metrics.measure(metrics.Pair(moving(1, 0, 3, 32), edit), ["frame_difference"])[0]["frame_difference"] for edit in (moving(1, 0, 3, 32), static(3, 32), moving(1, 0, 3, 32) // 2 + 30)]
+    assert entry["numbers"]["clips"] == 3 and entry["numbers"]["frames"] == 9 and entry["numbers"]["gap"]["mean"] == pytest.approx(np.mean([v["gap"] for v in values]))
+    assert entry["definition"] and entry["reference"] and entry["weights"] is None and entry["numbers"]["edited"]["interval"][0] == 0
+    assert found["psnr_outside"]["numbers"]["clips"] == 1 and found["psnr_outside"]["without"] == {"the set gives no mask of the edit": 2}
+    with open(output / "items.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["clip0", "clip1", "clip2"] and rows[0]["psnr.edited"] == "inf" and float(rows[1]["frame_difference.edited"]) == 0
+    page = (output / "index.html").read_text()
+    assert page.count("data:image/webp") == 3 and page.count("data:image/png") == 1 and "keep &lt;it&gt;" in page and not re.search(r'(src|href)="(?!data:)', page)
+    assert "| Frame differencing | grey levels |" in out and "judged 3 of 3 edits" in out and not list(output.glob(".*"))
+
+
+def test_a_stopped_run_goes_on_and_measures_only_what_is_missing(world, capsys, monkeypatch):
+    data, edited, output = world
+    words = ("--edited", edited, "--data", data, "--output", output, "--shown", 0, "--metrics")
+    assert command(capsys, *words, "ssim")[0] == 0
+    items = output / "items-0.jsonl"
+    before = items.read_text()
+    items.write_text(before[:-30])  # killed within the last line
+    asked, real = [], judging.clips.measure
+    monkeypatch.setattr(clips, "measure", lambda pair, names: asked.append(tuple(names)) or real(pair, names))
+    assert command(capsys, *words, "ssim")[0] == 0 and asked == [("ssim",)] and items.read_text() == before
+    assert command(capsys, *words, "ssim", "psnr")[0] == 0 and asked[1:] == [("psnr",)] * 3
+    save(edited / "new", static(3, 32))
+    (edited / "clip1").rename(edited / "old")
+    (edited / "new").rename(edited / "clip1")  # another edit: measured anew
+    assert command(capsys, *words, "ssim", "psnr")[0] == 0 and asked[4:] == [("ssim", "psnr")]
+    code, err, _ = command(capsys, *words, "ssim", "--clip-size", 16)
+    assert code == 2 and "another evaluation (clips differ)" in err
+
+
+def test_shards_add_up_to_the_whole(world, capsys):
+    data, edited, output = world
+    words = ("--edited", edited, "--data", data, "--shown", 0, "--metrics", "ssim", "flow")
+    for shard in ("0/2", "1/2"):
+        code, _, out = command(capsys, *words, "--output", output, "--shard", shard)
+        assert code == 0
+    assert command(capsys, *words, "--output", output.with_name("whole"))[0] == 0 and "judged 3 of 3" in out
+    split, whole = (json.loads((folder / "report.json").read_text())["metrics"] for folder in (output, output.with_name("whole")))
+    assert split == whole and len(list(output.glob("items-*.jsonl"))) == 2
+
+
+def test_bad_clips_are_named_and_the_rest_is_judged(world, capsys, caplog):
+    data, edited, output = world
+    (data / "broken.mp4").write_bytes(b"not a video")
+    save(data / "long", static(9, 32))
+    for i in range(9):
+        Image.fromarray(static(1, 32)[0]).save(edited / "clip0" / f"x{i}.png")  # now of 12 frames
+    save(edited / "long", static(9, 32)[:, :, :20])
+    save(edited / "broken", static(2, 32))
+    save(data / "still", static(1, 32))
+    save(edited / "still", static(1, 32))
+    rows = [[name, "go"] for name in ("clip0", "clip1", "broken.mp4", "long", "missing", "still")]
+    write_list(data, rows)
+    code, _, out = command(capsys, "--edited", edited, "--data", data, "--output", output)
+    report = json.loads((output / "report.json").read_text())
+    assert code == 0 and "judged 2 of 6 edits, 4 could not be" in out and set(report["not_judged"]) == {"clip0", "broken", "long", "missing"}
+    said = report["not_judged"]
+    assert "the source has 3 frames and the edited clip 12" in said["clip0"] and "is not a video that can be read" in said["broken"]
+    assert "their shapes differ" in said["long"] and "no edited clip" in said["missing"] and "instructions.csv row 6" in said["missing"]
+    assert report["metrics"]["flow"]["without"] == {"a clip of 1 frame has no motion: 2 are needed": 1} and report["metrics"]["flow"]["numbers"]["clips"] == 1
+    assert "no edited clip" in (output / "index.html").read_text()
+
+
+def test_fid_and_kid_in_parts(world, capsys, monkeypatch):
+    data, edited, output = world
+    weights = data / "w.pth"
+    weights.touch()
+    monkeypatch.setattr(inception, "Inception", lambda file: Features())
+    words = ("--edited", edited, "--data", data, "--output", output, "--inception", weights, "--metrics", "fid", "kid")
+    Features.calls = 0
+    assert command(capsys, *words)[0] == 0 and Features.calls == 6
+    found = json.loads((output / "report.json").read_text())["metrics"]
+    rows = [np.concatenate([Features().features(clip) for clip in side]) for side in zip(
+        (moving(1, 0, 3, 32), moving(1, 0, 3, 32)), (static(3, 32), moving(1, 0, 3, 32)), (moving(1, 0, 3, 32) // 2 + 30, moving(1, 0, 3, 32)), strict=True
+    )]  # fmt: skip
+    from scipy import linalg
+
+    A, B = (np.cov(each.astype(float), rowvar=False) for each in rows)
+    wanted = np.square(rows[0].mean(0, float) - rows[1].mean(0, float)).sum() + np.trace(A + B) - 2 * np.sqrt(np.maximum(linalg.eigvals(A @ B).real, 0)).sum()
+    assert found["fid"]["numbers"]["edited"] == pytest.approx(wanted, rel=1e-3) and found["fid"]["weights"] == {"w.pth": "0" * 64}
+    assert "9 frames are too few for the rank of a 12 x 12 covariance" in found["fid"]["note"] and found["kid"]["numbers"]["edited_frames"] == 9
+    Features.calls = 0
+    assert command(capsys, *words)[0] == 0 and Features.calls == 0  # kept
+
+
+def test_a_source_of_several_edits_counts_once(world):
+    data, edited, output = world
+    save(edited / "again", static(3, 32))
+    tasks = [Task(id, data / "clip0", "x") for id in ("clip0", "again")]
+    items = clips.Judge(("fid",), edited, output, ClipSettings(), None, Features()).run(tasks)
+    assert clips.distances(items, output, ["kid"])[0]["kid"] | {"edited": 0, "standard_error": 0} == {"edited": 0, "standard_error": 0, "edited_frames": 6, "source_frames": 3}
+
+
+def test_nan_features_leave_the_rest(world, capsys, monkeypatch):
+    class Broken(Features):
+        def features(self, frames):
+            raise clips.UserError("Inception's features of 3 of 3 frames are not finite")
+
+    data, edited, output = world
+    monkeypatch.setattr(inception, "Inception", lambda file: Broken())
+    code, _, out = command(capsys, "--edited", edited, "--data", data, "--output", output, "--inception", data / "w.pth", "--metrics", "fid", "kid", "ssim")
+    found = json.loads((output / "report.json").read_text())["metrics"]
+    assert code == 0 and found["fid"]["without"] == {"Inception's features of 3 of 3 frames are not finite": 3} and found["ssim"]["numbers"]["clips"] == 3
+    assert found["fid"]["note"] == "no clip has features" and "judged 3 of 3" in out
+
+
+def test_a_models_edits_are_made_once(world, capsys, monkeypatch):
+    data, _, output = world
+    made = []
+
+    def editor(args, record):
+        record["model"] = "negative"
+        return lambda clip, instruction: made.append(instruction) or 255 - clip
+
+    monkeypatch.setattr(judging, "editor", editor)
+    words = ("--model", "x", "--data", data, "--output", output, "--metrics", "frame_difference", "psnr")
+    assert command(capsys, *words)[0] == 0 and made == ["keep <it>", "freeze it", "brighter"]
+    assert command(capsys, *words)[0] == 0 and len(made) == 3
+    report = json.loads((output / "report.json").read_text())
+    assert report["model"] == "negative" and report["metrics"]["frame_difference"]["numbers"]["gap"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert command(capsys, *words[:4], "--output", output.with_name("same"), "--metrics", "psnr", "--identity")[0] == 0 and made[3:] == ["change nothing"] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "flw"], "--metrics flw: choose from frame_difference"), (["--metrics", "clip_text"], "--metrics clip_text needs --clip-model"),
+        (["--metrics", "fid"], "--metrics fid needs --inception pt_inception"), (["--inception", "no.pth"], "no.pth: no such file; fetch Inception's weights"),
+        (["--shard", "2/2"], "--shard 2/2 must be I/N"), (["--clip-size", "2"], "--clip-size 2 must be between 8"), (["--model", "x"], "choose one"),
+        (["--against", "/no/where"], "/no/where: no such folder of edited clips"), (["--data", "shapes"], "--edited needs --data"), (["--data", "/no/set"], "/no/set: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name(world, capsys, words, message):
+    data, edited, output = world
+    code, err, _ = command(capsys, "--edited", edited, "--data", data, "--output", output, *words)
+    assert code == 2 and message in err and "Traceback" not in err and not output.exists()
