@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={  # synthesis and app serve commands that are still to come
         "tpu": ["jax[tpu]"],
+        "gcs": ["gcsfs"],
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
         "app": ["gradio"],
