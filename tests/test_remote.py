@@ -139,6 +139,7 @@ def test_in_a_bucket_a_checkpoint_without_its_mark_is_none(tmp_path, monkeypatch
         assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}, "what a killed save left is removed"
 
 
-def test_gs_is_a_bucket_and_a_folder_is_none():
-    assert module.is_bucket(module.epath.Path("gs://b/run").absolute() / "checkpoints")
-    assert not module.is_bucket(module.epath.Path("/gs/run").absolute())
+def test_gs_is_a_bucket_and_a_folder_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(module.folder_of("gs://b/run")) == "gs://b/run/checkpoints" and module.is_bucket(module.folder_of("gs://b/run"))
+    assert str(module.folder_of("run")) == str(tmp_path / "run" / "checkpoints") and not module.is_bucket(module.folder_of("run"))

@@ -44,7 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path | str, keep: int = 3):
-        self.folder = epath.Path(run).absolute() / "checkpoints"
+        self.folder = folder_of(run)
         self.marked = is_bucket(self.folder)
         self.clean()
         options = ocp.CheckpointManagerOptions(
@@ -198,6 +198,12 @@ class Checkpoints:
     def unwritten(self, error: Exception) -> UserError:
         held = f"the last complete one is of step {self.steps()[-1]}" if self.steps() else "there is no complete one"
         return UserError(f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {held}; make room or repair the disk")
+
+
+def folder_of(run: Path | str) -> epath.Path:
+    """RUN/checkpoints, absolute."""
+    folder = epath.Path(run) / "checkpoints"
+    return folder if is_bucket(folder) else folder.absolute()  # which epath takes a bucket for a file's name
 
 
 def is_bucket(folder: epath.Path) -> bool:
