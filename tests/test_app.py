@@ -209,6 +209,8 @@ def test_a_visitor_edits_repeats_and_sees_only_their_own(served, tmp_path):
         assert path_of(again).read_bytes() == path_of(edited).read_bytes()
         assert [choice[0] for choice in past["choices"]] == ["1: make it blue (seed 0)", "2: make it blue (seed 0)"]
         with pytest.raises(Exception, match="there is nothing to repeat yet"):
+            two.predict(None, api_name="/repeat")
+        with pytest.raises(Exception, match="is not in the list of choices"):
             two.predict(0, api_name="/repeat")
     assert all(path.is_relative_to(home) for path in home.rglob("*")) and list(home.glob("job-*"))
 
