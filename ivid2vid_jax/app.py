@@ -47,7 +47,8 @@ def run(args: AppArgs) -> None:
         pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
         pipe.check_editor()
         stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         with serving(pipe, args, home) as address:
             print(f"edit clips at {address}; Ctrl-C ends it", flush=True)
             stop.wait()
