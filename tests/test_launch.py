@@ -402,7 +402,7 @@ def test_a_host_that_is_told_to_stop_lets_training_save_and_says_so(tmp_path):
 def test_hosts_that_lose_one_of_theirs_meet_again_and_finish(tmp_path):
     """Two real processes under launch/host.sh; one is killed outright. Both start again, from the last checkpoint, and the run ends."""
     recipe, run = tmp_path / "recipe.py", tmp_path / "run"
-    recipe.write_text(f"from tests.test_train import cheap\n\nconfig = cheap({str(run)!r}, steps=400, checkpoint__every=20, checkpoint__keep=3)\n")
+    recipe.write_text(f"from tests.test_train import cheap\n\nconfig = cheap({str(run)!r}, steps=200, checkpoint__every=20, checkpoint__keep=3)\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHON": sys.executable, "PAUSE": "1", "RESTARTS": "5", "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
@@ -436,6 +436,6 @@ def test_hosts_that_lose_one_of_theirs_meet_again_and_finish(tmp_path):
     texts = [file.read_text() for file in files]
     assert "host.sh: training ended with code 137" in texts[1] and "host.sh: training ended with code" in texts[0]
     (again,) = re.findall(r"going on from step (\d+)", texts[0])
-    assert int(again) >= 40 and [line["step"] for line in read_metrics(run, "train")] == list(range(1, 401))
+    assert int(again) >= 40 and [line["step"] for line in read_metrics(run, "train")] == list(range(1, 201))
     with Checkpoints(run) as checkpoints:
-        assert checkpoints.steps()[-1] == 400
+        assert checkpoints.steps()[-1] == 200
