@@ -269,7 +269,7 @@ def test_two_people_at_their_browsers(served, tmp_path, car):
             page.goto(address)
         for page in pages:
             page.locator("input[type=file]").first.set_input_files(str(car))
-            page.get_by_label("Instruction").fill("make it snow")
+            page.get_by_test_id("textbox").first.fill("make it snow")
             page.get_by_role("button", name="Edit", exact=True).wait_for()
             page.locator("video").first.wait_for()
         for page in pages:
@@ -286,7 +286,7 @@ def test_two_people_at_their_browsers(served, tmp_path, car):
             page.set_default_timeout(120_000)
             page.goto(address)
             page.locator("input[type=file]").first.set_input_files(file)
-            page.get_by_label("Instruction").fill("make it snow")
+            page.get_by_test_id("textbox").first.fill("make it snow")
             page.wait_for_timeout(3000)
             page.get_by_role("button", name="Edit", exact=True).click()
             page.get_by_text(told, exact=False).first.wait_for()
