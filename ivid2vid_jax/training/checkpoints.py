@@ -7,7 +7,6 @@ names the folder and offers the checkpoint before it, and nothing falls back to 
 import functools
 import hashlib
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Iterable
@@ -17,11 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ivid2vid_jax.errors import UserError
 
 policies = ocp.checkpoint_managers
+COMMIT = "commit_success.txt"  # orbax's, in a bucket
 
 
 class Leaf(NamedTuple):
@@ -36,14 +37,15 @@ class Leaf(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of the run folder `run`, the newest `keep` of them; use it as a context manager, in the main thread.
+    """The checkpoints of the run folder `run` (here or on gs://), the newest `keep` of them; use it as a context manager, in the main thread.
 
     In a run of several processes every process makes one and calls the same methods with the same arguments.
     Raises UserError where a checkpoint cannot be read or written.
     """
 
-    def __init__(self, run: Path, keep: int = 3):
-        self.folder = run.absolute() / "checkpoints"
+    def __init__(self, run: Path | str, keep: int = 3):
+        self.folder = folder_of(run)
+        self.marked = is_bucket(self.folder)
         self.clean()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(keep),
@@ -63,15 +65,17 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name. A bucket cannot
+        rename: there a file that is written last is the commit."""
+        whole = (path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in whole if not self.marked or (path / COMMIT).exists())
 
     def clean(self) -> None:
         """Removes what a killed save left behind. Not by orbax: its own cleaning runs beside the first save and may trip over itself."""
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
-                if ".orbax-checkpoint-tmp" in path.name:
-                    shutil.rmtree(path, ignore_errors=True)
+                if ".orbax-checkpoint-tmp" in path.name or (self.marked and path.name.isdecimal() and not (path / COMMIT).exists()):
+                    path.rmtree(missing_ok=True)
         ocp.multihost.sync_global_processes("ivid2vid_jax.cleaned")
 
     def save(self, step: int, state: Any, data: dict, meta: dict) -> None:
@@ -194,6 +198,17 @@ class Checkpoints:
     def unwritten(self, error: Exception) -> UserError:
         held = f"the last complete one is of step {self.steps()[-1]}" if self.steps() else "there is no complete one"
         return UserError(f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {held}; make room or repair the disk")
+
+
+def folder_of(run: Path | str) -> epath.Path:
+    """RUN/checkpoints, absolute."""
+    folder = epath.Path(run) / "checkpoints"
+    return folder if is_bucket(folder) else folder.absolute()  # which epath takes a bucket for a file's name
+
+
+def is_bucket(folder: epath.Path) -> bool:
+    """Whether orbax commits by a file there."""
+    return str(folder).startswith("gs://")
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:

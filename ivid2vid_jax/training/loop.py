@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ivid2vid_jax import runtime
+from ivid2vid_jax import remote, runtime
 from ivid2vid_jax.commands import versions
 from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
@@ -45,13 +45,16 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     Raises UserError for a config that cannot be run, a run of another config, a damaged checkpoint, and a loss that is no number.
     """
     config.check()
-    run = Path(config.output).expanduser()
+    run = remote.here(config.output)
 
     # ---- processes, devices, the run folder
     distributed.initialise(config.distributed)
     runtime.enable_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
-    with run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(run, config.checkpoint.keep) as checkpoints:
+    kept = config.output if remote.is_remote(config.output) else run
+    mirror = remote.mirrored(config.output, writes=jax.process_index() == 0)
+    with mirror as push, run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(kept, config.checkpoint.keep) as checkpoints:
+        asked, config = config, dataclasses.replace(config, data=tuple(map(remote.fetched, config.data)))
         at = resume_from(config, run, checkpoints)
         stale = config.checkpoint.pipeline and bool(at) and export.written_step(run) != at  # killed between a checkpoint and its pipeline
         if at >= config.steps and not stale:
@@ -82,7 +85,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
         tell(run, config, mesh, state, begun.frozen, at)
 
         # ---- what happens on the way
-        meta = {"config": run_folder.plain(config), "origin": begun.origin, "versions": versions()}
+        meta = {"config": run_folder.plain(asked), "origin": begun.origin, "versions": versions()}
         program = StepProgram(objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed)
         validation = Validation(config, tokenize, VIEWS[config.task], objective, mesh)
         samples = Samples(config, run, folder)
@@ -139,6 +142,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                             checkpoints.wait()
                         if config.checkpoint.pipeline:
                             write_pipeline(step)
+                        push()
                 if stop:
                     log.info("told to stop: saved at step %d; run the same command to go on", step)
                     break

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ivid2vid_jax import runtime
+from ivid2vid_jax import remote, runtime
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import CLIPTextConfig, UNetConfig
 from ivid2vid_jax.training import params as names
@@ -87,7 +87,7 @@ def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], ho
     from ivid2vid_jax.training import tokenizer
 
     size = (config.net.clip.text if config.task == "clip" else config.net.text_encoder).vocab_size
-    if not (home / "vocab.json").is_file() and jax.process_index() == 0:
+    if not (home / "vocab.json").is_file() and (jax.process_index() == 0 or remote.is_remote(config.output)):  # whose copy each process has for itself
         log.info("learning a vocabulary of at most %d tokens", size)
         tokenizer.learn(texts(), size, home)
     if jax.process_count() > 1:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ivid2vid_jax import assets
+from ivid2vid_jax import assets, remote
 from ivid2vid_jax.errors import UserError
 
 FILES = [
@@ -14,11 +14,13 @@ FILES = [
 
 def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     """The folder that `model` names: itself, RUN/pipeline of a training run, an embedded model's (None: shapes-edit), or a hub id
-    "owner/name", which is fetched into the hub's cache (or found there without a network).
+    "owner/name", which is fetched into the hub's cache (or found there without a network); a bucket's folder (gs://...) likewise.
 
     Raises UserError where there is no such folder and no such model on the hub.
     """
     model = assets.DEFAULT if model is None else model
+    if remote.is_remote(model):
+        model = remote.fetched(model)
     path = Path(model).expanduser()
     if any((path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")):  # a pipeline's, a CLIP's
         return path / "pipeline"

@@ -1,0 +1,50 @@
+"""Writes docs/api.md from docstrings: `python docs/make_api.py`."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+PUBLIC = {
+    "ivid2vid_jax.pipeline": ("load", "Pipeline.edit", "Pipeline.edit_frames", "Pipeline.generate", "EditSettings"),
+    "ivid2vid_jax.video.read": ("open_clip", "Clip"),
+    "ivid2vid_jax.video.write": ("write_clip",),
+    "ivid2vid_jax.data.dataset": ("open_dataset",),
+    "ivid2vid_jax.data.triplet": ("Triplet",),
+    "ivid2vid_jax.training.loop": ("train",),
+    "ivid2vid_jax.training.config": ("TrainConfig", "NetConfig", "OptimConfig", "DropConfig", "MeshConfig", "CheckpointConfig", "LogConfig"),
+    "ivid2vid_jax.diffusion.losses": ("LossConfig",),
+    "ivid2vid_jax.training.metrics": ("read_metrics",),
+    "ivid2vid_jax.training.checkpoints": ("Checkpoints", "Checkpoints.steps", "Checkpoints.restore"),
+    "ivid2vid_jax.weights.folder": ("open_folder", "load_params", "save_folder"),
+    "ivid2vid_jax.weights.inflate": ("inflate",),
+    "ivid2vid_jax.diffusion.samplers": ("sampler",),
+    "ivid2vid_jax.diffusion.guidance": ("branches",),
+    "ivid2vid_jax.errors": ("UserError",),
+}
+
+
+def entry(module, name: str) -> str:
+    """A class with its fields as written, a function with its signature; the docstring below."""
+    thing = module
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    lines = inspect.getsource(thing).splitlines()
+    if inspect.isclass(thing):
+        fields = [line[4:] for line in lines if line.startswith("    ") and line[4:5].isidentifier() and ": " in line.partition("#")[0] and "def " not in line]
+        shown = "\n".join([f"class {name}", *(f"    {line}" for line in fields if hasattr(thing, "__dataclass_fields__"))])
+    else:
+        end = next(i for i, line in enumerate(lines) if line.endswith(":"))
+        shown = inspect.cleandoc("\n".join(lines[: end + 1])).removeprefix("def ").removesuffix(":")
+    return f"### {name}\n\n```python\n{shown}\n```\n\n{inspect.getdoc(thing) or ''}\n"
+
+
+def text() -> str:
+    parts = ["# API reference\n\nWritten by `python docs/make_api.py` from the docstrings.\n"]
+    for path, names in PUBLIC.items():
+        module = importlib.import_module(path)
+        parts += [f"## {path}\n", *(entry(module, name) for name in names)]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("api.md").write_text(text())
