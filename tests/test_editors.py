@@ -13,8 +13,11 @@ import torch
 from jax import random
 
 from ivid2vid_jax import pipeline
+from ivid2vid_jax.diffusion.denoiser import Condition
+from ivid2vid_jax.diffusion.samplers import sampler
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.synthesis.editors import SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig
+from ivid2vid_jax.synthesis.editors import Count, SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig
+from ivid2vid_jax.training.params import flatten, unflatten
 from tests import factory, test_tune_a_video
 
 RNG = np.random.default_rng(0)
@@ -79,8 +82,6 @@ def test_steps_of_tuning_are_pytorchs(tmp_path):
 
 
 def pipeline_params(net):
-    from ivid2vid_jax.training.params import flatten
-
     return {name: np.array(value) for name, value in flatten(test_tune_a_video.ours(net)).items()}
 
 
@@ -89,15 +90,9 @@ def test_tuning_learns_its_clip_and_leaves_the_base_alone(pipe):
     before = {name: np.array(value) for name, value in editor.base.items()}
     latents = np.stack([pipe.codec.encode(pipe.params["vae"], iter(TASKS[0].clip))]) * pipe.folder.vae.scaling_factor
     keys = jnp.stack([random.key(0)])
-    from ivid2vid_jax.diffusion.samplers import sampler
-    from ivid2vid_jax.synthesis.editors import Count
-
     tuned, _ = editor.prepare(editor.base, TASKS[:1], latents, keys, sampler("ddim", pipe.schedule, 1), 0, Count(None, 0))
 
     def error(weights):
-        from ivid2vid_jax.diffusion.denoiser import Condition
-        from ivid2vid_jax.training.params import unflatten
-
         t = jnp.asarray([100, 300, 500, 700, 900])
         a = pipe.schedule.alphas_cumprod[np.asarray(t)].astype(np.float32)[:, None, None, None, None]
         noise = random.normal(random.key(9), (5, *latents.shape[1:]))
@@ -180,10 +175,9 @@ state = jax.vmap(editor.optimizer.init)(tuned)
 latents = np.zeros((4, 5, 8, 8, 4), np.float32)
 text = np.zeros((4, 77, 32), np.float32)
 args = editor.put((tuned, state, latents, text, jax.numpy.stack([random.key(0)] * 4)))
-for program in (editor.tune_step.lower(editor.put(editor.base, stacked=False), *args, np.int32(0)),):
-    text = program.compile().as_text()
-    found = set(re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text))
-    assert "num_partitions=4" in text and not found, found
+text = editor.tune_step.lower(editor.placed, *args, np.int32(0)).compile().as_text()
+found = set(re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text))
+assert "num_partitions=4" in text and not found, found
 """
 
 

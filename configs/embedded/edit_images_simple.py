@@ -13,7 +13,7 @@ config = TrainConfig(
     output="runs/embedded/edit_images_simple",
     model="runs/embedded/edit_images_hard",
     data=("data/embedded/images_simple",),
-    steps=7000,
+    steps=4500,
     net=NetConfig(temporal=()),
     loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
     loss=LossConfig(clean=True),

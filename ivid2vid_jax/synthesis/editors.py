@@ -7,7 +7,9 @@ Several clips are worked on at once, each device its own: they share the base's 
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import random
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax import runtime
@@ -27,10 +28,10 @@ from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
 from ivid2vid_jax.diffusion.sampling import Guidance, State, advance, guided
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.pipeline import Pipeline
+from ivid2vid_jax.spread import WINDOWS, Spread
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
 from ivid2vid_jax.weights.inflate import inflate
 
-CLIPS = "clips"  # axis of the mesh
 TRAINED = (r"/attn1/to_q/", r"/attn2/to_q/", r"/attn_temp/")  # Tune-A-Video's; its norm_temp stays as it is
 
 
@@ -70,7 +71,7 @@ class SharedNoiseConfig:
     at_once: int = 1  # clips a device
 
 
-class ClipEditor:
+class ClipEditor(ABC):
     """What both editors share: a net from the base's weights, clips in and out of latents, sampling many clips at once."""
 
     changes: dict = {}  # of the base's U-Net
@@ -82,9 +83,8 @@ class ClipEditor:
         if not 0 < config.strength <= 1 or config.at_once < 1:
             raise UserError(f"strength {config.strength} must be above 0 and at most 1, at-once {config.at_once} at least 1")
         self.pipe, self.config, self.schedule = pipe, config, pipe.schedule
-        self.devices = jax.local_devices()[:devices]
-        self.mesh = jax.make_mesh((len(self.devices),), (CLIPS,), axis_types=(AxisType.Auto,), devices=self.devices)
-        self.together = len(self.devices) * config.at_once  # clips of one call
+        self.spread = Spread(devices)
+        self.together = self.spread.count * config.at_once  # clips of one call
         net = dataclasses.replace(unet, **self.changes)
         self.denoise = denoiser(net, pipe.attention_impl, dtype=pipe.dtype)
         self.base = flatten(inflate(pipe.params["unet"], unet, net, 0))
@@ -95,18 +95,21 @@ class ClipEditor:
 
         def program(base, *args):
             each = jax.vmap(function, in_axes=(None, *(0,) * stacked, *(None,) * (len(args) - stacked)))
-            if len(self.devices) == 1:
+            if self.spread.count == 1:
                 return each(base, *args)
-            where = (P(), *(P(CLIPS),) * stacked, *(P(),) * (len(args) - stacked))
-            return jax.shard_map(each, mesh=self.mesh, in_specs=where, out_specs=P(CLIPS), check_vma=False)(base, *args)
+            where = (P(), *(P(WINDOWS),) * stacked, *(P(),) * (len(args) - stacked))
+            return jax.shard_map(each, mesh=self.spread.meshes[WINDOWS], in_specs=where, out_specs=P(WINDOWS), check_vma=False)(base, *args)
 
         return runtime.jit(program, **options)
 
-    def put(self, tree: Any, stacked: bool = True) -> Any:
-        """From the host to the devices: rows each its own, or all of it everywhere."""
-        if len(self.devices) == 1:
-            return jax.device_put(tree, self.devices[0])
-        return jax.device_put(tree, NamedSharding(self.mesh, P(CLIPS) if stacked else P()))
+    def put(self, tree: Any) -> Any:
+        """From the host to the devices, each its own rows: one a clip."""
+        return self.spread.put(tree, by=WINDOWS)
+
+    @cached_property
+    def placed(self) -> dict[str, jax.Array]:
+        """The base's weights, on every device."""
+        return self.spread.put(self.base)
 
     def step(self, base, tuned, state: State, text, key, step: Step, weights):
         """A step of sampling one clip; text: [2, K, D] of the empty prompt and of the edit."""
@@ -116,7 +119,8 @@ class ClipEditor:
         return advance(state, prediction, jnp.arange(T), key, step, self.schedule.prediction_type)
 
     def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray | None]]:
-        """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one shape. progress(steps done, steps in all)."""
+        """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one
+        shape. progress(steps done, steps in all)."""
         if len({task.clip.shape for task in tasks}) > 1:
             raise UserError("clips that are edited together have one shape")
         groups = [tasks[i : i + self.together] for i in range(0, len(tasks), self.together)]
@@ -128,10 +132,9 @@ class ClipEditor:
         filled = [*tasks, *[tasks[-1]] * (self.together - len(tasks))]
         latents = np.stack([self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip)) for task in filled]) * self.pipe.folder.vae.scaling_factor
         keys = self.put(jnp.stack([random.key(task.seed) for task in filled]))
-        base = self.put(self.base, stacked=False)
-        out = [[] for _ in tasks]
+        base, out = self.placed, [[] for _ in tasks]
         table = sampler("ddim", self.schedule, self.config.sampling)
-        first = self.config.sampling - max(1, round(self.config.strength * self.config.sampling))
+        first = self.config.sampling - steps_left(self.config, self.config.sampling)
         tuned, noisy = self.prepare(base, filled, latents, keys, table, first, count)
         for number in range(most(tasks)):
             captions = [task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled]
@@ -152,23 +155,17 @@ class ClipEditor:
             count.one()
         return jax.device_get(state.x)
 
+    @abstractmethod
     def prepare(self, base, tasks, latents, keys, table: Sampler, first: int, count):
         """(what was tuned, name -> [N, ...]; latents [N, T, h, w, C] to start from at step `first` of the table)."""
-        raise NotImplementedError
 
     def work(self, tasks: Sequence[Task]) -> int:
         """Steps that a group takes."""
-        raise NotImplementedError
-
-    def steps_of(self, tasks: Sequence[Task]) -> int:
-        return max(1, round(self.config.strength * self.config.sampling)) * most(tasks)
+        return steps_left(self.config, self.config.sampling) * most(tasks)
 
 
 class SharedNoise(ClipEditor):
     changes = dict(spatial_attention="sparse_causal")
-
-    def work(self, tasks):
-        return self.steps_of(tasks)
 
     def prepare(self, base, tasks, latents, keys, table, first, count):
         noise = np.stack([random.normal(random.key(task.seed), latents.shape[2:]) for task in tasks])[:, None]
@@ -189,10 +186,7 @@ class TuneAVideo(ClipEditor):
         self.rise_step = self.many(self.rise, 3, donate_argnums=2)
 
     def work(self, tasks):
-        return self.config.steps + self.rises() + self.steps_of(tasks)
-
-    def rises(self) -> int:
-        return max(1, round(self.config.strength * self.config.inversion))
+        return self.config.steps + steps_left(self.config, self.config.inversion) + super().work(tasks)
 
     def tune(self, base, tuned, optimizer_state, latents, text, key, number):
         """One step on one clip: [T, h, w, C] scaled latents, [K, D] of its caption."""
@@ -223,7 +217,7 @@ class TuneAVideo(ClipEditor):
             count.one()
         noise = jnp.copy(x)
         empty = self.put(jnp.stack([texts[0]] * len(tasks)))
-        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: self.rises()]:
+        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: steps_left(self.config, self.config.inversion)]:
             noise = self.rise_step(base, tuned, noise, empty, step)
             count.one()
         return tuned, jax.device_get(noise)
@@ -239,6 +233,11 @@ def drawn_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         limit = len(weights[name]) ** -0.5
         out[name] = np.random.default_rng([0, number]).uniform(-limit, limit, weights[name].shape).astype(np.float32)
     return out
+
+
+def steps_left(config, steps: int) -> int:
+    """Of so many steps between a clip and noise, those that the config's strength leaves."""
+    return max(1, round(config.strength * steps))
 
 
 def most(tasks: Sequence[Task]) -> int:

@@ -7,7 +7,6 @@ again does what is missing or was made of something else, and nothing twice. Sha
 
 import dataclasses
 import itertools
-import logging
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -25,8 +24,6 @@ from ivid2vid_jax.synthesis.config import OWN, STAGES, TRUTH, SynthesisConfig
 from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, mark, part_of, settle, settle_groups
 from ivid2vid_jax.synthesis.sources import source
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +80,7 @@ class Engine:
 
                 def work(ids):
                     found = blip([middle(self.clip(id)) for id in ids])
-                    for done in progress.over(found):
-                        del done
+                    progress.bar.update(len(ids))
                     return [(ACCEPTED, {"caption": each, "model": config.model}) if each else (REJECTED, {"reason": "BLIP says nothing"}) for each in found]
 
                 settle_groups(manifest, mine, batched(made, config.batch), work)
@@ -135,14 +131,14 @@ class Engine:
 
     def edits(self) -> None:
         """All edits of a clip are made together, and of as many clips as the editor takes at once."""
-        jobs = self.jobs
-        manifest, mine = self.manifest("edits"), {id: edit.mark for id, edit in jobs.items() if self.own(edit.clip)}
+        marks = self.edit_marks
+        manifest, mine = self.manifest("edits"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
         if self.config.editor == TRUTH:
             with Progress("edits") as progress:
                 settle(manifest, mine, self.true_edit, progress=progress)
         elif manifest.missing(mine):
             self.edit_groups(manifest, mine)
-        self.tell("edits", {id: edit.mark for id, edit in jobs.items()})
+        self.tell("edits", marks)
 
     def edit_groups(self, manifest: Manifest, mine: dict[str, str]) -> None:
         from ivid2vid_jax.synthesis.editors import EDITORS, Task
@@ -221,12 +217,12 @@ class Engine:
         settings = dataclasses.asdict(c) if c.source == "blip" else c.source
         return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
 
-    @property
+    @cached_property
     def caption_of(self) -> dict[str, str]:
         """Clip -> caption."""
         return {line["id"]: line["caption"] for line in self.manifest("captions").accepted(self.caption_marks)}
 
-    @property
+    @cached_property
     def instruction_marks(self) -> dict[str, str]:
         c = self.config
         how = {"chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()], "rules": [c.seed]}.get(c.instructions, [])
@@ -247,10 +243,14 @@ class Engine:
         return out
 
     @property
+    def edit_marks(self) -> dict[str, str]:
+        return {id: edit.mark for id, edit in self.jobs.items()}
+
+    @cached_property
     def score_marks(self) -> dict[str, str]:
+        """Of the edits that have been made."""
         config = dataclasses.asdict(dataclasses.replace(self.config.filter, keep=1))
-        made = {line["id"] for line in self.manifest("edits").accepted({id: edit.mark for id, edit in self.jobs.items()})}
-        return {id: mark(edit.mark, config) for id, edit in self.jobs.items() if id in made}
+        return {line["id"]: mark(line["mark"], config) for line in self.manifest("edits").accepted(self.edit_marks)}
 
     @cached_property
     def base(self):

@@ -11,7 +11,7 @@ from ivid2vid_jax.planning import flops
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
-from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig
+from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, steps_left
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.weights.inflate import abstract_params
 
@@ -23,9 +23,10 @@ REPLY = 45  # tokens of one proposal
 def estimate(engine: Engine) -> str:
     """A table of what is left to do. Clips that are still to be cut are not counted: run --stages clips first."""
     c, kept = engine.config, engine.kept
-    asked = engine.manifest("instructions").missing({id: engine.instruction_marks.get(id, "") for id in kept})
+    known = engine.instruction_marks
+    asked = engine.manifest("instructions").missing({id: known.get(id, "") for id in kept})
     jobs = engine.jobs
-    waiting = engine.manifest("edits").missing({id: edit.mark for id, edit in jobs.items()})
+    waiting = engine.manifest("edits").missing(engine.edit_marks)
     edits, clips = len(waiting) + len(asked) * c.per_clip, len({jobs[id].clip for id in waiting} | set(asked))
     out = [f"{len(kept)} clips; to do: instructions for {len(asked)} of them, {edits} edits of {clips}"]
     if c.instructions == "chat" and asked:
@@ -55,6 +56,6 @@ def of_clips(engine: Engine, clips: int, edits: int) -> float:
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     net = denoiser(unet)
     once = flops.count(lambda params, x, t, text: net(params, x, t, Condition(text, None)), abstract_params(unet), x, t, told).useful
-    sampled = max(1, round(settings.strength * settings.sampling)) * 2 * edits
-    tuned = (3 * settings.steps + round(settings.strength * settings.inversion)) * clips if isinstance(settings, TuneAVideoConfig) else 0
+    sampled = steps_left(settings, settings.sampling) * 2 * edits
+    tuned = (3 * settings.steps + steps_left(settings, settings.inversion)) * clips if isinstance(settings, TuneAVideoConfig) else 0
     return float(once) * (sampled + tuned)

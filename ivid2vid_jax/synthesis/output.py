@@ -23,6 +23,7 @@ from ivid2vid_jax.synthesis.engine import Edit, Engine
 from ivid2vid_jax.synthesis.filter import best
 from ivid2vid_jax.synthesis.manifest import mark
 from ivid2vid_jax.video import compare
+from ivid2vid_jax.weights.files import write_json
 
 SHOWN = 24  # contact sheets of accepted edits on the page, and as many of rejected ones
 PER_SHARD = 500
@@ -62,7 +63,7 @@ def write(engine: Engine) -> None:
     if engine.shard != (0, 1):
         if engine.shard[0]:
             return print("write: left to shard 0")
-        unfinished = len(engine.manifest("edits").missing({id: edit.mark for id, edit in engine.jobs.items()})) + len(engine.manifest("scores").missing(engine.score_marks))
+        unfinished = sum(len(engine.manifest(stage).missing(marks)) for stage, marks in (("edits", engine.edit_marks), ("scores", engine.score_marks)))
         if unfinished:
             raise UserError(f"{unfinished} edits are still to be made or scored by other shards; run --stages write when all are done")
     lines = engine.manifest("scores").accepted(engine.score_marks)
@@ -72,7 +73,7 @@ def write(engine: Engine) -> None:
         raise UserError(f"no edit has been accepted: see {engine.folder}/scores*.jsonl for the reasons, and lower --filter.*")
     target = make_dataset(engine, chosen)
     found = statistics(engine, kept, dropped)
-    (engine.folder / "statistics.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_json(engine.folder / "statistics.json", found)
     page(engine, kept, dropped, found)
     print(f"write: {len(chosen)} triplets in {target}, {len(dropped)} left out beside better ones; look at {engine.folder / 'index.html'}")
 
@@ -106,7 +107,7 @@ def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
     """Of each stage: how many items were accepted, and the reasons of the others; of the edits: types, scores, and where the truth is known
     how many are what was asked for, with 95% intervals."""
     marks = {"clips": engine.source.marks(), "captions": engine.caption_marks, "instructions": engine.instruction_marks}
-    marks |= {"edits": {id: edit.mark for id, edit in engine.jobs.items()}, "scores": engine.score_marks}
+    marks |= {"edits": engine.edit_marks, "scores": engine.score_marks}
     stages = {}
     for stage, each in marks.items():
         manifest = engine.manifest(stage)
