@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import typing
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -15,12 +16,12 @@ import tyro
 from ivid2vid_jax.commands import config_classes, split_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 COMMANDS = {
     "train": "TrainConfig", "edit": "EditArgs", "prepare": "PrepareArgs", "evaluate": "EvaluateArgs", "plan": "PlanArgs", "app": "AppArgs",
-    "synthesize": "SynthesisConfig",
+    "synthesize": "SynthesisConfig", "convert": "COMMANDS", "evaluation.study": "StudyArgs",
 }  # fmt: skip
-OTHERS = {"--help", "--dry-run", "--config", "--logdir"}  # every command's, the launchers', TensorBoard's
+OTHERS = {"--help", "--dry-run", "--config", "--logdir", "--repeats"}  # every command's, the launchers', TensorBoard's, the benchmarks'
 
 
 def arguments(command: str) -> type:
@@ -31,7 +32,6 @@ def blocks(page: Path) -> list[str]:
     """Commands in the fenced blocks, one a line, comments off."""
     found = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
     return [line for block in found for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip()]
-
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,14 +68,17 @@ def parsed(command: str, words: list[str]) -> None:
         assert stop.code == 0, (command, words)
 
 
-def options(kind: type, prefix: str = "") -> set[str]:
-    """Every option of a command."""
+def options(kind, prefix: str = "") -> set[str]:
+    """Every option of a command, of all its subcommands."""
+    if not dataclasses.is_dataclass(kind):
+        kinds = [getattr(each, "__origin__", each) for each in typing.get_args(kind)]  # a union of Annotated classes
+        return {option for each in kinds for option in options(each, prefix)}
     found = set()
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
             found |= options(field.type, f"{prefix}{field.name}.")
         else:
-            found.add(f"--{prefix}{field.name}".replace("_", "-"))
+            found |= {f"--{prefix}{negation}{field.name}".replace("_", "-") for negation in ("", "no-")[: 1 + (field.type is bool)]}
     return found
 
 
