@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax import lines
 from ivid2vid_jax.data.readers import ClipSettings, fitted, read_pair
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation import lines
 from ivid2vid_jax.evaluation.distances import Moments, draw, frechet, kernel_distance
 from ivid2vid_jax.evaluation.intervals import bootstrap
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair, measure

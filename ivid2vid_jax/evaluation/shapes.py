@@ -15,9 +15,9 @@ from pathlib import Path
 import flax
 import numpy as np
 
+from ivid2vid_jax import lines
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.evaluation import lines
 from ivid2vid_jax.evaluation.fidelity import psnr
 from ivid2vid_jax.evaluation.intervals import bootstrap, wilson
 from ivid2vid_jax.models.temporal import is_temporal_key

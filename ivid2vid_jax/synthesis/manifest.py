@@ -9,8 +9,10 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+from ivid2vid_jax import lines
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 
@@ -22,16 +24,16 @@ class Manifest:
         name = stage if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}"
         self.file, self.lock = folder / f"{name}.jsonl", threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        mend(self.file)
+        lines.mend(self.file)
         others = [path for path in folder.glob("*.jsonl") if path.stem == stage or path.stem.startswith(f"{stage}-")]
-        lines = sorted((line for path in others for line in read(path)), key=lambda line: line["time"])
-        self.lines = {line["id"]: line for line in lines}
+        found = sorted((json.loads(line) for path in others for line in lines.whole(path)), key=lambda line: line["time"])
+        self.lines = {line["id"]: line for line in found}
 
     def add(self, id: str, mark: str, status: str, **facts) -> dict:
         """Settles an item; safe from several threads."""
         line = {"id": id, "mark": mark, "status": status, "time": round(time.time(), 3), **facts}
-        with self.lock, open(self.file, "a") as lines:
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with self.lock, open(self.file, "a") as out:
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.lines[id] = line
         return line
 
@@ -97,21 +99,3 @@ def mark(*parts) -> str:
 def part_of(id: str, shard: tuple[int, int]) -> bool:
     """Whether an item is a shard's; by a hash, so that it is for every list that it stands in."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shard[1] == shard[0]
-
-
-def read(path: Path) -> Iterator[dict]:
-    """The whole lines of a file; one that another process is writing is left out."""
-    with open(path, "rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-
-
-def mend(path: Path) -> None:
-    """Cuts off a last line that a killed process did not finish."""
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with open(path, "r+b") as lines:
-                lines.truncate(len(whole))

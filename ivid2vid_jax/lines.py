@@ -1,5 +1,6 @@
 """Files of results, a line each, that a killed process may have left with half a line at the end."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,16 +9,21 @@ from typing import TextIO
 
 def whole(file: Path) -> list[str]:
     """The finished lines; none where there is no such file."""
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return [line for line in lines if line.endswith("\n")]
+    data = file.read_bytes() if file.is_file() else b""
+    return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
+
+
+def mend(file: Path) -> None:
+    """Takes away a last line that was cut off."""
+    data = file.read_bytes() if file.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        os.truncate(file, data.rfind(b"\n") + 1)
 
 
 @contextmanager
 def appending(file: Path) -> Iterator[TextIO]:
-    """The file, opened to add lines; what was cut off is taken away first."""
+    """The file, mended and opened to add lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b") as found:
-        found.seek(0)
-        found.truncate(found.read().rfind(b"\n") + 1)
+    mend(file)
     with open(file, "a") as out:
         yield out
