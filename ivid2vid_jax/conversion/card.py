@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.weights import files
 from ivid2vid_jax.weights.folder import Folder
 
@@ -40,7 +41,7 @@ def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Fact
         "averaged weights (EMA decay)": optim.get("ema") or "none kept: these are the last step's", "loss": loss, "seed": config.get("seed"),
     }  # fmt: skip
     data = tuple(config.get("data", ()))
-    if not data_licence and data == ("shapes",):
+    if not data_licence and data and set(data) <= set(WORLDS):
         data_licence = "Apache-2.0 (drawn by this package)"
     return Facts(training, config.get("model") or "scratch", data, base_licence or ("" if config.get("model") else "Apache-2.0 (trained from scratch)"), data_licence)
 
