@@ -63,7 +63,7 @@ class World:
     def run(self, script: str, *words) -> subprocess.CompletedProcess:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         more = {"PATH": path, "RECORD": str(self.record), "ANSWERS": str(self.folder / "answers"), "POLL": "0", "SLURM_JOB_ID": "7"}
-        return subprocess.run([LAUNCH / script, *words], env=os.environ | more, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        return subprocess.run([LAUNCH / script, *words], env=os.environ | more, cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
 
     def calls(self) -> list[list[str]]:
         """What the fakes were told, in order."""
@@ -385,7 +385,7 @@ def host(folder: Path, script: str, **more) -> subprocess.Popen:
 ])  # fmt: skip
 def test_a_host_starts_again_what_died(tmp_path, script, restarts, code, starts):
     process = host(tmp_path, script, RESTARTS=str(restarts))
-    said = process.communicate(timeout=30)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == code and len((tmp_path / "starts").read_text().split()) == starts, said
     assert said.count("host.sh: training ended with code") == starts - 1
 
@@ -394,7 +394,7 @@ def test_a_host_that_is_told_to_stop_lets_training_save_and_says_so(tmp_path):
     process = host(tmp_path, "trap 'sleep 0.5; echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done")
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "saved\n" and process.returncode == 143
+    assert process.communicate(timeout=300)[0] == "saved\n" and process.returncode == 143
     assert (tmp_path / "starts").read_text() == "start\n"
 
 

@@ -106,7 +106,7 @@ def test_json_lists(tmp_path, kind):
         ("l.jsonl", '{"src_video": "a", "tgt_video": "b", "prompt": ["c"]}\n', "line 1: prompt must be text"),
         ("l.json", "{}", "holds a JSON dict, not a list"),
         ("seeds.json", '[["a", 3]]', "entry 1 is not [name, [seeds]]"),
-        ("l.txt", "", "is not one of these: 'shapes', a list"),
+        ("l.txt", "", "is not one of these: a procedural world"),
     ],
 )
 def test_malformed_lists(tmp_path, capsys, name, text, message):
@@ -293,7 +293,7 @@ def test_other_arguments_are_refused(tmp_path, capsys):
     assert code == 2 and "begun with other arguments: codec was 'npy' and is 'mp4'; seed was 0 and is 1" in err
     assert shards_of(tmp_path / "out") == before
     code, err, out = run(capsys, "shapes", tmp_path / "out", *words, "--limit-bad", 7)
-    assert code == 0 and "is finished already, train 18, validation 2" in out
+    assert code == 0 and "is finished already, train 19, validation 1" in out
 
 
 def test_a_changed_list_is_noticed(tmp_path, capsys):

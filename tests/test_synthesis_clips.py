@@ -14,7 +14,7 @@ CONFIG = ClipsConfig(frames=8, fps=8, size=64, least=64)
 
 def scene(index, frames=8):
     """A clip of the shapes world in which something moves and the background is its own."""
-    return shapes.triplet(shapes.sample_spec(3, index, kinds=("identity",), frames=frames)).source
+    return shapes.triplet(shapes.sample_spec(3, index, kinds=("identity",), frames=frames, world="shapes-crowded")).source
 
 
 def test_shots_are_found_where_they_begin():

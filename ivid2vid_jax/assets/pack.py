@@ -17,22 +17,17 @@ from ivid2vid_jax.video.write import write_clip
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.folder import load_params, open_clip, open_folder, save_folder
 
-LEFT, RIGHT = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7)
+LEFT, RIGHT, MIDDLE = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7), (0.25, 0.3, 0.75, 0.7)
 CLIPS = {
-    "circle-and-square": Scene(
-        (
-            Object("circle", "red", "medium", "plain", Way(LEFT, (0, 0), (0, 0.5), (1, 1))),
-            Object("square", "yellow", "medium", "plain", Way(RIGHT, (1, 1), (0.5, 0.5), (0, 0))),
-        ),
-        "grey",
-    ),
-    "star": Scene((Object("star", "purple", "large", "plain", Way((0.25, 0.3, 0.75, 0.7), (0, 1), (0.5, -1), (1, 1))),), "white", pan=(0.2, 0.0)),
+    "circle": Scene((Object("circle", "red", "large", "plain", Way(MIDDLE, (0, 0.2), (0.5, 1.6), (1, 0.1))),), "grey", wave=0.0),
+    "star": Scene((Object("star", "purple", "large", "plain", Way(MIDDLE, (0, 1), (0.5, -1), (1, 1))),), "white", wave=0.0),
     "triangle-and-cross": Scene(
         (
             Object("triangle", "cyan", "large", "striped", Way(LEFT, (0, 1), (0.5, 0.5), (1, 0))),
             Object("cross", "yellow", "small", "plain", Way(RIGHT, (0, 0), (0.5, 0.5), (1, 1))),
         ),
         "brown",
+        wave=0.0,
     ),
 }
 
