@@ -91,6 +91,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.slow
 def test_devices_work_on_their_own_share():
     """Four devices; a batch of 6 is split by the axis that divides it, 3 to a device."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}

@@ -503,6 +503,7 @@ def test_a_program_that_forgets_to_close_ends_and_leaves_nothing(tmp_path):
     assert "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(opened):
     """Over 3,000 small batches, after 50 for warming up: within 30 MB, a twentieth of what they hold (6.2 MB seen in a whole run of the suite)."""
     opened["a"] = Fake(1000, damaged=(3,))

@@ -63,6 +63,7 @@ def check(told: dict, dtype: str) -> None:
         assert error <= most, f"{told['mesh']}: {what} {name} is off by {error}"
 
 
+@pytest.mark.slow
 def test_a_mesh_of_three_axes_gives_the_step_of_one_device_in_float64(tmp_path):
     one, *others = on_meshes(tmp_path, "float64", "1,1,1", "2,2,2")
     assert one["clip"] == [8, 4, 16, 16, 3] and set(one["split"]) == {"1/1"} and len(others) == 1
