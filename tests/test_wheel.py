@@ -62,7 +62,7 @@ def test_the_sdist_builds_the_same_wheel(built, tmp_path):
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(first).namelist())
 
 
-@pytest.mark.parametrize("command", ["edit", "train", "app", "prepare", "evaluate", "plan", "synthesize"])
+@pytest.mark.parametrize("command", ["edit", "train", "app", "prepare", "evaluate", "plan", "synthesize", "convert"])
 def test_commands_are_there_outside_the_repository(installed, command, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = call(installed, "-c", "import ivid2vid_jax; print(ivid2vid_jax.__file__)", cwd=tmp_path, env=environment)
