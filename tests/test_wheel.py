@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
-
-from ivid2vid_jax import assets
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -70,9 +69,23 @@ def test_commands_are_there_outside_the_repository(installed, command, tmp_path)
     assert "usage:" in call(installed, "-m", f"ivid2vid_jax.{command}", "--help", cwd=tmp_path, env=environment)
 
 
-def test_it_edits_outside_the_repository(installed, tiny, tmp_path):
-    """With the embedded pipeline where there is one; a sample clip of the package."""
+def test_it_edits_and_trains_outside_the_repository(installed, tmp_path):
+    """The embedded editor, a sample clip of the package, a step of the default recipe."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    model = [] if (assets.folder() / assets.DEFAULT).is_dir() else ["--model", tiny]
-    call(installed, "-m", "ivid2vid_jax.edit", *model, "--instruction", "make the circle blue", "--steps", "2", cwd=tmp_path, env=environment)
+    call(installed, "-m", "ivid2vid_jax.edit", "--instruction", "make the circle blue", "--steps", "2", cwd=tmp_path, env=environment)
     assert (tmp_path / "edited.mp4").stat().st_size and json.loads((tmp_path / "edited.mp4.json").read_text())["frames"] > 1
+    call(installed, "-m", "ivid2vid_jax.train", "--steps", "1", "--optim.warmup", "0", "--log.judge", "0", "--output", "run", cwd=tmp_path, env=environment)
+    assert (tmp_path / "run" / "pipeline" / "unet" / "config.json").is_file()
+
+
+def test_the_app_serves_outside_the_repository(installed, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([installed, "-m", "ivid2vid_jax.app", "--port", "0"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(line.split()[3].rstrip(";") for line in process.stdout if line.startswith("edit clips at"))
+        with urllib.request.urlopen(address) as page:
+            assert page.status == 200 and b"gradio" in page.read()
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
