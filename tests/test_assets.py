@@ -1,5 +1,6 @@
 """What is embedded: sample clips by name, and the packing of runs into float16 folders."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from ivid2vid_jax.data.shapes_scene import Edit
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.folder import load_params, open_folder
+from ivid2vid_jax.weights.folder import load_params, open_folder, save_folder
 from tests.test_video import psnr
 
 
@@ -46,3 +47,19 @@ def test_packing_halves_the_weights_and_proposes_scales(tiny, tmp_path):
     assert not (tmp_path / "shapes-base").exists()
     with pytest.raises(UserError, match="nothing to pack"):
         pack.run(pack.PackArgs(clips=False))
+
+
+@pytest.mark.parametrize(("part", "fits"), [("decoder", True), ("encoder", False)])
+def test_an_autoencoder_is_packed_whose_encoder_is_the_same(tiny, tmp_path, part, fits):
+    folder = open_folder(tiny)
+    params = jax.tree.map(np.asarray, load_params(folder))
+    params["vae"][part]["conv_in"]["bias"] = params["vae"][part]["conv_in"]["bias"] + 1
+    save_folder(tmp_path / "run", folder, params)
+    args = pack.PackArgs(edit=tiny, vae=tmp_path / "run", output=tmp_path / "out", clips=False)
+    if not fits:
+        with pytest.raises(UserError, match="its encoder is not that"):
+            pack.run(args)
+        return
+    pack.run(args)
+    packed = np.asarray(load_params(open_folder(tmp_path / "out" / "shapes-edit"))["vae"]["decoder"]["conv_in"]["bias"])
+    np.testing.assert_array_equal(packed, params["vae"]["decoder"]["conv_in"]["bias"].astype(np.float16))

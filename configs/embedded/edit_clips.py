@@ -13,7 +13,7 @@ config = TrainConfig(
     output="runs/embedded/edit_clips",
     model="runs/embedded/edit_images_simple",
     data=("data/embedded/clips_simple",),
-    steps=2500,
+    steps=1800,
     loader=LoaderConfig(batch=8, frames=8, size=64, images=0.2, cached=True),
     loss=LossConfig(frame_difference="match", frame_weight=0.25, clean=True),
     optim=OptimConfig(lr=5e-4, warmup=100, trainable=("unet", "text_encoder")),

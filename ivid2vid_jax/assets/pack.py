@@ -5,7 +5,9 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ivid2vid_jax import assets
 from ivid2vid_jax.commands import main
@@ -39,6 +41,7 @@ class PackArgs:
     base: Path | None = None  # the run of stage C, becomes shapes-base
     edit: Path | None = None  # the run of stage E, becomes shapes-edit
     clip: Path | None = None  # the run of stage B, becomes shapes-clip
+    vae: Path | None = None  # a run whose autoencoder goes into both, in the place of theirs: the same encoder, with another decoder
     text_scale: float | None = None  # guidance that shapes-edit proposes, for its sampling.json
     video_scale: float | None = None
     steps: int | None = None  # sampler steps
@@ -56,7 +59,10 @@ def run(args: PackArgs) -> None:
             wanted = {"text_scale": args.text_scale, "video_scale": args.video_scale, "steps": args.steps} if name == "shapes-edit" else {}
             chosen = {key: value for key, value in wanted.items() if value is not None}
             folder = dataclasses.replace(folder, sampling=folder.sampling | chosen)
-            save_folder(args.output / name, folder, load_params(folder), dtype=jnp.float16, replace=True)
+            params = load_params(folder)
+            if args.vae:
+                params["vae"] = decoder_of(args.vae, params["vae"])
+            save_folder(args.output / name, folder, params, dtype=jnp.float16, replace=True)
             print(f"wrote {args.output / name}")
     if args.clip:
         folder = open_clip(hub.resolve(args.clip))
@@ -70,6 +76,15 @@ def run(args: PackArgs) -> None:
             frames = shapes.render(scene, spec.size, spec.frames)
             write_clip(args.output / "clips" / f"{name}.mp4", iter(frames), [Fraction(i, 8) for i in range(len(frames))], Fraction(8))
         print(f"wrote {args.output / 'clips'}")
+
+
+def decoder_of(run: Path, vae: dict) -> dict:
+    """The autoencoder of a run; UserError where its encoder is not that of `vae`, for latents would then mean something else."""
+    found = load_params(open_folder(hub.resolve(run)))["vae"]
+    for part in ("encoder", "quant_conv"):
+        if not jax.tree.all(jax.tree.map(np.array_equal, found[part], vae[part])):
+            raise UserError(f"--vae {run}: its {part} is not that of the nets that are packed, so they know other latents")
+    return found
 
 
 if __name__ == "__main__":
