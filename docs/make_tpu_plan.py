@@ -63,11 +63,12 @@ def row(name: str, found: dict) -> str:
     if "error" in found:
         return f"| {name} | {found['error'].replace('|', '/')} |" + " |" * 9
     plan, times = found["plan"], found["seconds_at_peak"]
-    fits = sum(plan["held"].values()) / 2**30
+    memory = sum(plan["held"].values()) / 2**30
     amounts = [f"{plan['flops'] / 1e12:.2f}", f"{plan['moved'] / 1e9:.1f}", f"{sum(plan['sent'].values()) / 1e9:.2f}"]
     seconds = [f"{times[what]:.4f}" for what in ("arithmetic", "HBM", "interconnect")]
     proof = "whole" if plan["whole"] else "by layers"
-    return f"| {name} | {proof} | {fits:.1f} | {' | '.join(amounts)} | {' | '.join(seconds)} | {times['HBM'] / times['arithmetic']:.2f} | {plan['seconds']:.0f} |"
+    ratio = f"{times['HBM'] / times['arithmetic']:.2f}"
+    return "| " + " | ".join([name, proof, f"{memory:.1f}", *amounts, *seconds, ratio, f"{plan['seconds']:.0f}"]) + " |"
 
 
 def page(record: dict) -> str:
@@ -77,12 +78,12 @@ def page(record: dict) -> str:
     missing = [name for name in plans() if name not in record]
     lines = [
         "# What the TPU compiler says", "",
-        "Written by `python docs/make_tpu_plan.py`, which asks `python -m ivid2vid_jax.plan` for one plan after the other; the whole records, with the memory of",
-        "a chip by what holds it, lie in [tpu-plan.json](tpu-plan.json). No TPU was there: these are bytes and operations of compiled programs over the chips'",
-        "published peaks, not measured times.", "",
-        "`train`: the optimiser step of `configs/sd15.py`, 64 clips of 16 frames over 16 chips. `edit`: one sampling step of 16 frames at SD 1.5's size, three",
-        "guidance branches. `colab`: the optimiser step of `configs/colab_v5e1.py`. The number is the side in pixels. By layers: the sum of layers compiled one by",
-        "one, unproven for the whole, the seconds being those that this run compiled, the rest from its cache; whole: compiled as one program.", "",
+        "Written by `python docs/make_tpu_plan.py`, which asks `python -m ivid2vid_jax.plan` for one plan after the other; the whole records, with the",
+        "memory of a chip by what holds it, lie in [tpu-plan.json](tpu-plan.json). No TPU was there: these are bytes and operations of compiled programs,",
+        "over the chips' published peaks, not measured times.", "",
+        "`train`: the optimiser step of `configs/sd15.py`, 64 clips of 16 frames over 16 chips. `edit`: one sampling step of 16 frames at SD 1.5's size,",
+        "three guidance branches. `colab`: the optimiser step of `configs/colab_v5e1.py`. The number is the side in pixels. By layers: the sum of layers",
+        "compiled one by one, UNPROVEN for the whole, and compiled in the seconds that this run spent beside its cache; whole: compiled as one program.", "",
         "| plan | compiled | GiB a chip | TFLOP | GB of HBM moved | GB sent | arithmetic, s | HBM, s | interconnect, s | HBM / arithmetic | compiled in, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(row(name, record[name]) for name in plans() if name in record), "",
@@ -107,6 +108,7 @@ def main(argv=None):
         record[name] = asked(plans()[name]) | {"commit": commit(), "date": datetime.date.today().isoformat()}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         PAGE.write_text(page(record))
+    print(page(record))
 
 
 if __name__ == "__main__":
