@@ -63,7 +63,7 @@ PEAKS = {
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165.2e12,
 }  # fmt: skip
 TINY = UNetConfig(
-    block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), layers_per_block=1, attention_head_dim=4,
+    block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1, attention_head_dim=4,
     cross_attention_dim=32, norm_num_groups=8,
 )  # fmt: skip
 TEXT_TINY = CLIPTextConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=8)
@@ -164,7 +164,7 @@ def training(bench: Bench, args) -> dict:
     frozen = {f"text_encoder/{'/'.join(path)}": jnp.asarray(x, runtime.DTYPES[bench.dtype]) for path, x in text_encoder.items()}
     learned = objective(config, bench.folder, null, runtime.DTYPES[bench.dtype], frozenset(flat))
     optimizer = make_optimizer(config.optim, config.steps)
-    state = new_state(flat, optimizer, config.optim, config.seed)
+    state = jax.jit(lambda params: new_state(params, optimizer, config.optim, config.seed))(flat)
     program = StepProgram(learned, optimizer, config.optim, learning_rate(config.optim, config.steps), jax.tree.map(lambda x: x.sharding, state))
     held = {name: np.abs(bench.drawn(*shape)).astype(dtype) for name, (shape, dtype) in batch_shapes(config, bench.folder).items() if name != "tokens"}
     batch = jax.device_put(held | {"tokens": np.zeros((args.batch, len(null)), np.int32)})
