@@ -27,6 +27,7 @@ from ivid2vid_jax.models import InflatedUNet3D
 from ivid2vid_jax.pipeline import EditSettings
 from ivid2vid_jax.video.fit import Fit
 from tests import factory
+from tests.benchmarks.turns import sync, turns
 
 EMBEDDED = dict(
     unet=dict(
@@ -42,31 +43,6 @@ EMBEDDED = dict(
 SD15 = dict(unet=factory.UNET_SD15 | dict(in_channels=8), vae=factory.VAE_SD, text=factory.TEXT_SD15, pixels=256, frames=2, steps=2)
 SIZES = dict(embedded=EMBEDDED, sd15=SD15)
 INSTRUCTION = "make the red shape green"
-
-
-def turns(ours, theirs, repeats: int) -> dict:
-    """Seconds of both, taken in turns after one warm-up each; the first call of ours holds the compilation."""
-    begin = time.perf_counter()
-    ours()
-    first = time.perf_counter() - begin
-    theirs()
-    seconds = {"ours": [], "torch": []}
-    for _ in range(repeats):
-        for name, run in (("ours", ours), ("torch", theirs)):
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
-    ratios = np.array(seconds["torch"]) / np.array(seconds["ours"])
-    quartiles = np.percentile(ratios, [25, 50, 75])
-    return dict(
-        ours_s=float(np.median(seconds["ours"])), torch_s=float(np.median(seconds["torch"])), compile_s=first - float(np.median(seconds["ours"])),
-        ratio=float(quartiles[1]), ratio_quartiles=[float(quartiles[0]), float(quartiles[2])], repeats=repeats,
-    )  # fmt: skip
-
-
-def sync():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def unet_evaluation(pipe, stock, size, repeats):

@@ -1,0 +1,115 @@
+"""Asks the TPU compiler for the plans that docs/tpu-plan.md records, one after the other, and writes that table anew after each.
+
+    python docs/make_tpu_plan.py            # what docs/tpu-plan.json does not hold yet: hours, on a small machine
+    python docs/make_tpu_plan.py --list     # what there is to do
+    python docs/make_tpu_plan.py --only "edit 256 v5e:1x1"  # this one, anew
+
+Run it again to go on where it stopped: a plan is done where the record has it; the compiled layers of one that was stopped are in plan's own cache.
+Layers come first, whole programs last. A plan that failed, for a program that does not fit into a chip say, is recorded with the compiler's last words.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RECORD, PAGE = HERE / "tpu-plan.json", HERE / "tpu-plan.md"
+SD15, COLAB = ("--config", "configs/sd15.py"), ("--config", "configs/colab_v5e1.py")
+ONE, SIXTEEN = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}, {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4"}
+
+
+def plans() -> dict[str, tuple[str, ...]]:
+    """Name -> what `plan` is asked."""
+    found = {"edit 256 v5e:1x1": (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256")}
+    found["colab v5e:1x1"] = (*COLAB, "--topology", "v5e:1x1")
+    for kind in ONE:
+        for size in ("256", "512"):
+            found[f"edit {size} {ONE[kind]}"] = (*SD15, "--topology", ONE[kind], "--edit", "--size", size)
+            found[f"train {size} {SIXTEEN[kind]}"] = (*SD15, "--topology", SIXTEEN[kind], "--size", size)
+    for size in ("256", "512"):
+        found[f"edit {size} v5e:2x2, frames over 4 chips"] = (*SD15, "--topology", "v5e:2x2", "--edit", "--size", size)
+    found["edit 256 v5e:1x1, whole"] = (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256", "--full")
+    found["colab v5e:1x1, whole"] = (*COLAB, "--topology", "v5e:1x1", "--full", "--effort", "-1")
+    return found
+
+
+def asked(words: tuple[str, ...]) -> dict:
+    """The plan's own record, or {"error": its last line}."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "ivid2vid_jax.plan", *words, "--output", str(file)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=HERE.parent)
+        if file.is_file():
+            return json.loads(file.read_text())
+    sys.stderr.write(done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
+
+
+def commit() -> str:
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../ivid2vid_jax", "../configs")
+    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+
+
+def row(name: str, found: dict) -> str:
+    """A line of the table."""
+    if "error" in found:
+        return f"| {name} | {found['error'].replace('|', '/')} |" + " |" * 9
+    plan, times = found["plan"], found["seconds_at_peak"]
+    memory = sum(plan["held"].values()) / 2**30
+    amounts = [f"{plan['flops'] / 1e12:.2f}", f"{plan['moved'] / 1e9:.1f}", f"{sum(plan['sent'].values()) / 1e9:.2f}"]
+    seconds = [f"{times[what]:.4f}" for what in ("arithmetic", "HBM", "interconnect")]
+    proof = "whole" if plan["whole"] else "by layers"
+    ratio = f"{times['HBM'] / times['arithmetic']:.2f}"
+    return "| " + " | ".join([name, proof, f"{memory:.1f}", *amounts, *seconds, ratio, f"{plan['seconds']:.0f}"]) + " |"
+
+
+def page(record: dict) -> str:
+    """The table of a record."""
+    made = {name: found for name, found in record.items() if "plan" in found}
+    versions = sorted({(found["commit"], found["date"], *found["versions"].values()) for found in made.values()})
+    missing = [name for name in plans() if name not in record]
+    lines = [
+        "# What the TPU compiler says", "",
+        "Written by `python docs/make_tpu_plan.py`, which asks `python -m ivid2vid_jax.plan` for one plan after the other; the whole records, with the",
+        "memory of a chip by what holds it, lie in [tpu-plan.json](tpu-plan.json). No TPU was there: these are bytes and operations of compiled programs,",
+        "over the chips' published peaks, not measured times.", "",
+        "`train`: the optimiser step of `configs/sd15.py`, 64 clips of 16 frames over 16 chips. `edit`: one sampling step of 16 frames at SD 1.5's size,",
+        "three guidance branches. `colab`: the optimiser step of `configs/colab_v5e1.py`. The number is the side in pixels. By layers: the sum of layers",
+        "compiled one by one, UNPROVEN for the whole, and compiled in the seconds that this run spent beside its cache; whole: compiled as one program.", "",
+        "| plan | compiled | GiB a chip | TFLOP | GB of HBM moved | GB sent | arithmetic, s | HBM, s | interconnect, s | HBM / arithmetic | compiled in, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(row(name, record[name]) for name in plans() if name in record), "",
+    ]  # fmt: skip
+    lines += ["Not asked yet: " + "; ".join(missing) + ".", ""] if missing else []
+    lines += ["| commit | date | jax | jaxlib | compiler |", "|---|---|---|---|---|", *("| " + " | ".join(each) + " |" for each in versions)]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=plans(), nargs="+", help="these, anew")
+    parser.add_argument("--list", action="store_true", help="says what is done and what is not")
+    args = parser.parse_args(argv)
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    wanted = args.only or [name for name in plans() if "plan" not in record.get(name, {})]
+    if args.list:
+        print("\n".join(f"{'to do' if name in wanted else 'done ':5s} {name}: {' '.join(words)}" for name, words in plans().items()))
+        return
+    for name in wanted:
+        print(f"\n=== {name}", flush=True)
+        record[name] = asked(plans()[name]) | {"commit": commit(), "date": datetime.date.today().isoformat()}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        PAGE.write_text(page(record))
+    print(page(record))
+
+
+if __name__ == "__main__":
+    main()
