@@ -6,7 +6,7 @@ Every arm trains on its made triplets alone, from stage D's net, which has seen 
 add to it. Tune-A-Video has an eighth of the others' clips, so there are true edits of as few clips beside it. The second table says what each stage of
 the data engine loses; the filter's thresholds are those of configs/synthesis_shapes.py. An arm of which the filter accepts nothing stops the experiment
 before anything is trained.
-Hardware: 2 CPU cores. Time: 18 runs of about 4 minutes and, before them, 10 minutes of shared noise and 25 of Tune-A-Video; estimates. Not run yet: no
+Hardware: 2 CPU cores. Time: 18 runs of about 4 minutes and, before them, 10 minutes of shared noise and as many of Tune-A-Video; estimates. Not run yet: no
 number is known.
 """
 
