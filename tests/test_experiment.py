@@ -163,8 +163,9 @@ def test_clips_are_told_to_show_something_else(engine, tmp_path):
     assert {line["id"]: line["caption"] for line in lines} == told and len(told) == 4
 
 
+@pytest.mark.slow
 def test_a_made_arm_trains_from_its_cache(engine, tiny, tmp_path):
-    """All real, at the size of a stamp: engine, cache, training, judging."""
+    """All real, at the size of a stamp: engine, cache, training, judging; a minute of compiling."""
     from tests.test_configs import twin
 
     loader = LoaderConfig(batch=4, frames=2, size=16, cached=True)
