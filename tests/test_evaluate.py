@@ -168,16 +168,15 @@ def test_editors_of_captions_are_told_both_captions():
 
 def test_other_ways_of_editing_are_judged_on_the_same_tasks(trained, tmp_path, capsys):
     base, recipe, output = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **ONE_LEVEL)), tmp_path / "engine.py", tmp_path / "out"
-    settings = "shared_noise=SharedNoiseConfig(sampling=1), tune_a_video=TuneAVideoConfig(steps=1, inversion=1, sampling=1)"
-    recipe.write_text(f"from ivid2vid_jax.synthesis.config import *\nconfig = SynthesisConfig(base={str(base)!r}, {settings})\n")
-    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "grey", "--steps", 1, "--editors", "model", "shared_noise", "tune_a_video", "--engine", recipe]
+    recipe.write_text(f"from ivid2vid_jax.synthesis.config import *\nconfig = SynthesisConfig(base={str(base)!r}, shared_noise=SharedNoiseConfig(sampling=2))\n")
+    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "grey", "--steps", 1, "--editors", "copy", "shared_noise", "--engine", recipe]
     code, err, out = command(capsys, *words)
     assert code == 0, err
-    assert "| model | 1 |" in out and "| shared_noise | 1 |" in out and "| tune_a_video | 1 |" in out
+    assert "| copy | 1 |" in out and "| shared_noise | 1 |" in out
     record = json.loads((output / "run.json").read_text())
-    assert record["tune_a_video"]["steps"] == 1 and len(record["base"]) == 3
-    recipe.write_text(recipe.read_text().replace("steps=1", "steps=2"))
-    assert "(tune_a_video differ)" in command(capsys, *words)[1]
+    assert record["shared_noise"]["sampling"] == 2 and len(record["base"]) == 3
+    recipe.write_text(recipe.read_text().replace("sampling=2", "sampling=1"))
+    assert "(shared_noise differ)" in command(capsys, *words)[1]
 
 
 def test_the_best_point_passes_most_and_then_is_nearest():
