@@ -5,6 +5,7 @@
     python -m ivid2vid_jax.evaluate --model DIR --data DIR --clip-model openai/clip-vit-large-patch14 --inception pt_inception-2015-12-05-6726825d.pth
     python -m ivid2vid_jax.evaluate --edited OURS --against THEIRS --data DIR --output study            # a blind A/B page for people
     python -m ivid2vid_jax.evaluate --grid-text 1 2 3 5 --grid-video 1 1.5 2 --output grid       # which guidance scales?
+    python -m ivid2vid_jax.evaluate --editors model "per frame" tune_a_video shared_noise --output rivals    # the same tasks by other ways of editing
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output DIR    # train and compare recipes
 """
 
@@ -15,7 +16,7 @@ import logging
 import runpy
 from pathlib import Path
 
-from ivid2vid_jax.commands import Progress, main, versions
+from ivid2vid_jax.commands import Progress, main, recipe, versions
 from ivid2vid_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,12 @@ class EvaluateArgs:
     against: Path | None = None  # folder of another editor's edits of the same set: writes an A/B page in the place of a report
     votes: tuple[Path, ...] = ()  # CSVs that people have sent from such a page: counts them, with --output, the page's folder
     shard: str = "0/1"  # I/N: this process judges every N-th edit, from the I-th on; the last to finish has the whole report
-    experiment: Path | None = None  # a file of configs/experiments/: trains its recipes and compares them; --output alone goes with it
+    experiment: Path | None = None  # a file of configs/experiments/: trains and compares; with --output, and --model and --data in the place of the file's
     output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
     count: int = 40  # clips of each kind
     kinds: tuple[str, ...] = ()  # kinds of edit (default: those of training)
-    editors: tuple[str, ...] = ("model", "per frame", "copy", "vae")  # what is judged: the model, the two baselines, the autoencoder's best
+    editors: tuple[str, ...] = ("model", "per frame", "copy", "vae")  # what is judged; also shared_noise, tune_a_video, which are told the true captions
+    engine: Path | None = None  # a recipe of the data engine, whose base and settings these two have (default: SynthesisConfig())
     sheets: int = 2  # contact sheets of each kind
     grid_text: tuple[float, ...] = ()  # text scales to try, each with each of --grid-video, in the place of --editors
     grid_video: tuple[float, ...] = ()
@@ -70,7 +72,9 @@ def run(args: EvaluateArgs) -> None:
 
         return judging.run(args, claim)
     from ivid2vid_jax import pipeline
-    from ivid2vid_jax.evaluation import grid, shapes
+    from ivid2vid_jax.evaluation import captioned, grid, shapes
+    from ivid2vid_jax.synthesis.config import SynthesisConfig
+    from ivid2vid_jax.synthesis.editors import EDITORS
     from ivid2vid_jax.video import compare
 
     if alone := [f"--{name.replace('_', '-')}" for name in ("metrics", "clip_model", "inception", "identity") if getattr(args, name)]:
@@ -88,10 +92,15 @@ def run(args: EvaluateArgs) -> None:
         raise UserError("--grid-text and --grid-video go together: each text scale is tried with each video scale")
     known = grid.editors(pipe, settings, points) if points else shapes.editors(pipe, settings)
     judged = tuple(known) if points else args.editors
-    if unknown := [name for name in judged if name not in known]:
-        raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, known))}")
+    if unknown := [name for name in judged if name not in (*known, *EDITORS)]:
+        raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, (*known, *EDITORS)))}")
 
     record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes.SEED}
+    if told := [name for name in judged if name in EDITORS]:
+        engine = recipe(SynthesisConfig)(args.engine) if args.engine else SynthesisConfig()
+        base = pipeline.load(engine.base, args.dtype)
+        known |= captioned.editors(base, engine, told)
+        record |= {"base": base.folder.fingerprint()} | {name: dataclasses.asdict(getattr(engine, name)) for name in told}
     claim(args.output, record)
 
     def show(item: shapes.Item, truth, edited) -> None:
@@ -125,8 +134,9 @@ def run_experiment(args: EvaluateArgs) -> None:
     found = runpy.run_path(str(args.experiment)).get("experiment")
     if not isinstance(found, experiment.Experiment):
         raise UserError(f"--experiment {args.experiment}: says no `experiment = Experiment(...)`")
+    found = found.pointed_at(args.model, None if args.data == EvaluateArgs.data else args.data)
     outcomes = experiment.run(found, args.output, train, lambda done, total: log.info("judged %d of %d", done, total) if done % 20 == 0 else None)
-    print(experiment.table(found, outcomes))
+    print(experiment.tables(found, outcomes, args.output))
     print(f"wrote {args.output}")
 
 

@@ -21,6 +21,7 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHAN
 COMMANDS = {
     "train": "TrainConfig", "edit": "EditArgs", "prepare": "PrepareArgs", "evaluate": "EvaluateArgs", "plan": "PlanArgs", "app": "AppArgs",
     "synthesize": "SynthesisConfig", "convert": "COMMANDS", "evaluation.study": "StudyArgs",
+    "synthesis.calibrate": "CalibrateArgs",
 }  # fmt: skip
 OTHERS = {"--help", "--dry-run", "--config", "--logdir", "--repeats"}  # every command's, the launchers', TensorBoard's, the benchmarks'
 

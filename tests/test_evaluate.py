@@ -8,8 +8,11 @@ from PIL import Image
 
 from ivid2vid_jax import evaluate, pipeline
 from ivid2vid_jax.data import shapes as world
-from ivid2vid_jax.evaluation import grid, shapes
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import captioned, grid, shapes
+from tests import factory
 from tests.command import run_command
+from tests.test_editors import ONE_LEVEL
 
 KINDS = ("colour", "remove", "grey", "identity")
 
@@ -54,6 +57,9 @@ def test_numbers_of_an_item_are_what_they_say(tmp_path):
     edited[1::2] += 3
     item = shapes.judge("x", "colour", 0, spec, truth, edited.clip(0, 255).astype(np.uint8))
     assert item.error == pytest.approx((1 + 16) / 2) and item.error_outside == pytest.approx((1 + 16) / 2, rel=0.05)
+    static = np.repeat(truth.source[:1], 4, axis=0)
+    assert shapes.warping_errors(static, static, 255 - static) == [pytest.approx(0, abs=1e-6)] * 2 and shapes.warping_errors(static[:1], static[:1]) == [None]
+    assert item.warping > item.warping_truth > 0, "a clip that flickers does not follow the source's flow"
     assert item.flicker == pytest.approx(3) and abs(item.difference - item.difference_truth) <= 3
     assert shapes.psnr(np.array([item.error])) == pytest.approx(10 * np.log10(255**2 / 8.5))
 
@@ -144,6 +150,33 @@ def test_a_grid_of_guidance_scales_is_a_picture_and_names_the_best(trained, tmp_
     assert report["text 1, video 1"]["all"]["psnr"] != report["text 3, video 1"]["all"]["psnr"]
     with Image.open(output / "grid.png") as picture:
         assert picture.width > 1000
+
+
+def test_editors_of_captions_are_told_both_captions():
+    truth, told = world.triplet(world.sample_spec(0, 0, size=16, frames=2)), []
+
+    def edit(tasks):
+        told.extend(tasks)
+        return [[truth.edited]]
+
+    assert np.array_equal(captioned.editor(edit, 7)(truth), truth.edited)
+    assert (told[0].caption, told[0].edited_captions, told[0].seed) == (truth.source_caption, (truth.edited_caption,), 7)
+    assert np.array_equal(told[0].clip, truth.source)
+    with pytest.raises(UserError, match="not finite"):
+        captioned.editor(lambda tasks: [[None]], 7)(truth)
+
+
+def test_other_ways_of_editing_are_judged_on_the_same_tasks(trained, tmp_path, capsys):
+    base, recipe, output = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **ONE_LEVEL)), tmp_path / "engine.py", tmp_path / "out"
+    recipe.write_text(f"from ivid2vid_jax.synthesis.config import *\nconfig = SynthesisConfig(base={str(base)!r}, shared_noise=SharedNoiseConfig(sampling=2))\n")
+    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "grey", "--steps", 1, "--editors", "copy", "shared_noise", "--engine", recipe]
+    code, err, out = command(capsys, *words)
+    assert code == 0, err
+    assert "| copy | 1 |" in out and "| shared_noise | 1 |" in out
+    record = json.loads((output / "run.json").read_text())
+    assert record["shared_noise"]["sampling"] == 2 and len(record["base"]) == 3
+    recipe.write_text(recipe.read_text().replace("sampling=2", "sampling=1"))
+    assert "(shared_noise differ)" in command(capsys, *words)[1]
 
 
 def test_the_best_point_passes_most_and_then_is_nearest():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivid2vid_jax.evaluation.intervals import bootstrap, wilson
+from ivid2vid_jax.evaluation.intervals import bootstrap, ratio, wilson
 
 
 @pytest.mark.parametrize(("successes", "count", "wanted"), [(8, 10, (0.4901625, 0.9433178)), (0, 20, (0.0, 0.1611252)), (20, 20, (0.8388748, 1.0))])
@@ -25,3 +25,13 @@ def test_bootstrap_of_a_mean_is_the_normal_interval_and_repeats():
     half = 1.96 * values.std() / 20
     assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
     assert found == bootstrap(values, lambda drawn: drawn.mean(-1))
+
+
+def test_a_ratio_knows_that_both_saw_the_same_clips():
+    """Half of what passes for one passes for the other: clips that are hard for both do not count twice."""
+    rng = np.random.default_rng(2)
+    under = np.repeat(rng.random(400) < 0.5, 3).reshape(400, 3).T
+    over = under & (np.arange(400) % 2 == 0)
+    low, high = ratio(over, under)
+    assert low < over.mean() / under.mean() < high and high - low < 0.2
+    assert ratio(under, under) == (1, 1) and ratio(~under, under & False) == (np.inf, np.inf) and ratio(over, under) == (low, high)

@@ -132,6 +132,11 @@ def test_kinds_and_split_reach_the_shapes_world(opened):
     np.testing.assert_array_equal(batch["edited"], [each.edited for each in truth])
 
 
+def test_sentences_reach_the_shapes_world(opened):
+    (batch,) = batches(1, dataclasses.replace(SMALL, kinds=("remove",), phrasings=(2,)), "shapes", view="edit")
+    assert {tuple(row) for row in batch["tokens"]} == {tuple(tokenize("take away the star"))}
+
+
 # Order, resume and processes
 
 
@@ -526,6 +531,7 @@ def test_memory_stays_flat(opened):
         ({"frames": 0}, "frames 0 must be between 1"), ({"size": 20}, "size 20 must be a multiple of 8"), ({"batch": 0}, "batch 0"),
         ({"images": 1.5}, "images 1.5"), ({"crop": 0.0}, "crop 0.0"), ({"flip": -0.1}, "flip -0.1"), ({"pan": float("nan")}, "pan nan"),
         ({"stride": 0}, "stride 0"), ({"workers": -1}, "workers -1"), ({"kinds": ("colour", "melt")}, r"kinds \['melt'\] are not known"),
+        ({"phrasings": (4,)}, r"phrasings \(4,\): the kind 'shape' has the sentences 0 to 3"),
         ({"weights": (1.0,)}, r"weights \(1.0,\) must be 2 positive numbers"), ({"weights": (1.0, 0.0)}, "must be 2 positive numbers"),
         ({"weights": (1.0, -2.0)}, "must be 2 positive"),
     ],

@@ -165,6 +165,25 @@ def test_every_kind_has_four_phrasings_and_all_are_used(world):
     assert len(STYLE_PHRASINGS) >= 4
 
 
+def test_instructions_are_drawn_from_the_sentences_that_are_named():
+    for split in shapes.SPLITS:
+        specs = [shapes.sample_spec(6, i, split, phrasings=(3, 4)) for i in range(200)]
+        assert {spec.edit.phrasing for spec in specs} == {3, 4} and {shapes.held_out(spec.scene, spec.edit) for spec in specs} == {split == "eval"}
+        assert {spec.edit.phrasing for spec in specs if spec.edit.kind == "shape"} == {3}, "it has no fifth"
+    assert [shapes.sample_spec(6, i, phrasings=tuple(range(5))) for i in range(50)] == [shapes.sample_spec(6, i) for i in range(50)]
+    with pytest.raises(UserError, match=r"phrasings \(4,\): the kind 'shape' has the sentences 0 to 3"):
+        shapes.sample_spec(6, 0, kinds=("shape",), phrasings=(4,))
+
+
+def test_an_edit_is_found_by_what_it_makes_of_the_scene(world):
+    found = {kind: [] for kind in shapes.ALL_KINDS}
+    for _, spec in world:
+        edit = shapes.edit_towards(spec.scene, shapes.caption(spec.edited))
+        found[spec.edit.kind].append(edit is not None and apply(spec.scene, edit) == spec.edited)
+    assert all(all(found[kind]) == (kind not in ("add", "remove", "identity")) for kind in found), found
+    assert shapes.edit_towards(world[0][1].scene, "a red dog in the snow") is None
+
+
 def test_the_words_are_few_and_all_filled_in(world):
     sentences = [text for triplet, _ in world for text in (triplet.instruction, triplet.source_caption, triplet.edited_caption)]
     words = {word for text in sentences for word in text.replace(",", "").split()}

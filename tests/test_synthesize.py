@@ -100,6 +100,19 @@ def test_the_true_editor_makes_true_edits_without_a_base(config, capsys):
         np.testing.assert_array_equal(each.edited, shapes.render(spec.edited, 16, 2))
 
 
+def test_edits_by_rules_are_judged_too(config):
+    """What a rule asks for is found again by its words; what this world does not have passes none."""
+    run = dataclasses.replace(config, instructions="rules", count=12)
+    synthesize.run(run)
+    found = json.loads((run.output / "statistics.json").read_text())["truth"]
+    known = [each for each in triplets_of(run) if each.provenance.startswith("{")]
+    assert 0 < len(known) == round(found["edits of this world"]["share"] * found["edits that pass"]["count"]) < found["edits that pass"]["count"]
+    for each in known:
+        spec = shapes.Spec.from_json(each.provenance)
+        assert (each.source_caption, each.edited_caption) == (shapes.caption(spec.scene), shapes.caption(spec.edited)) and spec.scene != spec.edited
+    assert not any(word in each.instruction for each in known for word in ("snow", "watercolor", "cartoon"))
+
+
 def test_clips_of_the_shapes_world_come_with_several_edits(config):
     source = Shapes(dataclasses.replace(config, per_clip=4, count=40), config.output)
     for id in source.marks():

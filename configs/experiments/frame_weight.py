@@ -2,20 +2,19 @@
 
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_weight.py --output runs/experiments/frame_weight
 
-Hardware: 2 CPU cores. Not run yet: no number is known.
+Hardware: 2 CPU cores. Time: 18 runs of about 4 minutes, an estimate. Not run yet: no number is known.
 """
 
-import dataclasses
 import runpy
 from pathlib import Path
 
-from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.evaluation.experiment import Experiment
 
-base = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))["base"]
+shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
+base, with_loss = shared["base"], shared["with_loss"]
 
 experiment = Experiment(
     question="Equal steps from the same image editor: what the weight of the frame-difference loss changes.",
-    arms={"0": base}
-    | {f"{weight:g}": dataclasses.replace(base, loss=LossConfig(frame_difference="match", frame_weight=weight)) for weight in (0.05, 0.1, 0.25, 0.5, 1.0)},
+    arms={"0": base} | {f"{weight:g}": with_loss(frame_difference="match", frame_weight=weight) for weight in (0.05, 0.1, 0.25, 0.5, 1.0)},
+    **shared["protocol"],
 )

@@ -2,7 +2,7 @@
 
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/temporal_layers.py --output runs/experiments/temporal_layers
 
-Hardware: 2 CPU cores. Not run yet: no number is known.
+Hardware: 2 CPU cores. Time: 15 runs of about 4 minutes, an estimate. Not run yet: no number is known.
 """
 
 import dataclasses
@@ -12,10 +12,11 @@ from pathlib import Path
 from ivid2vid_jax.evaluation.experiment import Experiment
 from ivid2vid_jax.training.config import NetConfig
 
-base = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))["base"]
+shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
 KINDS = {"none": (), "conv": ("conv",), "attention": ("attention",), "conv and attention": ("conv", "attention"), "motion": ("motion",)}
 
 experiment = Experiment(
     question="Equal steps from the same image editor: what the kind of temporal layer changes.",
-    arms={name: dataclasses.replace(base, net=NetConfig(temporal=kinds)) for name, kinds in KINDS.items()},
+    arms={name: dataclasses.replace(shared["base"], net=NetConfig(temporal=kinds)) for name, kinds in KINDS.items()},
+    **shared["protocol"],
 )

@@ -24,6 +24,7 @@ class LoaderConfig:
     threads: int = 2  # threads of each of these processes, a batch each
     limit_bad: int = 100  # damaged records that may be substituted before the run stops
     kinds: tuple[str, ...] = ()  # edit kinds that the shapes world draws; () = all of shapes.KINDS
+    phrasings: tuple[int, ...] = ()  # numbers of the sentences (shapes_words.PHRASINGS) that it says them in; () = all
 
     def check(self) -> None:
         """Raises UserError that names a value out of its range."""
@@ -38,3 +39,5 @@ class LoaderConfig:
             raise UserError(f"size {self.size} must be a multiple of 8 pixels")
         if unknown := [kind for kind in self.kinds if kind not in shapes.ALL_KINDS]:
             raise UserError(f"kinds {unknown} are not known to the shapes world: choose from {', '.join(shapes.ALL_KINDS)}")
+        for kind in self.kinds or shapes.KINDS:
+            shapes.sentences(kind, self.phrasings)

@@ -53,7 +53,7 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Triplet:
         c = self.config
-        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds or shapes.KINDS, c.size, c.frames, self.world))
+        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds or shapes.KINDS, c.size, c.frames, self.world, c.phrasings))
 
 
 def open_source(name: str, config: LoaderConfig, seed: int, split: str):

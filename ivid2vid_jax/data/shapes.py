@@ -9,9 +9,9 @@ import hashlib
 
 from ivid2vid_jax.data.shapes_check import Limits, Verdict, check
 from ivid2vid_jax.data.shapes_draw import edit_mask, render
-from ivid2vid_jax.data.shapes_sample import SPLITS, WORLDS, held_out, sample_edit, sample_spec
+from ivid2vid_jax.data.shapes_sample import SPLITS, WORLDS, held_out, sample_edit, sample_spec, sentences
 from ivid2vid_jax.data.shapes_scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
-from ivid2vid_jax.data.shapes_words import caption, instruction
+from ivid2vid_jax.data.shapes_words import caption, edit_towards, instruction
 from ivid2vid_jax.data.triplet import Triplet
 
 __all__ = [
@@ -23,12 +23,16 @@ __all__ = [
     "Limits",
     "Spec",
     "Verdict",
+    "caption",
     "check",
     "edit_mask",
+    "edit_towards",
     "held_out",
+    "instruction",
     "render",
     "sample_edit",
     "sample_spec",
+    "sentences",
     "triplet",
 ]
 

@@ -11,10 +11,9 @@ import dataclasses
 import numpy as np
 
 from ivid2vid_jax.data.shapes_draw import edit_mask, largest_channel, render, stylize
-from ivid2vid_jax.data.shapes_scene import ALL_STYLES, BACKGROUNDS, COLOURS, RADII, SHAPES, TEXTURES, Scene, Spec, apply
+from ivid2vid_jax.data.shapes_scene import ALL_STYLES, TEXTURES, VALUES, Scene, Spec, apply
 from ivid2vid_jax.errors import UserError
 
-VALUES = {"colour": COLOURS, "shape": SHAPES, "size": RADII, "texture": TEXTURES, "background": BACKGROUNDS}
 LEAST_CELLS = 24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
 
 

@@ -40,12 +40,14 @@ MOST_PAN = 0.25  # frame sides over the clip
 
 
 def sample_spec(
-    seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = KINDS, size: int = 64, frames: int = 8, world: str = "shapes"
-) -> Spec:
+    seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = KINDS, size: int = 64, frames: int = 8, world: str = "shapes",
+    phrasings: tuple[int, ...] = (),
+) -> Spec:  # fmt: skip
     """The index-th triplet of a seed's endless sequence, a pure function of the arguments.
 
     world: of WORLDS. kinds: names out of ALL_KINDS, each as likely as the others; one named twice is twice as likely. size: pixels of a side, a multiple
-    of 8. Raises UserError for an unknown world, split or kind, or a size or length that no clip can have.
+    of 8. phrasings: numbers of the sentences that instructions are drawn from, () = all. Raises UserError for an unknown world, split or kind, a kind
+    without such a sentence, or a size or length that no clip can have.
     """
     if world not in WORLDS:
         raise UserError(f"world {world!r} is none of {', '.join(WORLDS)}")
@@ -58,7 +60,7 @@ def sample_spec(
     kind = pick(rng, kinds)
     while True:
         scene = sample_scene(rng, kind, world == CROWDED)
-        edit = sample_edit(rng, scene, kind)
+        edit = sample_edit(rng, scene, kind, phrasings)
         if held_out(scene, edit) == (split == "eval"):
             return Spec(scene, edit, size, frames)
 
@@ -121,9 +123,18 @@ def sample_path(rng: np.random.Generator, box: tuple[float, float, float, float]
     return Path(box, *(tuple(float(each) for each in point) for point in (start, via, end)))
 
 
-def sample_edit(rng: np.random.Generator, scene: Scene, kind: str) -> Edit:
+def sentences(kind: str, phrasings: tuple[int, ...] = ()) -> list[int]:
+    """Numbers of the sentences of a kind of edit, those among `phrasings` where any are named. Raises UserError where it has none of them."""
+    count = len(PHRASINGS[kind])
+    found = [i for i in range(count) if i in phrasings or not phrasings]
+    if not found:
+        raise UserError(f"phrasings {phrasings}: the kind {kind!r} has the sentences 0 to {count - 1}; name one of them")
+    return found
+
+
+def sample_edit(rng: np.random.Generator, scene: Scene, kind: str, phrasings: tuple[int, ...] = ()) -> Edit:
     """An edit of that kind that changes something. "add" wants one object in a half of the frame, "remove" wants two objects."""
-    phrasing, target = int(rng.integers(len(PHRASINGS[kind]))), int(rng.integers(len(scene.objects)))
+    phrasing, target = pick(rng, sentences(kind, phrasings)), int(rng.integers(len(scene.objects)))
     if kind == "add":
         place = free_place(scene.objects[0].path.box)
         spot = (0.5, 0.5)

@@ -26,6 +26,7 @@ BACKGROUNDS = {
 }
 PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}  # (x, y) in frame sides
 
+VALUES = {"colour": COLOURS, "shape": SHAPES, "size": RADII, "texture": TEXTURES, "background": BACKGROUNDS}  # kind -> words that it can set
 ATTRIBUTES = ("colour", "shape", "size", "texture")
 STYLES = ("grey", "negative", "outline", "pixelated", "warm", "cool")
 KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")

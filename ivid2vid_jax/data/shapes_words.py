@@ -1,6 +1,6 @@
 """The shapes world in words: captions of scenes, and several sentences for every edit. Few and simple words, for a small text encoder."""
 
-from ivid2vid_jax.data.shapes_scene import ALL_STYLES, Edit, Object, Scene
+from ivid2vid_jax.data.shapes_scene import ALL_STYLES, VALUES, Edit, Object, Scene, apply
 
 LOOKS = {style: style for style in ALL_STYLES} | {"outline": "outlined"}
 WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
@@ -77,6 +77,15 @@ def instruction(scene: Scene, edit: Edit) -> str:
     spoken_of = subject(scene, edit)
     words = {"shape": spoken_of.shape, "colour": spoken_of.colour, "value": edit.value}
     return PHRASINGS[edit.kind][edit.phrasing].format(**words, look=LOOKS.get(edit.kind), where=WHERE.get(edit.value))
+
+
+def edit_towards(scene: Scene, wanted: str) -> Edit | None:
+    """The edit of one attribute, of the background or of the style that gives the scene this caption; None where there is none."""
+    targets = range(len(scene.objects))
+    edits = [Edit(kind, 0, target, value) for kind, values in VALUES.items() for target in targets for value in values]
+    edits += [Edit(style, 0) for style in ALL_STYLES]
+    made = ((edit, apply(scene, edit)) for edit in edits)
+    return next((edit for edit, edited in made if edited != scene and caption(edited) == wanted), None)
 
 
 def caption(scene: Scene) -> str:

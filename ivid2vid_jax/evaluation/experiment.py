@@ -6,25 +6,43 @@ A file under configs/experiments/ exposes `experiment = Experiment(...)`.
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ivid2vid_jax.data.shapes import KINDS
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import made as making
 from ivid2vid_jax.evaluation import shapes
-from ivid2vid_jax.evaluation.intervals import wilson
+from ivid2vid_jax.evaluation.intervals import ratio, wilson
+from ivid2vid_jax.evaluation.made import Made
 from ivid2vid_jax.pipeline import EditSettings, load
+from ivid2vid_jax.training import latents
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics import read_metrics
 
 # Student's t, two-sided 95%, by degrees of freedom (seeds less one)
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+MEANS = {  # column -> a run's number; a column that no run has a number for is left out
+    "edit shown, %": lambda run: 100 * run.summary["success"]["share"],
+    "PSNR to truth": lambda run: run.summary["psnr"]["db"],
+    "frame difference less truth's": lambda run: run.summary["gap"]["mean"],
+    "flicker": lambda run: run.summary["flicker"]["mean"],
+    "warping error x1000": lambda run: 1000 * run.summary["warping"]["mean"] if "warping" in run.summary else None,
+    "the truth's own": lambda run: 1000 * run.summary["warping_truth"]["mean"] if "warping_truth" in run.summary else None,
+    "noise loss": lambda run: run.validation.get("noise_loss"),
+    "frame loss": lambda run: run.validation.get("frame_loss"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """arms: name -> recipe; their outputs and seeds are set here. count: held-out clips of each kind that judge every run."""
+    """arms: name -> recipe; their outputs and seeds are set here. count: held-out clips of each kind that judge every run.
+
+    made: arm -> triplets that the data engine makes, in the place of the recipe's data. against: the arm of which the others' passed clips are told as a
+    share. phrasings: numbers of the sentences in which the judged clips' instructions are said, () = all.
+    """
 
     question: str
     arms: dict[str, TrainConfig]
@@ -32,38 +50,74 @@ class Experiment:
     kinds: tuple[str, ...] = ()
     count: int = 10
     settings: EditSettings = EditSettings()
+    made: dict[str, Made] = dataclasses.field(default_factory=dict)
+    against: str | None = None
+    phrasings: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if unknown := {*self.made, self.against or next(iter(self.arms))} - {*self.arms}:
+            raise UserError(f"experiment: {', '.join(sorted(unknown))} of made or against is no arm: {', '.join(self.arms)}")
+
+    def pointed_at(self, model: str | None, data: str | None) -> "Experiment":
+        """The same from another net and on other data, where they are given; triplets that are made for an arm stay."""
+
+        def other(arm: str, recipe: TrainConfig) -> TrainConfig:
+            return dataclasses.replace(recipe, model=model or recipe.model, data=(data,) if data and arm not in self.made else recipe.data)
+
+        return dataclasses.replace(self, arms={arm: other(arm, recipe) for arm, recipe in self.arms.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One run: its arm, seed, summary on the benchmark, and last validation."""
+    """One run: its arm, seed, summary on the benchmark, last validation, and which clips passed."""
 
     arm: str
     seed: int
     summary: dict
     validation: dict[str, float]
+    passed: tuple[bool, ...]
 
 
 def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Path], progress: Callable | None = None) -> list[Outcome]:
-    """Trains and judges every arm with every seed, into output/<arm>/<seed>."""
-    outcomes = []
+    """Makes what is to be made, then trains and judges every arm with every seed, into output/<arm>/<seed>."""
+    outcomes, arms = [], {arm: on_made(experiment, arm, output) for arm in experiment.arms}
     for seed in experiment.seeds:  # seed by seed: a stopped experiment has compared all arms as often as any
-        for arm, recipe in experiment.arms.items():
+        for arm, recipe in arms.items():
             home = output / arm / str(seed)
             train(dataclasses.replace(recipe, output=str(home), seed=seed))
             pipe = load(home)
             settings = experiment.settings.resolved(pipe.folder)
-            wanted = list(shapes.specs(experiment.kinds or KINDS, experiment.count, settings.size, settings.frames))
+            wanted = list(shapes.specs(experiment.kinds or KINDS, experiment.count, settings.size, settings.frames, phrasings=experiment.phrasings))
             items = shapes.run({"model": shapes.editor(pipe, settings)}, wanted, home / "items.jsonl", None, progress)
             last = next(iter(reversed(read_metrics(home, "validation"))), {})
-            outcomes.append(Outcome(arm, seed, shapes.summary(items), {key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last}))
+            validation = {key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last}
+            outcomes.append(Outcome(arm, seed, shapes.summary(items), validation, tuple(item.passed for item in items)))
             (output / "outcomes.json").write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2) + "\n")
-            (output / "table.md").write_text(table(experiment, outcomes) + "\n")
+            (output / "table.md").write_text(tables(experiment, outcomes, output) + "\n")
     return outcomes
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half-width of the 95% interval over seeds (Student's t)."""
+def on_made(experiment: Experiment, arm: str, output: Path) -> TrainConfig:
+    """An arm's recipe, on the triplets that are made for it; their latents are cached where the recipe reads a cache."""
+    recipe = experiment.arms[arm]
+    if arm not in experiment.made:
+        return recipe
+    data = making.make(experiment.made[arm], triplets(output, arm), output / "made")
+    if recipe.loader.cached:
+        latents.write(data, recipe.model, recipe.loader, augmentations=1, text=False)
+    return dataclasses.replace(recipe, data=(str(data),))
+
+
+def triplets(output: Path, arm: str) -> Path:
+    """Where those of an arm come to stand."""
+    return output / arm / "made"
+
+
+def interval(values: Iterable[float | None]) -> str:
+    """Mean and half-width of the 95% interval over seeds (Student's t); "-" where a seed has no value."""
+    values = list(values)
+    if None in values:
+        return "-"
     mean = float(np.mean(values))
     if len(values) - 1 not in STUDENT:
         return f"{mean:.3f}"
@@ -72,18 +126,34 @@ def interval(values: list[float]) -> str:
 
 
 def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
-    """Markdown. passed: pooled over seeds, Wilson's interval; the others: mean over seeds ± Student's."""
-    lines = [experiment.question, "", "| arm | seeds | passed [95%] | edit shown | PSNR to truth | flicker | noise loss | frame loss |", "|---|---|---|---|---|---|---|---|"]
+    """Markdown. passed: pooled over seeds, Wilson's interval; as a share of another arm's: `ratio`'s; the others: mean over seeds ± Student's."""
+    means = {name: of for name, of in MEANS.items() if any(of(each) is not None for each in outcomes)}
+    head = ["arm", "seeds", "passed [95%]", *([f"as a share of {experiment.against} [95%]"] if experiment.against else []), *means]
+    lines = [experiment.question, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in experiment.arms:
         own = [each for each in outcomes if each.arm == arm]
         if not own:
             continue
-        count = sum(each.summary["count"] for each in own)
-        passed = sum(round(each.summary["passed"]["share"] * each.summary["count"]) for each in own)
+        passed, count = sum(sum(each.passed) for each in own), sum(len(each.passed) for each in own)
         low, high = wilson(passed, count)
         cells = [arm, str(len(own)), f"{100 * passed / count:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"]
-        cells += [interval([each.summary["success"]["share"] for each in own]), interval([each.summary["psnr"]["db"] for each in own])]
-        cells += [interval([each.summary["flicker"]["mean"] for each in own])]
-        cells += [interval([each.validation.get(key, math.nan) for each in own]) for key in ("noise_loss", "frame_loss")]
-        lines.append("| " + " | ".join(cells) + " |")
+        if experiment.against:
+            cells.append(compared(own, [each for each in outcomes if each.arm == experiment.against]))
+        lines.append("| " + " | ".join([*cells, *(interval(map(of, own)) for of in means.values())]) + " |")
     return "\n".join(lines)
+
+
+def compared(own: list[Outcome], others: list[Outcome]) -> str:
+    """Passed clips as a share of another arm's, by the seeds that both have; "-" where that one passes none."""
+    pairs = [(mine.passed, other.passed) for mine in own for other in others if mine.seed == other.seed]
+    over, under = np.array(pairs, float).transpose(1, 0, 2) if pairs else np.zeros((2, 1, 1))
+    if not under.any():
+        return "-"
+    low, high = ratio(over, under)
+    return f"{100 * over.mean() / under.mean():.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def tables(experiment: Experiment, outcomes: list[Outcome], output: Path) -> str:
+    """The table of the runs, and below it that of the triplets that were made."""
+    made = {arm: triplets(output, arm) for arm in experiment.made}
+    return "\n\n".join([table(experiment, outcomes), *([making.table(made)] if made else [])])

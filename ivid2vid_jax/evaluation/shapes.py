@@ -18,6 +18,8 @@ import numpy as np
 from ivid2vid_jax import lines
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.evaluation import flow
 from ivid2vid_jax.evaluation.fidelity import psnr
 from ivid2vid_jax.evaluation.intervals import bootstrap, wilson
 from ivid2vid_jax.models.temporal import is_temporal_key
@@ -35,6 +37,7 @@ class Item:
     passed, success, preserved, nearest: `shapes.Verdict`'s. error: mean squared error (grey levels squared) to the true edit; error_outside:
     to the source, where the edit must change nothing, None where there is no such place. difference, difference_truth: mean absolute
     difference of consecutive frames (grey levels) of the edited and of the true clip; flicker: the mean absolute error of that difference.
+    warping, warping_truth: `flow.warping_error` of both by the source's flow, None without OpenCV.
     """
 
     editor: str
@@ -49,14 +52,18 @@ class Item:
     difference: float
     difference_truth: float
     flicker: float
+    warping: float | None = None
+    warping_truth: float | None = None
 
 
-def specs(kinds: Sequence[str], count: int, size: int, frames: int, world: str = "shapes") -> Iterator[tuple[str, int, shapes.Spec]]:
-    """(kind, index, spec), `count` held-out ones of each kind."""
+def specs(
+    kinds: Sequence[str], count: int, size: int, frames: int, world: str = "shapes", phrasings: tuple[int, ...] = ()
+) -> Iterator[tuple[str, int, shapes.Spec]]:
+    """(kind, index, spec), `count` held-out ones of each kind, said in the sentences of these numbers (() = all)."""
     for kind in kinds:
         place = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
         for index in range(count):
-            yield kind, index, shapes.sample_spec(SEED, place + index, "eval", (kind,), size, frames, world)
+            yield kind, index, shapes.sample_spec(SEED, place + index, "eval", (kind,), size, frames, world, phrasings)
 
 
 def judge(editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray) -> Item:
@@ -64,11 +71,23 @@ def judge(editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet,
     source, wanted, found = (np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited))
     outside = None if truth.mask is None or truth.mask.all() else float(np.square(found - source)[~truth.mask].mean())
     moves, wanted_moves = np.diff(found, axis=0), np.diff(wanted, axis=0)
+    warping, warping_truth = warping_errors(truth.source, edited, truth.edited)
     return Item(
         editor, kind, index, verdict.passed, verdict.success, verdict.preserved, verdict.nearest,
         error=float(np.square(found - wanted).mean()), error_outside=outside, difference=float(np.abs(moves).mean()),
         difference_truth=float(np.abs(wanted_moves).mean()), flicker=float(np.abs(moves - wanted_moves).mean()),
+        warping=warping, warping_truth=warping_truth,
     )  # fmt: skip
+
+
+def warping_errors(source: np.ndarray, *clips: np.ndarray) -> list[float | None]:
+    """Of each clip by the source's flow; None where that cannot be had: without OpenCV, or where nothing can be followed."""
+    try:
+        there = flow.forward(source)
+        seen = flow.visible(there, flow.backward(source))
+        return [flow.warping_error(clip, there, seen) for clip in clips]
+    except UserError:
+        return [None] * len(clips)
 
 
 def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
@@ -140,9 +159,11 @@ def summary(items: Iterable[Item]) -> dict:
     for name, errors in (("psnr", [item.error for item in items]), ("psnr_outside", outside)):
         if errors:
             out[name] = {"db": float(psnr(np.asarray(errors))), "interval": bootstrap(errors, psnr) if all(errors) else None}
-    for name in ("difference", "difference_truth", "flicker"):
-        values = [getattr(item, name) for item in items]
-        out[name] = {"mean": float(np.mean(values)), "interval": bootstrap(values, lambda drawn: drawn.mean(-1))}
+    told = {name: [getattr(item, name) for item in items] for name in ("difference", "difference_truth", "flicker", "warping", "warping_truth")}
+    told["gap"] = [item.difference - item.difference_truth for item in items]
+    for name, values in told.items():
+        if values := [value for value in values if value is not None]:
+            out[name] = {"mean": float(np.mean(values)), "interval": bootstrap(values, lambda drawn: drawn.mean(-1))}
     return out
 
 

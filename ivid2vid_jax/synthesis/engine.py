@@ -239,7 +239,8 @@ class Engine:
                 words = (each["instruction"], each["edited_caption"])
                 id = f"{line['id']}.{mark(words)[:8]}"
                 decides = mark(clip["mark"], line["caption"], words, how)
-                out[id] = Edit(id, line["id"], clip["video"], line["caption"], *words, each["edit_type"], each.get("spec", ""), decides)
+                spec = each.get("spec") or self.spec(line["id"], each["edited_caption"])
+                out[id] = Edit(id, line["id"], clip["video"], line["caption"], *words, each["edit_type"], spec, decides)
         return out
 
     @property
@@ -263,6 +264,14 @@ class Engine:
     def settings(self):
         """The editor's."""
         return getattr(self.config, self.config.editor)
+
+    def spec(self, clip: str, edited_caption: str) -> str:
+        """The shapes world's spec of an edit that is known by its words alone; empty for other clips and for edits that this scene cannot be given."""
+        if self.config.videos != OWN:
+            return ""
+        first = self.specs(clip)[0]
+        edit = shapes.edit_towards(first.scene, edited_caption)
+        return dataclasses.replace(first, edit=edit).to_json() if edit else ""
 
     def specs(self, clip: str) -> list[shapes.Spec]:
         return [shapes.Spec.from_json(text) for text in self.kept[clip]["specs"]]

@@ -120,14 +120,17 @@ def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
 
 
 def truth(engine: Engine, kept: set[str]) -> dict:
-    """The shapes world's checker on every edit that was scored: the filter's precision and recall, and what editing loses before it."""
-    passed = {id: shapes.check(engine.clip(engine.jobs[id].clip), engine.edited(id), shapes.Spec.from_json(engine.jobs[id].spec)).passed for id in engine.score_marks}
-    good = {id for id, each in passed.items() if each}
+    """The shapes world's checker on every edit that was scored: the filter's precision and recall, and what editing loses before it. Edits that the
+    scene cannot be given, as by a wrong caption, pass none."""
+    scored = {id: engine.jobs[id] for id in engine.score_marks}
+    known = {id: edit for id, edit in scored.items() if edit.spec}
+    good = {id for id, edit in known.items() if shapes.check(engine.clip(edit.clip), engine.edited(id), shapes.Spec.from_json(edit.spec)).passed}
 
     def share(part: set, whole: set) -> dict:
         return {"count": len(whole), "share": len(part) / len(whole) if whole else None, "interval": wilson(len(part), len(whole)) if whole else None}
 
-    return {"edits that pass": share(good, set(passed)), "precision": share(good & kept, kept), "recall": share(good & kept, good)}
+    found = {"edits that pass": share(good, set(scored)), "precision": share(good & kept, kept), "recall": share(good & kept, good)}
+    return found | {"edits of this world": share(set(known), set(scored))}
 
 
 def page(engine: Engine, kept: set[str], dropped: dict[str, str], found: dict) -> None:

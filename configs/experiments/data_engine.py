@@ -1,0 +1,49 @@
+"""What is lost on the way from true triplets to made ones? True edits, the cheap editor and Tune-A-Video, the filter on and off, 3 seeds, equal steps.
+
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/data_engine.py --output runs/experiments/data_engine
+
+Every arm trains on its made triplets alone, from stage D's net, which has seen true image edits: its passed clips say what the triplets leave of that, or
+add to it. Tune-A-Video has an eighth of the others' clips, so there are true edits of as few clips beside it. The second table says what each stage of
+the data engine loses; the filter's thresholds are those of configs/synthesis_shapes.py. An arm of which the filter accepts nothing stops the experiment
+before anything is trained.
+Hardware: 2 CPU cores. Time: 18 runs of about 4 minutes and, before them, 10 minutes of shared noise and as many of Tune-A-Video; estimates. Not run yet: no
+number is known.
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+from ivid2vid_jax.evaluation.experiment import Experiment, Made
+from ivid2vid_jax.synthesis.config import SynthesisConfig
+from ivid2vid_jax.training.config import LogConfig
+
+shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
+engine: SynthesisConfig = runpy.run_path(str(Path(__file__).parents[1] / "synthesis_shapes.py"))["config"]
+protocol, FEW, MANY = shared["protocol"], 24, 200  # of judging; clips
+no_filter = dataclasses.replace(engine.filter, image=-1.0, text=-1.0, direction=-1.0, consistency=-1.0)
+base = dataclasses.replace(  # each arm's held-out triplets are its own: their losses could not be compared
+    shared["with_loss"](frame_difference="match", frame_weight=0.25), log=LogConfig(eval_every=0, sample_every=0)
+)
+
+
+def triplets(editor: str, count: int, filtered: bool) -> Made:
+    found = engine.filter if filtered else no_filter
+    return Made(dataclasses.replace(engine, output=Path(f"{editor}-{count}"), editor=editor, count=count, filter=found))
+
+
+made = {
+    "true edits": triplets("truth", MANY, False),
+    "shared noise": triplets("shared_noise", MANY, False),
+    "shared noise, filtered": triplets("shared_noise", MANY, True),
+    "true edits, few": triplets("truth", FEW, False),
+    "Tune-A-Video, few": triplets("tune_a_video", FEW, False),
+    "Tune-A-Video, few, filtered": triplets("tune_a_video", FEW, True),
+}
+experiment = Experiment(
+    question="Equal steps on made triplets alone, from the same image editor: edit success as a share of what true triplets give.",
+    arms=dict.fromkeys(made, base),
+    made=made,
+    against="true edits",
+    **protocol,
+)
