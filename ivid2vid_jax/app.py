@@ -19,6 +19,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.service import Limits, Request, Result, edit, forget
 
 HOUR = 3600  # s after which an uploaded file, and the history of a page that was closed, are removed
+HEIGHT = 300  # pixels of a video on the page
 
 
 @dataclasses.dataclass
@@ -144,7 +145,7 @@ def page(pipe, limits: Limits, home: Path):
         gr.Markdown(f"## Edit a clip by a sentence\nUp to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB.")
         with gr.Row():
             with gr.Column():
-                clip = gr.Video(label="Clip", sources=["upload"])
+                clip = gr.Video(label="Clip", sources=["upload"], height=HEIGHT)
                 sample = gr.Dropdown(list(samples), label="or a sample", value=None)
                 instruction = gr.Textbox(label="Instruction", placeholder="make the circle blue", max_length=500)
                 text_scale = gr.Slider(1, 15, defaults.text_scale, step=0.1, label="Text scale: how strongly the instruction acts")
@@ -153,8 +154,8 @@ def page(pipe, limits: Limits, home: Path):
                 seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
                 edit_button = gr.Button("Edit", variant="primary")
             with gr.Column():
-                edited = gr.Video(label="Edited", autoplay=True, loop=True, interactive=False)
-                pair = gr.Video(label="Source and edit", autoplay=True, loop=True, interactive=False)
+                edited = gr.Video(label="Edited", height=HEIGHT, autoplay=True, loop=True, interactive=False)
+                pair = gr.Video(label="Source and edit", height=HEIGHT, autoplay=True, loop=True, interactive=False)
                 files = gr.Files(label="Download: the edit, side by side, all settings", interactive=False)
                 past = gr.Dropdown([], label="History", type="value")
                 again_button = gr.Button("Repeat exactly")
