@@ -14,6 +14,7 @@ trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 for ((start = 0; ; start++)); do
   "$python" -m ivid2vid_jax.train "$@" &
   child=$!
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # told so before the child had a name
   wait "$child"
   code=$?
   while kill -0 "$child" 2>/dev/null; do # the trap ended the first wait, not training

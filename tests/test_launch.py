@@ -34,7 +34,8 @@ GCLOUD = {
 # A fake answers from ANSWERS/<tool>: its lines in turn, the last one for ever; "exit N" is a failure.
 FAKE = """#!/usr/bin/env bash
 tool=${0##*/}
-{ printf '%s\\x1f' "$tool" "$@"; printf '\\x1e'; } >> "$RECORD"
+{ printf '%s\\x1f' "$tool" "$@"; printf '\\x1e'; } > "$RECORD.$$"
+cat "$RECORD.$$" >> "$RECORD" # one write: fakes run side by side
 [ -t 0 ] || [ "$tool" != kubectl ] || cat > "$RECORD.stdin"
 case "$tool $*" in *describe*) answers=$ANSWERS/describe ;; *ssh*) answers=$ANSWERS/ssh ;; *) exit 0 ;; esac
 [ -f "$answers" ] || exit 0
@@ -371,13 +372,13 @@ def test_a_dockerfile_copies_what_is_there_and_installs_an_extra_that_there_is(k
 # ---- one host, and hosts together
 
 
-def host(folder: Path, script: str, **more) -> subprocess.Popen:
+def host(folder: Path, script: str, program: Path = LAUNCH / "host.sh", **more) -> subprocess.Popen:
     """launch/host.sh with a fake python: a bash script."""
     fake = folder / "python"
     fake.write_text(f"#!/usr/bin/env bash\necho start >> {folder}/starts\n{script}\n")
     fake.chmod(0o755)
     environment = os.environ | {"PYTHON": str(fake), "PAUSE": "0", **more}
-    return subprocess.Popen([LAUNCH / "host.sh", *TRAIN], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([program, *TRAIN], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize(("script", "restarts", "code", "starts"), [
@@ -396,6 +397,17 @@ def test_a_host_that_is_told_to_stop_lets_training_save_and_says_so(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=300)[0] == "saved\n" and process.returncode == 143
     assert (tmp_path / "starts").read_text() == "start\n"
+
+
+def test_a_host_that_is_told_to_stop_while_it_starts_training_stops_it_too(tmp_path):
+    text, slow = (LAUNCH / "host.sh").read_text(), tmp_path / "host.sh"
+    slow.write_text(text.replace("  child=$!\n", "  sleep 0.5\n  child=$!\n", 1))
+    assert slow.read_text() != text
+    slow.chmod(0o755)
+    process = host(tmp_path, "trap 'echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done", slow)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "saved\n" and process.returncode == 143
 
 
 @pytest.mark.slow
