@@ -215,8 +215,8 @@ def test_steps_that_take_no_time():
 
 def test_memory_counts_what_is_held(monkeypatch):
     before = memory()
-    held = np.ones(30 * 2**20, np.uint8)
-    assert held[-1] and 25 < memory()["host"] - before["host"] < 60 and "device_peak" not in before
+    held = np.ones(200 * 2**20, np.uint8)  # more than malloc hands out again of what earlier tests have freed
+    assert held[-1] and 150 < memory()["host"] - before["host"] < 250 and "device_peak" not in before
     devices = [types.SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20}) for peak in (3, 5)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert memory()["device_peak"] == 5
