@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ivid2vid_jax.data.dataset import to_mp4
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video import compare, windows
 from ivid2vid_jax.video.fit import Fit
@@ -48,6 +49,14 @@ def test_round_trip(tmp_path, ending, quality):
     assert [float(t) for t in times] == pytest.approx([i / 10 for i in range(12)])
     assert psnr(frames, moving_square()) > quality if ending else (frames == moving_square()).all()
     assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    """x264 notes its settings in the file. With its macroblock tree, of 10,000 clips of this size written in 4 threads 4 differed from the others; without
+    it none."""
+    clip = RNG.integers(0, 256, (6, 48, 48, 3), np.uint8)
+    assert b"mbtree=0" in write(tmp_path / "clip.mp4", clip).read_bytes() and b"mbtree=0" in to_mp4(clip)
+    assert len({write(tmp_path / "clip.mp4", clip).read_bytes() for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24), Fraction(25, 2), Fraction(7)])

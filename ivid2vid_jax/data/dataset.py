@@ -20,7 +20,8 @@ from ivid2vid_jax.errors import UserError
 CODECS = ("npy", "mp4")
 CLIPS = ("source", "edited", "mask")  # stored as bytes
 NPY, MATROSKA = b"\x93NUMPY", b"\x1aE\xdf\xa3"
-X264 = {"crf": "12", "preset": "medium", "threads": "1"}  # one thread: x264 writes the number into its bytes, and workers fill the cores
+# One thread: x264 writes the number into its bytes, and workers fill the cores. Without the tree: video/write.py, SAME_BYTES.
+X264 = {"crf": "12", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
 
 
 class DamagedClip(UserError):

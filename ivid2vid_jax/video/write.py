@@ -15,9 +15,13 @@ from PIL import Image
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import Clip
 
+# Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip in a thousand or ten thousand
+# differs where other threads run (tests/test_video.py).
+SAME_BYTES = {"x264-params": "mbtree=0"}
+
 # container -> video encoder, its options, sound codecs that may be copied, encoder for others
 CONTAINERS = {
-    ".mp4": ("libx264", {"crf": "16", "preset": "medium"}, ("aac", "mp3", "ac3", "alac"), "aac"),
+    ".mp4": ("libx264", {"crf": "16", "preset": "medium"} | SAME_BYTES, ("aac", "mp3", "ac3", "alac"), "aac"),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "4"}, ("opus", "vorbis"), "libopus"),
 }
 ANIMATIONS = (".gif", ".webp")
