@@ -15,10 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ivid2vid_jax import edit, pipeline, train as command
+from ivid2vid_jax import edit, pipeline
+from ivid2vid_jax import train as command
 from ivid2vid_jax.clip import load_clip
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.training import export, run_folder, sharding
+from ivid2vid_jax.training import export, run_folder, sharding, start
 from ivid2vid_jax.training.checkpoints import Checkpoints, named
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train
@@ -363,6 +364,26 @@ def test_frozen_weights_leave_as_they_came(edited):
     assert {name.removeprefix("ema/") for name in kept if name.startswith("ema/")} == fresh
     assert all(np.array_equal(ours[name], kept[f"ema/{name}"]) for name in fresh)
     assert any(np.any(ours[name]) for name in fresh if "conv4" in name and name.endswith("kernel"))  # zero before training
+
+
+@pytest.mark.parametrize("kinds", [("conv",), ("attention",), ()])
+def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path, kinds):
+    """The net is inflated anew: the 2D weights stay, and the layers that its first training made are gone."""
+    config = config_of(tmp_path, model=edited.output, net__temporal=kinds, net__fresh_temporal=True)
+    folder, source = start.plan(config, lambda: (), tmp_path)
+    begun = start.start(config, folder, source, sharding.make_mesh(config.mesh))
+    ours, theirs = begun.trained | begun.frozen, flatten(load_params(open_folder(edited.model)))
+    assert folder.unet.temporal == kinds
+    assert all(np.array_equal(ours[name], leaf) for name, leaf in theirs.items())
+    fresh = ours.keys() - theirs.keys()
+    assert bool(fresh) == bool(kinds) and not any(np.any(ours[name]) for name in fresh if name.endswith("kernel") and ("conv4" in name or "proj_out" in name))
+    with pytest.raises(UserError, match="unexpected .*temp"):  # without the word, stray temporal weights are refused as before
+        start.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, source, sharding.make_mesh(config.mesh))
+
+
+def test_fresh_temporal_layers_must_be_named(edited, tmp_path):
+    with pytest.raises(UserError, match="--net.fresh-temporal: say which"):
+        start.plan(config_of(tmp_path, model=edited.output, net__temporal=None, net__fresh_temporal=True), lambda: (), tmp_path)
 
 
 def test_a_run_edits_clips(edited, tmp_path, capsys):

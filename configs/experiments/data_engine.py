@@ -2,7 +2,7 @@
 
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/data_engine.py --output runs/experiments/data_engine
 
-Every arm trains on its made triplets alone, from stage D's net, which has seen true image edits: its passed clips say what the triplets leave of that, or
+Every arm trains the whole U-Net on its made triplets alone, from shapes-edit, which has seen true edits: its passed clips say what the triplets leave of that, or
 add to it. Tune-A-Video has an eighth of the others' clips, so there are true edits of as few clips beside it. The second table says what each stage of
 the data engine loses; the filter's thresholds are those of configs/synthesis_shapes.py. An arm of which the filter accepts nothing stops the experiment
 before anything is trained.
@@ -16,14 +16,17 @@ from pathlib import Path
 
 from ivid2vid_jax.evaluation.experiment import Experiment, Made
 from ivid2vid_jax.synthesis.config import SynthesisConfig
-from ivid2vid_jax.training.config import LogConfig
+from ivid2vid_jax.training.config import LogConfig, NetConfig, OptimConfig
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
 engine: SynthesisConfig = runpy.run_path(str(Path(__file__).parents[1] / "synthesis_shapes.py"))["config"]
 protocol, FEW, MANY = shared["protocol"], 24, 200  # of judging; clips
 no_filter = dataclasses.replace(engine.filter, image=-1.0, text=-1.0, direction=-1.0, consistency=-1.0)
-base = dataclasses.replace(  # each arm's held-out triplets are its own: their losses could not be compared
-    shared["with_loss"](frame_difference="match", frame_weight=0.25), log=LogConfig(eval_every=0, sample_every=0)
+base = dataclasses.replace(
+    shared["with_loss"](frame_difference="match", frame_weight=0.25),
+    net=NetConfig(),
+    optim=OptimConfig(lr=3e-4, warmup=50, ema=0.99),
+    log=LogConfig(eval_every=0, sample_every=0),  # each arm's held-out triplets are its own: their losses could not be compared
 )
 
 

@@ -1,9 +1,14 @@
-"""Does the frame-difference loss help, and in which form? Off against each mode, 3 seeds, equal steps from stage D's net.
+"""Does the frame-difference loss help, in which form and how much of it? Off against its modes and weights, 3 seeds, equal steps from the same image editor.
 
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output runs/experiments/frame_difference
 
-Before it: stage D and the cache of data/embedded/clips_simple (configs/embedded/README.md).
-Hardware: 2 CPU cores. Time: 12 runs of about 4 minutes, an estimate. Not run yet: no number is known.
+Before it, the clips and their latents:
+
+    python -m ivid2vid_jax.prepare --data shapes --seed 9 --count 2000 --output data/experiments/clips
+    python -m ivid2vid_jax.prepare --data data/experiments/clips --cache-for shapes-edit --frames 8 --size 64
+
+Temporal layers alone are trained, as in stage E: all else in shapes-edit is stage D's, so new temporal layers on it are stage E begun anew.
+Hardware: 2 CPU cores. Time: 21 runs of about 4 minutes, an estimate. Not run yet: no number is known.
 """
 
 import dataclasses
@@ -12,19 +17,20 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.evaluation.experiment import Experiment
 from ivid2vid_jax.pipeline import EditSettings
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
 
 base = TrainConfig(
-    model="runs/embedded/edit_images_simple",
-    data=("data/embedded/clips_simple",),
+    model="shapes-edit",
+    data=("data/experiments/clips",),
     steps=300,
-    loader=LoaderConfig(batch=4, frames=8, size=64, images=0.2, cached=True),
+    net=NetConfig(fresh_temporal=True),
+    loader=LoaderConfig(batch=4, frames=8, size=64, cached=True),
     loss=LossConfig(frame_difference="none", clean=True),
-    optim=OptimConfig(lr=5e-4, warmup=50, ema=0.99),
+    optim=OptimConfig(lr=1e-3, warmup=50, ema=0.99, trainable=("temporal",)),
     checkpoint=CheckpointConfig(every=150, keep=1),
     log=LogConfig(eval_every=300, eval_batches=8, sample_every=0),
 )
-protocol = dict(count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5))  # of judging: 42 held-out clips a run
+protocol = dict(count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5))  # of judging: 39 held-out clips a run
 
 
 def with_loss(**changes) -> TrainConfig:
@@ -32,12 +38,15 @@ def with_loss(**changes) -> TrainConfig:
 
 
 experiment = Experiment(
-    question="Equal steps from the same image editor: what the frame-difference loss changes.",
+    question="Equal steps of new temporal layers on the same image editor: what the frame-difference loss changes.",
     arms={
         "none": base,
         "match 0.25": with_loss(frame_difference="match", frame_weight=0.25),
         "match_x0 0.25": with_loss(frame_difference="match_x0", frame_weight=0.25),
         "smooth_x0 0.05": with_loss(frame_difference="smooth_x0", frame_weight=0.05),
+        "match 0.1": with_loss(frame_difference="match", frame_weight=0.1),
+        "match 1": with_loss(frame_difference="match", frame_weight=1.0),
+        "match_x0 1": with_loss(frame_difference="match_x0", frame_weight=1.0),
     },
     **protocol,
 )

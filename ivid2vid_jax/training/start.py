@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ivid2vid_jax import remote, runtime
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import CLIPTextConfig, UNetConfig
+from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.training.config import TrainConfig
@@ -65,6 +66,10 @@ def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> 
             raise UserError(f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels")
         return source, source
     source = open_folder(hub.resolve(config.model))
+    if config.net.fresh_temporal:
+        if config.net.temporal is None:
+            raise UserError("--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention")
+        source = dataclasses.replace(source, unet=dataclasses.replace(source.unet, temporal=()))
     sampling = source.sampling | {"size": config.loader.size, "frames": config.loader.frames}
     return dataclasses.replace(source, unet=target_unet(config, source.unet, source.vae.latent_channels), sampling=sampling), source
 
@@ -126,7 +131,7 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
     master = jnp.promote_types(dtype(config), jnp.float32)
     dtypes = {name: master if name in chosen else frozen_type for name in shapes}
     placed = sharding.of_tree(shapes, mesh)
-    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config.seed)
+    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config)
     origin = {"scratch_seed": config.seed} if source is None else {"model": str(config.model), "files": source.fingerprint()}
     trained, frozen = ({name: weights[name] for name in sorted(weights) if (name in chosen) == which} for which in (True, False))
     return Start(folder, origin, trained, frozen)
@@ -157,12 +162,13 @@ def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, ja
     return out
 
 
-def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
+def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, config: TrainConfig) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
-        weights = components.load(name, source.home(name), abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name])
-        out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
+        skip = is_temporal_key if name == "unet" and config.net.fresh_temporal else None
+        weights = components.load(name, source.home(name), abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name], skip=skip)
+        out[name] = inflate(weights, source.unet, folder.unet, config.seed) if name == "unet" else weights
 
     def place(name, leaf):
         fresh = leaf.is_fully_addressable and jax.process_count() > 1  # drawn by every process for itself, the same everywhere

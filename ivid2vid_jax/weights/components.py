@@ -50,34 +50,36 @@ def canonical(component: str, key: str) -> str:
     return key
 
 
-def load(component: str, folder: Path, abstract: Any, dtype=None, shardings: Any = None, variant: str | None = None) -> Any:
+def load(
+    component: str, folder: Path, abstract: Any, dtype=None, shardings: Any = None, variant: str | None = None, skip: Callable[[str], bool] | None = None
+) -> Any:
     """Reads a component's parameters into the tree of `abstract` (jax.ShapeDtypeStruct leaves).
 
     dtype: cast floating leaves to it; None keeps each as stored; a dict says it for each Flax path. shardings: a tree like `abstract`, or one sharding for
-    all, or None for the default device; each leaf goes straight there, so host memory holds one leaf at a time.
+    all, or None for the default device; each leaf goes straight there, so host memory holds one leaf at a time. skip: PyTorch keys that are left alone.
     Raises UserError that names every missing, unexpected or misshapen key with its file.
     """
     if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
         shardings = flax.traverse_util.flatten_dict(shardings)
     params = {}
-    for path, array in arrays(component, folder, abstract, variant):
+    for path, array in arrays(component, folder, abstract, variant, skip):
         wanted = dtype[path] if isinstance(dtype, dict) else dtype
         array = array if wanted is None else array.astype(wanted, copy=False)
         params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
     return flax.traverse_util.unflatten_dict(params)
 
 
-def arrays(component: str, folder: Path, abstract: Any, variant: str | None = None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def arrays(component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
-    for path, leaf in flax.traverse_util.flatten_dict(stored(component, folder, abstract, variant)).items():
+    for path, leaf in flax.traverse_util.flatten_dict(stored(component, folder, abstract, variant, skip)).items():
         yield path, np.asarray(leaf)
 
 
-def stored(component: str, folder: Path, abstract: Any, variant: str | None = None) -> Any:
+def stored(component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None) -> Any:
     """The tree of `abstract` with `Stored` leaves; only headers are read. Raises as `load` does."""
     tensors = {}
     for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():
-        if key.rpartition(".")[2] not in IGNORED:
+        if key.rpartition(".")[2] not in IGNORED and not (skip and skip(key)):
             tensors[canonical(component, key)] = (key, entry, partial(files.read, key, entry))
     return fitted(component, folder, abstract, tensors)
 
