@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import tyro
 
 from ivid2vid_jax.commands import main
-from ivid2vid_jax.errors import UserError
 
 
 @dataclasses.dataclass

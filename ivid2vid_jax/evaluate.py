@@ -65,7 +65,7 @@ def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
     if args.experiment:
         return run_experiment(args)
-    from ivid2vid_jax.data.shapes import ALL_KINDS, KINDS, WORLDS
+    from ivid2vid_jax.data.shapes import ALL_KINDS, WORLDS
 
     if args.data not in WORLDS or args.edited or args.votes or args.against:
         from ivid2vid_jax.evaluation import judging
@@ -81,7 +81,7 @@ def run(args: EvaluateArgs) -> None:
         raise UserError(f"{', '.join(alone)}: the shapes world has its own judge; these go with --data DIR")
     if not 1 <= args.count <= 10**6 or args.sheets < 0:
         raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
-    kinds = args.kinds or KINDS
+    kinds = args.kinds or WORLDS[args.data]
     if unknown := [kind for kind in kinds if kind not in ALL_KINDS]:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(ALL_KINDS)}")
     pipe = pipeline.load(args.model, args.dtype)

@@ -5,11 +5,10 @@
 """
 
 import dataclasses
-import importlib.metadata
 import json
 from pathlib import Path
 
-from ivid2vid_jax.commands import main
+from ivid2vid_jax.commands import main, versions
 from ivid2vid_jax.errors import UserError
 
 
@@ -61,14 +60,9 @@ def run(args: PlanArgs) -> None:
     print(report.text(plan, where, what, amount, steps_of(args, config), args.efficiency, args.price, args.edit))
     print(f"compiled in {plan.seconds:.0f} s")
     if args.output:
-        record = {"arguments": {k: str(v) for k, v in vars(args).items()}, "mesh": dict(mesh.shape), "versions": versions(mesh), "plan": dataclasses.asdict(plan)}
+        told = versions(("jax", "jaxlib")) | {"compiler": " ".join(mesh.devices.flat[0].client.platform_version.split())}
+        record = {"arguments": {k: str(v) for k, v in vars(args).items()}, "mesh": dict(mesh.shape), "versions": told, "plan": dataclasses.asdict(plan)}
         args.output.write_text(json.dumps(record | {"seconds_at_peak": plan.times(where.chip)}, indent=2) + "\n")
-
-
-def versions(mesh) -> dict[str, str]:
-    """What decides over a plan beside its arguments: JAX and the compiler."""
-    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-    return found | {"compiler": " ".join(mesh.devices.flat[0].client.platform_version.split())}
 
 
 def steps_of(args: PlanArgs, config) -> int:

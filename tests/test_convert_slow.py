@@ -20,7 +20,7 @@ from ivid2vid_jax.weights.folder import abstract, load_params, open_folder, save
 from ivid2vid_jax.weights.inflate import inflate
 from tests import factory
 from tests.foreign import animatediff
-from tests.test_export import INSTRUCTION, KINDS, fresh_edits, jax_edit, psnr
+from tests.test_export import INSTRUCTION, KINDS, assert_the_same_edit, fresh_edits, jax_edit
 from tests.test_import import adapter, assert_same, imported, state
 from tests.tiny_run import tiny as config_of
 
@@ -122,7 +122,7 @@ def test_a_whole_edit_at_real_size(tmp_path, name):
     exporting.export(tmp_path / "ours", tmp_path / "out")
     clip, noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8), np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32)
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
-    latents, frames = jax_edit(tmp_path / "ours", clip, noise, size=256)
+    ours = jax_edit(tmp_path / "ours", clip, noise, size=256)
     job = dict(folder=str(tmp_path / "out"), dtype="float32", input=str(tmp_path / "input.npz"), output=str(tmp_path / "edit.npz"), instruction=INSTRUCTION, steps=20)
     [theirs] = fresh_edits(tmp_path, [job | dict(size=256, frames=8)])
-    assert factory.relative(theirs["latents"], latents) <= 1e-3 and psnr(theirs["frames"], frames) >= 40
+    assert_the_same_edit(f"{name}, Stable Diffusion 1.5's size", ours, theirs)

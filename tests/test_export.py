@@ -96,6 +96,14 @@ def psnr(a, b):
     return 10 * np.log10(255.0**2 / max(np.square(a.astype(float) - b).mean(), 1e-9))
 
 
+def assert_the_same_edit(label, ours, theirs):
+    """<= 1e-3 of the largest latent, and the same clip to 40 dB; the figures are printed (pytest -rP)."""
+    (latents, frames), far = ours, factory.relative(theirs["latents"], ours[0])
+    print(f"{label}: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.0f} dB")
+    assert np.abs(latents).max() > 0.1 and frames.std() > 5
+    assert far <= 1e-3 and psnr(theirs["frames"], frames) >= 40
+
+
 @pytest.fixture(scope="module")
 def edits(tiny, tmp_path_factory):
     """name -> (folder, exported folder, JAX's edit, PyTorch's edit); "motion" also in float16, and in windows."""
@@ -120,41 +128,38 @@ def edits(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_whole_edit_without_jax_is_the_same(edits, name):
-    """20 steps, three branches, from the same noise: <= 1e-3 of the largest latent, and the same clip to 40 dB."""
-    _, _, (latents, frames), theirs = edits[name]
+    """20 steps, three branches, from the same noise."""
+    _, _, ours, theirs = edits[name]
     assert str(theirs["unet"]) == KINDS[name][1]
-    assert np.abs(latents).max() > 0.1 and frames.std() > 5
-    assert factory.relative(theirs["latents"], latents) <= 1e-3
-    assert psnr(theirs["frames"], frames) >= 40
+    assert_the_same_edit(name, ours, theirs)
 
 
 def test_the_embedded_editor_is_the_same(tmp_path):
     """Its exported edit of a clip of its own world, 20 steps, at its own size."""
-    if not (assets.folder() / assets.DEFAULT).is_dir():
-        pytest.skip("the embedded pipelines are not in this checkout yet")
     source = assets.folder() / assets.DEFAULT
     exporting.export(source, tmp_path / "out")
     clip = np.stack([frame.pixels for frame in open_clip(assets.clip(None)).frames()])
     latent, size = open_folder(source).vae, EditSettings().resolved(open_folder(source)).size
     noise = noise_of((1, latent.latent_channels, len(clip), size // latent.downscale, size // latent.downscale))
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
-    latents, frames = jax_edit(source, clip, noise, size=size, frames=len(clip))
+    ours = jax_edit(source, clip, noise, size=size, frames=len(clip))
     job = dict(folder=str(tmp_path / "out"), dtype="float32", input=str(tmp_path / "input.npz"), output=str(tmp_path / "edit.npz"), instruction=INSTRUCTION)
     [theirs] = fresh_edits(tmp_path, [job | dict(steps=STEPS, size=size, frames=len(clip))])
-    assert factory.relative(theirs["latents"], latents) <= 1e-3 and psnr(theirs["frames"], frames) >= 40
+    assert_the_same_edit("shapes-edit", ours, theirs)
 
 
 def test_long_clips_go_through_windows_alike(edits):
-    _, _, (latents, frames), theirs = edits["motion, float32, 4"]
-    assert factory.relative(theirs["latents"], latents) <= 1e-3 and psnr(theirs["frames"], frames) >= 40
-    assert factory.relative(edits["motion"][2][0], latents) > 1e-3
+    _, _, ours, theirs = edits["motion, float32, 4"]
+    assert_the_same_edit("motion, in windows of 4 frames", ours, theirs)
+    assert factory.relative(edits["motion"][2][0], ours[0]) > 1e-3
 
 
 def test_half_precision_is_close(edits):
     """What float16 costs is printed (pytest -rP); the clip stays the same to 30 dB."""
     _, _, (latents, frames), theirs = edits["motion, float16, 8"]
-    print(f"float16: {psnr(theirs['frames'], frames):.1f} dB")
-    assert factory.relative(theirs["latents"], latents) < 0.05 and psnr(theirs["frames"], frames) >= 30
+    far = factory.relative(theirs["latents"], latents)
+    print(f"motion, float16: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.1f} dB")
+    assert far < 0.05 and psnr(theirs["frames"], frames) >= 30
 
 
 @pytest.mark.parametrize("name", KINDS)

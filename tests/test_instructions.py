@@ -13,6 +13,7 @@ from ivid2vid_jax.synthesis.instructions import Malformed, Proposal, by_chat, by
 from ivid2vid_jax.synthesis.manifest import Manifest, part_of, settle
 from tests.chat_server import CAPTION, EDITS, Server, completion
 
+
 @pytest.fixture
 def serve():
     servers = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -20,7 +21,7 @@ RATES_OVER, ROBUST_OVER = 1000, 160  # clips
 @pytest.fixture(scope="module")
 def world():
     """(triplet, spec) pairs of every kind, the unseen one too, from both splits of both worlds."""
-    specs = [shapes.sample_spec(3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS, world=shapes.WORLDS[i // 2 % 2]) for i in range(RATES_OVER)]
+    specs = [shapes.sample_spec(3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS, world=list(shapes.WORLDS)[i // 2 % 2]) for i in range(RATES_OVER)]
     return [(shapes.triplet(spec), spec) for spec in specs]
 
 
@@ -96,10 +97,11 @@ def test_the_crowded_world_has_two_objects_or_one_and_uneven_backgrounds_that_pa
     assert np.ptp(shapes.render(dataclasses.replace(scenes[0], objects=()), 64, 1)[0, :, :, 0]) > 20
 
 
-def test_the_plain_world_has_one_object_but_for_removing_and_flat_backgrounds_at_rest():
+def test_the_plain_world_has_one_plain_object_but_for_removing_and_flat_backgrounds_at_rest():
     for i in range(200):
         spec = shapes.sample_spec(3, i)
         assert len(spec.scene.objects) == (2 if spec.edit.kind == "remove" else 1)
+        assert {thing.texture for thing in spec.scene.objects} == {"plain"}
         assert np.ptp(shapes.render(dataclasses.replace(spec.scene, objects=()), 64, 4), axis=(0, 1, 2)).max() == 0
 
 
@@ -107,10 +109,10 @@ def test_the_plain_world_has_one_object_but_for_removing_and_flat_backgrounds_at
 
 
 def test_training_never_draws_what_is_held_out_and_evaluation_nothing_else():
-    for split in shapes.SPLITS:
-        specs = [shapes.sample_spec(2, i, split) for i in range(400)]
+    for split, (world, kinds) in itertools.product(shapes.SPLITS, shapes.WORLDS.items()):
+        specs = [shapes.sample_spec(2, i, split, world=world) for i in range(400)]
         assert {shapes.held_out(spec.scene, spec.edit) for spec in specs} == {split == "eval"}
-        assert {spec.edit.kind for spec in specs} == set(shapes.KINDS)
+        assert {spec.edit.kind for spec in specs} == set(kinds)
         assert {thing.shape for spec in specs for thing in spec.scene.objects} == set(SHAPES)
         assert {spec.scene.background for spec in specs} == set(BACKGROUNDS)
 

@@ -1,4 +1,6 @@
-"""Stage E of the embedded pipeline: stage D inflated and trained on clips with the frame-difference loss, images mixed in.
+"""Stage E of the embedded pipeline: stage D inflated, its temporal layers trained on clips with the frame-difference loss, images mixed in.
+
+All else stays stage D's: trained along with them it came to no better editor (model card).
 
     python -m ivid2vid_jax.train --config configs/embedded/edit_clips.py
 
@@ -11,12 +13,12 @@ from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfi
 
 config = TrainConfig(
     output="runs/embedded/edit_clips",
-    model="runs/embedded/edit_images_simple",
-    data=("data/embedded/clips_simple",),
-    steps=1800,
-    loader=LoaderConfig(batch=8, frames=8, size=64, images=0.2, cached=True),
+    model="runs/embedded/edit_images_plain",
+    data=("data/embedded/clips_plain",),
+    steps=1600,
+    loader=LoaderConfig(batch=8, frames=8, size=64, images=0.1, cached=True),
     loss=LossConfig(frame_difference="match", frame_weight=0.25, clean=True),
-    optim=OptimConfig(lr=5e-4, warmup=100, trainable=("unet", "text_encoder")),
-    checkpoint=CheckpointConfig(every=250),
-    log=LogConfig(eval_every=250, eval_batches=4, sample_every=1000, samples=6),
+    optim=OptimConfig(lr=1e-3, warmup=100, trainable=("temporal",)),
+    checkpoint=CheckpointConfig(every=200),
+    log=LogConfig(eval_every=400, eval_batches=4, sample_every=800, samples=6),
 )

@@ -25,7 +25,7 @@ CLIPS = {
     "star": Scene((Object("star", "purple", "large", "plain", Way(MIDDLE, (0, 1), (0.5, -1), (1, 1))),), "white", wave=0.0),
     "triangle-and-cross": Scene(
         (
-            Object("triangle", "cyan", "large", "striped", Way(LEFT, (0, 1), (0.5, 0.5), (1, 0))),
+            Object("triangle", "cyan", "large", "plain", Way(LEFT, (0, 1), (0.5, 0.5), (1, 0))),
             Object("cross", "yellow", "small", "plain", Way(RIGHT, (0, 0), (0.5, 0.5), (1, 1))),
         ),
         "brown",

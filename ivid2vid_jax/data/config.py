@@ -23,7 +23,7 @@ class LoaderConfig:
     workers: int = 0  # processes that decode; 0 = threads of this one
     threads: int = 2  # threads of each of these processes, a batch each
     limit_bad: int = 100  # damaged records that may be substituted before the run stops
-    kinds: tuple[str, ...] = ()  # edit kinds that the shapes world draws; () = all of shapes.KINDS
+    kinds: tuple[str, ...] = ()  # edit kinds that the shapes world draws; () = all of the world's
     phrasings: tuple[int, ...] = ()  # numbers of the sentences (shapes_words.PHRASINGS) that it says them in; () = all
 
     def check(self) -> None:

@@ -53,7 +53,7 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Triplet:
         c = self.config
-        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds or shapes.KINDS, c.size, c.frames, self.world, c.phrasings))
+        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds, c.size, c.frames, self.world, c.phrasings))
 
 
 def open_source(name: str, config: LoaderConfig, seed: int, split: str):
@@ -70,6 +70,11 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
     if not len(source):
         raise UserError(f"data {name!r}: its split {split!r} holds no records; choose another split, or prepare the data again")
     return source
+
+
+def held_out_split(name: str) -> str:
+    """The split of a dataset, or of a procedural world, that training never sees."""
+    return "eval" if name in shapes.WORLDS else "validation"
 
 
 def open_latents(name: str, keys: tuple[str, ...], split: str):

@@ -250,7 +250,7 @@ class ShapesReader:
     count: int
     seed: int = 0
     split: str = "train"
-    kinds: tuple[str, ...] = shapes.KINDS
+    kinds: tuple[str, ...] = ()  # () = all of the world's
     size: int = 64
     frames: int = 8
     world: str = "shapes"

@@ -13,6 +13,7 @@ from ivid2vid_jax.data.shapes_scene import (
     ALL_KINDS,
     BACKGROUNDS,
     COLOURS,
+    CROWDED_KINDS,
     KINDS,
     PLACES,
     RADII,
@@ -28,8 +29,8 @@ from ivid2vid_jax.data.shapes_scene import (
 from ivid2vid_jax.data.shapes_words import PHRASINGS, subject
 from ivid2vid_jax.errors import UserError
 
-CROWDED = "shapes-crowded"  # one object or two, uneven backgrounds that may pan; "shapes": one object but for "remove", flat and still backgrounds
-WORLDS = ("shapes", CROWDED)
+CROWDED = "shapes-crowded"  # one object or two, some textured, uneven backgrounds that may pan
+WORLDS = {"shapes": KINDS, CROWDED: CROWDED_KINDS}  # name -> the kinds of edit that it draws; "shapes": one plain object, two for "remove", flat and still
 SPLITS = ("train", "eval")
 HELD_OUT = 10  # one combination in so many
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # (x0, y0, x1, y1) in frame sides
@@ -40,24 +41,24 @@ MOST_PAN = 0.25  # frame sides over the clip
 
 
 def sample_spec(
-    seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = KINDS, size: int = 64, frames: int = 8, world: str = "shapes",
+    seed: int, index: int, split: str = "train", kinds: tuple[str, ...] = (), size: int = 64, frames: int = 8, world: str = "shapes",
     phrasings: tuple[int, ...] = (),
 ) -> Spec:  # fmt: skip
     """The index-th triplet of a seed's endless sequence, a pure function of the arguments.
 
-    world: of WORLDS. kinds: names out of ALL_KINDS, each as likely as the others; one named twice is twice as likely. size: pixels of a side, a multiple
-    of 8. phrasings: numbers of the sentences that instructions are drawn from, () = all. Raises UserError for an unknown world, split or kind, a kind
-    without such a sentence, or a size or length that no clip can have.
+    world: of WORLDS. kinds: names out of ALL_KINDS, each as likely as the others; one named twice is twice as likely; () = all of the world's. size:
+    pixels of a side, a multiple of 8. phrasings: numbers of the sentences that instructions are drawn from, () = all. Raises UserError for an
+    unknown world, split or kind, a kind without such a sentence, or a size or length that no clip can have.
     """
     if world not in WORLDS:
         raise UserError(f"world {world!r} is none of {', '.join(WORLDS)}")
     if split not in SPLITS:
         raise UserError(f"split {split!r} is none of {', '.join(SPLITS)}")
     unknown = [kind for kind in kinds if kind not in ALL_KINDS]
-    if unknown or not kinds:
-        raise UserError(f"edit kinds {unknown} are not known: choose at least one of {', '.join(ALL_KINDS)}")
+    if unknown:
+        raise UserError(f"edit kinds {unknown} are not known: choose from {', '.join(ALL_KINDS)}")
     rng = np.random.default_rng([seed, index])
-    kind = pick(rng, kinds)
+    kind = pick(rng, kinds or WORLDS[world])
     while True:
         scene = sample_scene(rng, kind, world == CROWDED)
         edit = sample_edit(rng, scene, kind, phrasings)
@@ -84,19 +85,19 @@ def sample_scene(rng: np.random.Generator, kind: str, crowded: bool) -> Scene:
     background = pick(rng, tuple(BACKGROUNDS))
     objects = []
     for region in regions:
-        objects.append(sample_object(rng, region, background, objects, room=RADII["large"] if kind == "size" else 0.0))
+        objects.append(sample_object(rng, region, background, objects, room=RADII["large"] if kind == "size" else 0.0, textured=crowded))
     if not crowded:
         return Scene(tuple(objects), background, wave=0.0)
     pan = tuple(float(each) for each in rng.uniform(-MOST_PAN, MOST_PAN, 2)) if rng.integers(2) else (0.0, 0.0)
     return Scene(tuple(objects), background, pan)
 
 
-def sample_object(rng: np.random.Generator, region, background: str, others: list[Object], room: float) -> Object:
+def sample_object(rng: np.random.Generator, region, background: str, others: list[Object], room: float, textured: bool) -> Object:
     """Unlike the others in shape and in colour. room: the least radius, in frame sides, that must fit along the whole path."""
     size = pick(rng, tuple(RADII))
     margin = max(RADII[size], room) + GAP
     box = (region[0] + margin, region[1] + margin, region[2] - margin, region[3] - margin)
-    texture = pick(rng, TEXTURES) if rng.integers(2) else "plain"
+    texture = pick(rng, TEXTURES) if textured and rng.integers(2) else "plain"
     return Object(pick(rng, new_shapes(others)), pick(rng, new_colours(others, background)), size, texture, sample_path(rng, box))
 
 

@@ -29,10 +29,11 @@ PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom
 VALUES = {"colour": COLOURS, "shape": SHAPES, "size": RADII, "texture": TEXTURES, "background": BACKGROUNDS}  # kind -> words that it can set
 ATTRIBUTES = ("colour", "shape", "size", "texture")
 STYLES = ("grey", "negative", "outline", "pixelated", "warm", "cool")
-KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")
+CROWDED_KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")
+KINDS = tuple(kind for kind in CROWDED_KINDS if kind != "texture")  # of the plain world, the default
 UNSEEN_STYLE = "sepia"  # a kind that can be asked for but that no default draws: for fine-tuning on something never seen
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
-ALL_KINDS = (*KINDS, UNSEEN_STYLE)
+ALL_KINDS = (*CROWDED_KINDS, UNSEEN_STYLE)
 
 LEAST_CONTRAST = 100.0  # Euclidean RGB distance between an object and the background: 25 times the noise that the checker must bear
 LEAST_LUMA_CONTRAST = 20.0  # grey levels, so that it is still seen where the colour is taken away

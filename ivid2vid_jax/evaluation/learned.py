@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.commands import Progress
-from ivid2vid_jax.data.shapes import KINDS, WORLDS, Spec
+from ivid2vid_jax.data.shapes import UNSEEN_STYLE, WORLDS, Spec
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes
 from ivid2vid_jax.evaluation.intervals import wilson
@@ -38,7 +38,7 @@ def file(run: Path, when: str) -> Path:
 def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
     """About `log.judge` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
     world = next(name for name in config.data if name in WORLDS)
-    kinds = config.loader.kinds or KINDS
+    kinds = config.loader.kinds or WORLDS[world]
     for kind in dict.fromkeys(kinds):
         count = max(1, round(config.log.judge * kinds.count(kind) / len(kinds)))
         yield from shapes.specs((kind,), count, config.loader.size, config.loader.frames, world)
@@ -49,8 +49,8 @@ def table(run: Path) -> str:
     before, after = (shapes.read(file(run, when)) for when in WHEN)
     if not before or not after:
         return ""
-    kinds = sorted({item.kind for item in after}, key=lambda kind: (kind in KINDS, kind))
-    groups = {kind: (kind,) for kind in kinds} | {"all kinds of the default training": tuple(kind for kind in kinds if kind in KINDS)}
+    kinds = sorted({item.kind for item in after}, key=lambda kind: (kind != UNSEEN_STYLE, kind))
+    groups = {kind: (kind,) for kind in kinds} | {"all kinds of the default training": tuple(kind for kind in kinds if kind != UNSEEN_STYLE)}
     lines = ["| kind of edit | passed before [95%] | passed after [95%] |", "|---|---|---|"]
     for name, members in groups.items():
         cells = [share([item.passed for item in items if item.kind in members]) for items in (before, after)]

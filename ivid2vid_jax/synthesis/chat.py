@@ -9,7 +9,6 @@ import time
 
 from ivid2vid_jax.errors import UserError
 
-
 MOST_PAUSE = 60.0  # s between two tries, whatever a server asks for
 
 

@@ -88,7 +88,7 @@ def texts(config: TrainConfig) -> Iterator[str]:
     """Instructions and captions of the training data, for a vocabulary."""
     for name in config.data:
         if name in shapes.WORLDS:
-            drawn = dict(kinds=config.loader.kinds or shapes.KINDS, world=name, phrasings=config.loader.phrasings)
+            drawn = dict(kinds=config.loader.kinds, world=name, phrasings=config.loader.phrasings)
             specs = (shapes.sample_spec(config.seed, i, **drawn) for i in range(TEXTS))
             for spec in specs:
                 yield from (shapes.instruction(spec.scene, spec.edit), shapes.caption(spec.scene), shapes.caption(spec.edited))

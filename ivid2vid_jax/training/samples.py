@@ -6,8 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ivid2vid_jax.data.loader import open_source
-from ivid2vid_jax.data.shapes import WORLDS
+from ivid2vid_jax.data.loader import held_out_split, open_source
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.pipeline import EditSettings, Pipeline, load_tokenizer
 from ivid2vid_jax.training import export
@@ -69,7 +68,7 @@ class Samples:
         """The first held-out triplets of the first dataset that has any, cut to the training length."""
         for name in self.config.data:
             try:
-                source = open_source(name, self.config.loader, 0, "eval" if name in WORLDS else "validation")
+                source = open_source(name, self.config.loader, 0, held_out_split(name))
             except UserError:
                 continue
             for i in range(min(self.config.log.samples, len(source))):

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from ivid2vid_jax import runtime
-from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.data.shapes import WORLDS
+from ivid2vid_jax.data.loader import Loader, held_out_split
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.training.config import TrainConfig
@@ -47,8 +46,7 @@ class Validation:
         batches = []
         for name in self.config.data:
             try:
-                split = "eval" if name in WORLDS else "validation"
-                with Loader(dataclasses.replace(plain, weights=()), (name,), view, tokenize, seed=0, split=split) as loader:
+                with Loader(dataclasses.replace(plain, weights=()), (name,), view, tokenize, seed=0, split=held_out_split(name)) as loader:
                     batches += [next(loader)[0] for _ in range(self.config.log.eval_batches)]
             except UserError as error:
                 log.warning("no validation on %s: %s", name, error)

@@ -1,0 +1,23 @@
+"""Stage D, last part: the world without textures, and the kinds of edit that failed most, thin outlines and which of two objects goes, more often.
+
+    python -m ivid2vid_jax.train --config configs/embedded/edit_images_plain.py
+
+Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+"""
+
+from ivid2vid_jax.data.config import LoaderConfig
+from ivid2vid_jax.diffusion.losses import LossConfig
+from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
+
+config = TrainConfig(
+    output="runs/embedded/edit_images_plain",
+    model="runs/embedded/edit_images_simple",
+    data=("data/embedded/images_plain",),
+    steps=5000,
+    net=NetConfig(temporal=()),
+    loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
+    loss=LossConfig(clean=True),
+    optim=OptimConfig(lr=8e-4, warmup=100, trainable=("unet", "text_encoder")),
+    checkpoint=CheckpointConfig(every=500),
+    log=LogConfig(eval_every=500, eval_batches=4, sample_every=2500, samples=6),
+)
