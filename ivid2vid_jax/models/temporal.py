@@ -53,10 +53,13 @@ class TimeConv(nn.Module):
         B, T, H, W, C = x.shape
         kernel = self.param("kernel", self.kernel_init, (3, 1, 1, C, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        taps = kernel.astype(self.dtype)[:, 0, 0]  # [3, C, features]
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        window = jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1)  # [B, T, H, W, 3C]
-        return matmul(window, taps.reshape(3 * C, self.features)) + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
+        taps, x = kernel.astype(self.dtype)[:, 0, 0], x.astype(self.dtype)  # [3, C, features]
+        if T == 1:  # a still image: the outer taps meet padding alone
+            taps = taps[1]
+        else:
+            x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+            x, taps = jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1), taps.reshape(3 * C, self.features)  # [B, T, H, W, 3C]
+        return matmul(x, taps) + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
 
 
 class TemporalTransformer(nn.Module):

@@ -65,7 +65,7 @@ class OptimConfig:
     clip: float = 1.0  # most global gradient norm; 0 = no clipping
     accumulation: int = 1  # micro-batches of one optimiser step; the batch is split, not multiplied
     ema: float = 0.999  # decay of the averaged weights, warmed up as min(ema, (1+n)/(10+n)); 0 = none
-    trainable: tuple[str, ...] = ("unet",)  # unet, temporal, attention, text_encoder, vae, clip, or regular expressions on parameter names
+    trainable: tuple[str, ...] = ("unet",)  # unet, temporal, spatial, attention, text_encoder, vae, clip, or regular expressions on parameter names
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # of the arithmetic; auto: bfloat16 on TPU and GPU, float32 on CPU
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # frozen weights are kept in; auto = dtype
     remat: Literal["none", "products", "block"] = "none"  # what layers keep for the backward pass: all, products of weights, their input alone
@@ -170,7 +170,7 @@ DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never 
     steps=550,
     loader=LoaderConfig(batch=24, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS),
     loss=LossConfig(clean=True),
-    optim=OptimConfig(lr=3e-4, warmup=20, ema=0.99, trainable=("unet", "text_encoder")),
+    optim=OptimConfig(lr=3e-4, warmup=20, ema=0.99, trainable=("spatial", "text_encoder")),
     checkpoint=CheckpointConfig(every=100),
     log=LogConfig(eval_every=0, sample_every=0, sample_steps=10, judge=56),
 )

@@ -8,9 +8,15 @@ import flax
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models.temporal import is_temporal_key
 
+
+def is_temporal(name: str) -> bool:
+    return is_temporal_key(name.replace("/", "."))
+
+
 PRESETS = {
     "unet": lambda name: name.startswith("unet/"),
-    "temporal": lambda name: name.startswith("unet/") and is_temporal_key(name.replace("/", ".")),
+    "temporal": lambda name: name.startswith("unet/") and is_temporal(name),
+    "spatial": lambda name: name.startswith("unet/") and not is_temporal(name),
     "attention": lambda name: name.startswith("unet/") and re.search(r"/attn\d", name) is not None,
     "text_encoder": lambda name: name.startswith("text_encoder/"),
     "vae": lambda name: name.startswith("vae/"),
