@@ -465,7 +465,7 @@ def test_presets_pick_what_they_say(world, shapes):
     image_names = {f"unet/{name}" for name in flatten(abstract("unet", image_net))}
     unet = {name for name in shapes if name.split("/")[0] == "unet"}
     assert trainable(shapes, ("temporal",)) == unet - image_names and len(unet - image_names) > 20
-    assert trainable(shapes, ("unet",)) == unet
+    assert trainable(shapes, ("unet",)) == unet and trainable(shapes, ("spatial",)) == image_names
     attention = {name for name in unet if {"attn1", "attn2"} & set(name.split("/"))}
     assert trainable(shapes, ("attention",)) == attention and len(attention) > 10
     assert trainable(shapes, ("vae",)) == {name for name in shapes if name.startswith("vae")}

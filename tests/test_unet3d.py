@@ -58,14 +58,15 @@ def test_equals_diffusers_2d_at_real_size(tmp_path, config):
     assert factory.relative(apply(ours, params, x, (321.0,), context), reference_2d(module, x, (321.0,), context)) <= 1e-4
 
 
-def test_equals_diffusers_3d(tmp_path):
+@pytest.mark.parametrize("frames", [1, 4])
+def test_equals_diffusers_3d(tmp_path, frames):
     module = factory.unet3d(
         sample_size=8, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=16,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
     )  # fmt: skip
     ours, params = load(module, tmp_path)
     assert ours.temporal == ("conv", "attention")
-    x, context = inputs(ours, T=4)
+    x, context = inputs(ours, T=frames)
     with torch.no_grad():
         clip = torch.from_numpy(x.transpose(0, 4, 1, 2, 3).copy())
         theirs = module(clip, torch.tensor([7.0, 800.0]), torch.from_numpy(context)).sample.numpy().transpose(0, 2, 3, 4, 1)
