@@ -21,6 +21,7 @@ from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train as real_train
+from ivid2vid_jax.weights.files import write_json
 
 FILES = sorted(Path("configs/experiments").glob("*.py"))
 
@@ -36,6 +37,8 @@ def world(monkeypatch):
         home.mkdir(parents=True, exist_ok=True)
         line = {"step": 1, "kind": "validation", "time": 0, "noise_loss": config.optim.lr + config.seed, "frame_loss": 1.0}
         (home / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (home / "pipeline").mkdir(exist_ok=True)
+        write_json(home / "pipeline" / "training.json", {"step": config.steps})
         return home
 
     class Settings(experiments.EditSettings):
@@ -57,6 +60,18 @@ def test_every_arm_meets_every_seed_and_the_table_tells(world, tmp_path):
     assert "| good | 2 | 100.0% [68, 100] |" in text and "| bad | 2 | 0.0% [0, 32] |" in text and "1.000 ± 6.353" in text  # 0.5 and 1.5: 12.706 * 0.7071 / 1.4142
     assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 4
     assert all((tmp_path / arm / str(seed) / "items.jsonl").read_text().count("\n") == 4 for arm in ("good", "bad") for seed in (0, 1))
+
+
+def test_half_a_run_is_not_judged(world, tmp_path):
+    """SIGTERM ends a run's training with a checkpoint, not the process."""
+    experiment, train, trained = world
+
+    def stopped(config):
+        return train(config if len(trained) < 2 else dataclasses.replace(config, steps=7))
+
+    with pytest.raises(UserError, match=r"good/1: told to stop at step 7 of \d+; run the same command to go on"):
+        experiments.run(experiment, tmp_path, stopped)
+    assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 2 and not (tmp_path / "good" / "1" / "items.jsonl").exists()
 
 
 def test_interval_is_students():

@@ -1,5 +1,6 @@
 """Training runs through `train()` and its command: what a run leaves behind, that it goes on to the bit, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -377,8 +378,11 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
     assert all(np.array_equal(ours[name], leaf) for name, leaf in theirs.items())
     fresh = ours.keys() - theirs.keys()
     assert bool(fresh) == bool(kinds) and not any(np.any(ours[name]) for name in fresh if name.endswith("kernel") and ("conv4" in name or "proj_out" in name))
+    export.write(tmp_path / "run", 1, folder, source, begun.trained, begun.frozen)
+    assert flatten(load_params(open_folder(tmp_path / "run" / "pipeline"))).keys() == ours.keys()
     with pytest.raises(UserError, match="unexpected .*temp"):  # without the word, stray temporal weights are refused as before
-        start.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, source, sharding.make_mesh(config.mesh))
+        stray = dataclasses.replace(source, left_out=None)
+        start.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, stray, sharding.make_mesh(config.mesh))
 
 
 def test_fresh_temporal_layers_must_be_named(edited, tmp_path):

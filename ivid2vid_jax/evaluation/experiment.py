@@ -20,6 +20,7 @@ from ivid2vid_jax.evaluation.made import Made
 from ivid2vid_jax.pipeline import EditSettings, load
 from ivid2vid_jax.training import latents
 from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.export import written_step
 from ivid2vid_jax.training.metrics import read_metrics
 
 # Student's t, two-sided 95%, by degrees of freedom (seeds less one)
@@ -85,6 +86,8 @@ def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Pat
         for arm, recipe in arms.items():
             home = output / arm / str(seed)
             train(dataclasses.replace(recipe, output=str(home), seed=seed))
+            if (at := written_step(home)) != recipe.steps:
+                raise UserError(f"{home}: told to stop at step {at} of {recipe.steps}; run the same command to go on")
             pipe = load(home)
             settings = experiment.settings.resolved(pipe.folder)
             wanted = list(shapes.specs(experiment.kinds or KINDS, experiment.count, settings.size, settings.frames, phrasings=experiment.phrasings))

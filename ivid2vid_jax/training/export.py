@@ -52,6 +52,6 @@ def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, n
     found = {}
     for component, net in source.models.items():
         if any(name.startswith(f"{component}/") for name in wanted):
-            tree = dict(components.arrays(component, source.home(component), abstract(component, net)))
+            tree = dict(components.arrays(component, source.home(component), abstract(component, net), skip=source.skip(component)))
             found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
     return {name: found[name] for name, shape in wanted.items() if name in found and found[name].shape == shape}

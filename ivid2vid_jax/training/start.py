@@ -69,9 +69,10 @@ def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> 
     if config.net.fresh_temporal:
         if config.net.temporal is None:
             raise UserError("--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention")
-        source = dataclasses.replace(source, unet=dataclasses.replace(source.unet, temporal=()))
+        source = dataclasses.replace(source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key)
     sampling = source.sampling | {"size": config.loader.size, "frames": config.loader.frames}
-    return dataclasses.replace(source, unet=target_unet(config, source.unet, source.vae.latent_channels), sampling=sampling), source
+    target = target_unet(config, source.unet, source.vae.latent_channels)
+    return dataclasses.replace(source, unet=target, sampling=sampling, left_out=None), source
 
 
 def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> UNetConfig:
@@ -166,8 +167,8 @@ def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, config: T
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
-        skip = is_temporal_key if name == "unet" and config.net.fresh_temporal else None
-        weights = components.load(name, source.home(name), abstract(name, net), flax.traverse_util.flatten_dict(types[name]), places[name], skip=skip)
+        stored = flax.traverse_util.flatten_dict(types[name])
+        weights = components.load(name, source.home(name), abstract(name, net), stored, places[name], skip=source.skip(name))
         out[name] = inflate(weights, source.unet, folder.unet, config.seed) if name == "unet" else weights
 
     def place(name, leaf):

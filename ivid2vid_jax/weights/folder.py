@@ -29,7 +29,8 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 class Folder:
     """What a pipeline folder holds, parameters apart.
 
-    scheduler: the content of scheduler_config.json. sampling: the content of sampling.json, {} where there is none.
+    scheduler: the content of scheduler_config.json. sampling: the content of sampling.json, {} where there is none. left_out: the U-Net's keys, by
+    PyTorch's names, that its files hold and nobody reads; None for none.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Folder:
     text_encoder: CLIPTextConfig
     scheduler: dict
     sampling: dict
+    left_out: Callable[[str], bool] | None = None
 
     @property
     def models(self) -> dict[str, Any]:
@@ -47,6 +49,10 @@ class Folder:
     def home(self, component: str) -> Path:
         """Where a component's files lie."""
         return self.path / component
+
+    def skip(self, component: str) -> Callable[[str], bool] | None:
+        """The component's keys that are not read, as `components.load` takes them."""
+        return self.left_out if component == "unet" else None
 
     @property
     def tokenizer(self) -> Path:
@@ -92,6 +98,9 @@ class ClipFolder:
 
     def home(self, component: str) -> Path:
         return self.path
+
+    def skip(self, component: str) -> None:
+        """Nothing is left out."""
 
     @property
     def text_length(self) -> int:
