@@ -37,6 +37,7 @@ class EditArgs:
     rescale: float = 0.0  # guidance rescale, 0 to 1
     guide_from: float | None = None  # guidance acts on the steps from this share of them on,
     guide_to: float | None = None  # and before this one; the other steps take a third of the time
+    shared_noise: float | None = None  # share of the noise that all frames have in common, 0 to 1: more makes frames alike
     devices: int | None = None  # how many share the work: a clip's frames, a long clip's windows (default: all)
     profile: Path | None = None  # folder for a trace of the sampling, for TensorBoard or xprof
     dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)

@@ -57,6 +57,7 @@ class EvaluateArgs:
     sampler: str | None = None
     guide_from: float | None = None  # guidance acts on the steps from this share of them on,
     guide_to: float | None = None  # and before this one
+    shared_noise: float | None = None  # share of the noise that all frames have in common
     seed: int = 0  # of the sampling
     dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto
 

@@ -44,6 +44,7 @@ class EditSettings:
     size: int | None = None  # pixels of the longer side inside the model; the size it was trained at
     frames: int | None = None  # frames of one window; the number it was trained at
     seed: int = 0
+    shared_noise: float | None = None  # share of the noise that all frames have in common, 0 to 1; 0
     negative: str = ""  # in the place of the empty instruction
     eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
@@ -57,7 +58,7 @@ class EditSettings:
 
     def resolved(self, folder: Folder) -> "EditSettings":
         """Every None filled in. Raises UserError that names a value out of its range."""
-        defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames, guide_from=0.0, guide_to=1.0)
+        defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames, shared_noise=0.0, guide_from=0.0, guide_to=1.0)
         defaults["sampler"] = CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
         defaults["size"] = (folder.unet.sample_size or 64) * folder.vae.downscale
         defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
@@ -70,7 +71,7 @@ class EditSettings:
     def check(self) -> None:
         for name, low, high in (
             ("steps", 1, 1000), ("size", 1, 8192), ("frames", 1, 1024), ("seed", 0, 2**32 - 1), ("eta", 0, 1), ("rescale", 0, 1),
-            ("text_scale", 0, 1000), ("video_scale", 0, 1000), ("guide_from", 0, 1), ("guide_to", 0, 1),
+            ("text_scale", 0, 1000), ("video_scale", 0, 1000), ("shared_noise", 0, 1), ("guide_from", 0, 1), ("guide_to", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not (isinstance(value, int | float) and low <= value <= high):
@@ -155,7 +156,7 @@ class Pipeline:
         table = sampler(settings.sampler, self.schedule, settings.steps, settings.eta)
         cut = windows.plan(len(source), settings.frames)
         total = settings.steps * len(cut)
-        ran = self.loop(self.params["unet"], source, self.guidance(instruction, settings), table, settings.seed, cut, noise)
+        ran = self.loop(self.params["unet"], source, self.guidance(instruction, settings), table, settings.seed, cut, noise, settings.shared_noise)
         for done, latents in enumerate(ran):
             if latents is not None:
                 return latents / self.folder.vae.scaling_factor

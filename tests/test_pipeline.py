@@ -145,6 +145,14 @@ def test_guidance_acts_in_its_interval_alone(pipe):
     assert [len(each.weights) for each in asked] == [1, 3, 3, 1]
 
 
+@pytest.mark.parametrize(("sampler", "frames"), [("ddim", 16), ("euler_ancestral", 3)])
+def test_frames_of_a_still_clip_are_alike_under_shared_noise(pipe, sampler, frames):
+    """In one window and in several, with noise at the start alone and in every step. This net has no temporal layers."""
+    still = np.broadcast_to(clip(1), (5, 16, 16, 3))
+    apart, alike = (pipe.edit(still, INSTRUCTION, steps=2, size=16, sampler=sampler, frames=frames, shared_noise=shared).astype(int) for shared in (0.0, 1.0))
+    assert np.abs(alike - alike[:1]).max() <= 1 and np.abs(apart - apart[:1]).max() > 30
+
+
 def test_settings_come_from_the_folder_then_from_the_package(pipe, monkeypatch):
     settings = EditSettings().resolved(pipe.folder)
     assert (settings.text_scale, settings.video_scale, settings.sampler, settings.size, settings.frames) == (7.5, 1.5, "ddim", 16, 16)

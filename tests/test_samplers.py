@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
+from ivid2vid_jax.conversion.shipped.pipeline import unit_noise
 from ivid2vid_jax.diffusion.samplers import frame_noise, predicted_x0, sampler, step_rows, update
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from tests import factory
@@ -115,6 +116,19 @@ def test_noise_of_a_frame_does_not_depend_on_its_window():
     whole, part = frame_noise(key, np.arange(10), (4, 4, 2)), frame_noise(key, np.arange(6, 10), (4, 4, 2))
     np.testing.assert_array_equal(whole[6:], part)
     assert len(np.unique(np.asarray(whole)[:, 0, 0, 0])) == 10
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.4, 1.0])
+def test_frames_share_as_much_of_their_noise_as_they_are_told(shared):
+    """In JAX and in the PyTorch that is shipped with exported weights."""
+    key, shape = jax.random.key(3), (64, 64, 4)
+    ours = np.asarray(frame_noise(key, np.arange(4), shape, shared))
+    theirs = unit_noise((1, 4, 4, 64, 64), shared, torch.Generator().manual_seed(0))[0].numpy().swapaxes(0, 1)
+    for noise in (ours, theirs):
+        np.testing.assert_allclose(np.cov(noise.reshape(4, -1)), shared + (1 - shared) * np.eye(4), atol=0.03)
+    np.testing.assert_allclose(frame_noise(key, np.arange(2, 4), shape, shared), ours[2:], rtol=1e-5, atol=1e-6)
+    if not shared:
+        np.testing.assert_array_equal(ours, frame_noise(key, np.arange(4), shape))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class PackArgs:
     text_scale: float | None = None  # guidance that shapes-edit proposes, for its sampling.json
     video_scale: float | None = None
     steps: int | None = None  # sampler steps
+    shared_noise: float | None = None  # share of the noise that all frames have in common
     output: Path = dataclasses.field(default_factory=assets.folder)
     clips: bool = True  # draw the sample clips
 
@@ -56,7 +57,7 @@ def run(args: PackArgs) -> None:
     for name, path in (("shapes-base", args.base), ("shapes-edit", args.edit)):
         if path:
             folder = open_folder(hub.resolve(path))
-            wanted = {"text_scale": args.text_scale, "video_scale": args.video_scale, "steps": args.steps} if name == "shapes-edit" else {}
+            wanted = {key: getattr(args, key) for key in ("text_scale", "video_scale", "steps", "shared_noise")} if name == "shapes-edit" else {}
             chosen = {key: value for key, value in wanted.items() if value is not None}
             folder = dataclasses.replace(folder, sampling=folder.sampling | chosen)
             params = load_params(folder)

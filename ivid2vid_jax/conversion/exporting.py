@@ -113,7 +113,7 @@ def defaults(folder: Folder) -> dict:
     from ivid2vid_jax.pipeline import EditSettings
 
     settings = EditSettings().resolved(folder)
-    return {name: getattr(settings, name) for name in ("steps", "text_scale", "video_scale", "sampler", "size", "frames")}
+    return {name: getattr(settings, name) for name in ("steps", "text_scale", "video_scale", "sampler", "size", "frames", "shared_noise")}
 
 
 def copy(name: str, folder: Path) -> None:

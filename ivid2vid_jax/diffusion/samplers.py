@@ -8,6 +8,7 @@ so one compiled program serves every sampler and every number of steps. A table 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
@@ -20,6 +21,7 @@ CLASSES = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpm++",
 }
+NO_FRAME = 2**31 - 1  # no clip is so long: the number of what all frames have in common
 TINY = 2.0**-24  # stands for alpha_bar = 0 where a sampler divides by it, as in diffusers
 
 
@@ -69,12 +71,15 @@ def update(x, x0, x0_before, noise, step: Step):
     return step.A * x + step.B * x0 + step.C * x0_before + step.D * noise
 
 
-def frame_noise(key, frames, shape):
+def frame_noise(key, frames, shape, shared=0.0):
     """Unit noise of a clip, each frame's from its own number: [len(frames), *shape].
 
-    frames: int32 [T], frame numbers in the whole clip; so a frame's noise does not depend on the window it is seen in.
+    frames: int32 [T], frame numbers in the whole clip; so a frame's noise does not depend on the window it is seen in. shared: share of its variance
+    that all frames have in common, 0 to 1 (the mixed noise of Ge et al. 2023, arXiv 2305.10474).
     """
-    return jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(key, frame), shape))(frames)
+    own = jax.vmap(lambda frame: jax.random.normal(jax.random.fold_in(key, frame), shape))(frames)
+    common = jax.random.normal(jax.random.fold_in(key, NO_FRAME), shape)
+    return jnp.sqrt(1 - shared) * own + jnp.sqrt(shared) * common[None]
 
 
 def visited(schedule: NoiseSchedule, steps: int, default: str, rounded: bool = True) -> np.ndarray:

@@ -26,6 +26,13 @@ class Guidance(NamedTuple):
     rescale: jax.Array
 
 
+class Noise(NamedTuple):
+    """Where a step's noise comes from: a key, and the share that all frames have in common; see `samplers.frame_noise`."""
+
+    key: jax.Array
+    shared: jax.Array
+
+
 class State(NamedTuple):
     """Latents and the previous step's clean prediction, both [T, h, w, C] float32."""
 
@@ -46,11 +53,11 @@ def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guid
     return jax.vmap(combine, (0, None, None))(predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale)
 
 
-def advance(state: State, prediction, frames, key, step: Step, prediction_type: str) -> State:
+def advance(state: State, prediction, frames, noise: Noise, step: Step, prediction_type: str) -> State:
     """One sampler step from a guided prediction; frames: int32 [T], the frames' numbers in the whole clip."""
     x0 = predicted_x0(state.x, prediction, step, prediction_type)
-    noise = frame_noise(key, frames, state.x.shape[1:])
-    return State(update(state.x, x0, state.x0, noise, step), x0)
+    fresh = frame_noise(noise.key, frames, state.x.shape[1:], noise.shared)
+    return State(update(state.x, x0, state.x0, fresh, step), x0)
 
 
 class SamplingLoop:
@@ -60,48 +67,50 @@ class SamplingLoop:
         self.spread = spread = spread or Spread(1)
         self.guided = spread.jit(partial(guided, denoise), WINDOWS)
         self.advance = spread.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
-        self.start = spread.jit(lambda key, frames, scale, like: frame_noise(key, frames, like.shape[1:]) * scale)
+        self.start = spread.jit(lambda noise, frames, scale, like: frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale)
 
-        def whole(params, state, source, frames, key, step, guidance):
+        def whole(params, state, source, frames, noise, step, guidance):
             prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
-            return advance(state, prediction, frames, key, step, prediction_type)
+            return advance(state, prediction, frames, noise, step, prediction_type)
 
         self.whole = spread.jit(whole, donate_argnums=1)
 
     def __call__(
-        self, params: Any, source: np.ndarray, guidance: Sequence[Guidance], table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None
+        self, params: Any, source: np.ndarray, guidance: Sequence[Guidance], table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None,
+        shared: float = 0.0,
     ) -> Iterator[np.ndarray | None]:
         """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
 
         source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given. guidance: that of each step.
         windows: see `video/windows.py`; one window means one dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
+        shared: share of the seed's noise that all frames have in common.
         """
-        keys = list(jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
-        steps = list(zip(step_rows(table), keys[1:], guidance, strict=True))
-        scale = jax.device_put(np.float32(table.start))
+        scale, shared = jax.device_put((np.float32(table.start), np.float32(shared)))
+        first, *later = (Noise(key, shared) for key in jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
+        steps = list(zip(step_rows(table), later, guidance, strict=True))
         run = self.one_window if len(windows) == 1 else self.many_windows
-        return run(params, np.asarray(source, np.float32), steps, keys[0], scale, windows, noise)
+        return run(params, np.asarray(source, np.float32), steps, first, scale, windows, noise)
 
-    def one_window(self, params, source, steps, key, scale, windows, noise):
+    def one_window(self, params, source, steps, first, scale, windows, noise):
         frames, source = self.spread.put((np.arange(len(source), dtype=np.int32), source), FRAMES)
-        x = self.start(key, frames, scale, source) if noise is None else self.spread.put(noise * np.float32(scale), FRAMES)
+        x = self.start(first, frames, scale, source) if noise is None else self.spread.put(noise * np.float32(scale), FRAMES)
         state = State(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES))
-        for step, key, guidance in steps:
-            state = self.whole(params, state, source, frames, key, step, guidance)
+        for step, drawn, guidance in steps:
+            state = self.whole(params, state, source, frames, drawn, step, guidance)
             yield None
         yield jax.device_get(state.x)
 
-    def many_windows(self, params, source, steps, key, scale, windows, noise):
+    def many_windows(self, params, source, steps, first, scale, windows, noise):
         """The clip stays on the host; each device sees one window at a time, so its memory does not grow with length.
 
         Every step predicts each window and blends the predictions where windows overlap, then advances the whole clip
         (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along time).
         """
         put, numbers = self.spread.put, np.arange(len(source), dtype=np.int32)
-        first = [jax.device_get(self.start(key, put(numbers[w]), scale, put(source[w]))) for w in windows]
-        x = assemble(first, windows, source.shape) if noise is None else noise * np.float32(scale)
+        begun = [jax.device_get(self.start(first, put(numbers[w]), scale, put(source[w]))) for w in windows]
+        x = assemble(begun, windows, source.shape) if noise is None else noise * np.float32(scale)
         x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
-        for step, key, guidance in steps:
+        for step, drawn, guidance in steps:
             prediction = np.zeros_like(x)
             for i in range(0, len(windows), self.spread.count):
                 group = windows[i : i + self.spread.count]
@@ -113,7 +122,7 @@ class SamplingLoop:
             parts = []
             for window in windows:
                 state, part, frames = put((State(x[window], x0[window]), prediction[window], numbers[window]))
-                parts.append(jax.device_get(self.advance(state, part, frames, key, step)))
+                parts.append(jax.device_get(self.advance(state, part, frames, drawn, step)))
             x, x0 = (assemble([part[i] for part in parts], windows, x.shape) for i in (0, 1))
         yield x
 

@@ -19,19 +19,21 @@ class InstructVid2VidPipeline(DiffusionPipeline):
 
     def __init__(
         self, vae, text_encoder, tokenizer, unet, scheduler, steps: int = 50, text_scale: float = 7.5, video_scale: float = 1.5,
-        sampler: str = "ddim", size: int = 256, frames: int = 16,
+        sampler: str = "ddim", size: int = 256, frames: int = 16, shared_noise: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.register_to_config(steps=steps, text_scale=text_scale, video_scale=video_scale, sampler=sampler, size=size, frames=frames)
+        values = dict(steps=steps, text_scale=text_scale, video_scale=video_scale, sampler=sampler, size=size, frames=frames, shared_noise=shared_noise)
+        self.register_to_config(**values)
 
     @torch.no_grad()
     def __call__(
         self, video, instruction: str, negative: str = "", steps: int | None = None, text_scale: float | None = None, video_scale: float | None = None,
-        size: int | None = None, frames: int | None = None, seed: int = 0, noise: torch.Tensor | None = None,
+        size: int | None = None, frames: int | None = None, seed: int = 0, noise: torch.Tensor | None = None, shared_noise: float | None = None,
     ):  # fmt: skip
         """video: a file, uint8 [T, H, W, 3], or a list of PIL images. text_scale, video_scale: guidance towards the instruction and the source clip;
-        size: pixels of the longer side inside the model; frames: of one window; noise: unit noise [1, C, T, h, w] in the place of the seed's.
+        size: pixels of the longer side inside the model; frames: of one window; noise: unit noise [1, C, T, h, w] in the place of the seed's;
+        shared_noise: share of the noise at the start that all frames have in common, 0 to 1.
 
         Returns uint8 [T, H, W, 3] of the video's size.
         """
@@ -39,6 +41,7 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         steps, frames = steps or own.steps, frames or own.frames
         text_scale = own.text_scale if text_scale is None else text_scale
         video_scale = own.video_scale if video_scale is None else video_scale
+        shared_noise = own.shared_noise if shared_noise is None else shared_noise
         if self.unet.config.in_channels != 2 * self.vae.config.latent_channels:
             raise ValueError(f"this U-Net takes {self.unet.config.in_channels} latent channels and no source clip, so it edits nothing")
 
@@ -49,7 +52,7 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         scheduler = SCHEDULERS[own.sampler].from_config(self.scheduler.config)
         scheduler.set_timesteps(steps, device=self.device)
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(source.shape, generator=generator) if noise is None else noise
+        noise = unit_noise(source.shape, shared_noise, generator) if noise is None else noise
         x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
         weights = torch.tensor([1 - video_scale, video_scale - text_scale, text_scale], device=self.device).reshape(3, 1, 1, 1, 1)
         windows = plan(len(clip), frames)
@@ -109,6 +112,12 @@ class Fit:
 
 def resize(frame, size):
     return frame if frame.shape[:2] == size else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def unit_noise(shape, shared, generator):
+    """[B, C, T, h, w]: every frame's own noise, and the share of its variance that all have in common."""
+    own, common = (torch.randn(size, generator=generator) for size in (shape, (*shape[:2], 1, *shape[3:])))
+    return (1 - shared) ** 0.5 * own + shared**0.5 * common
 
 
 def plan(length, window):
