@@ -167,8 +167,8 @@ class TrainConfig:
 DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never seen, in ten minutes on two cores: still images show more examples a second than clips
     output="runs/shapes",
     model="shapes-edit",
-    steps=550,
-    loader=LoaderConfig(batch=24, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS),
+    steps=450,
+    loader=LoaderConfig(batch=32, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS),
     loss=LossConfig(clean=True),
     optim=OptimConfig(lr=3e-4, warmup=20, ema=0.99, trainable=("spatial", "text_encoder")),
     checkpoint=CheckpointConfig(every=100),
