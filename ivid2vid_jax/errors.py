@@ -15,6 +15,14 @@ def check_instruction(instruction: str) -> None:
         raise UserError("the instruction is empty; say what to change, e.g. 'make it snow'")
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """(index, count) of a --shard "I/N". Raises UserError."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard {text} must be I/N with I from 0 to N - 1, e.g. 0/4")
+    return int(index), int(count)
+
+
 def check_types(config, prefix: str = "") -> None:
     """UserError that names a value of another type than its field says: Python, which recipes are written in, does not mind one."""
     for field in dataclasses.fields(config):

@@ -20,6 +20,7 @@ from ivid2vid_jax.weights.folder import abstract, load_params, open_folder, save
 from ivid2vid_jax.weights.inflate import inflate
 from tests import factory
 from tests.foreign import animatediff
+from tests.memory import PEAK
 from tests.test_export import INSTRUCTION, KINDS, assert_the_same_edit, fresh_edits, jax_edit
 from tests.test_import import adapter, assert_same, imported, state
 from tests.tiny_run import tiny as config_of
@@ -48,19 +49,12 @@ def test_import_train_export_import(tmp_path):
     np.testing.assert_array_equal(table(trained["unet"]), table(moved))
 
 
-CONVERT = """
-import sys, threading, time, psutil, jax
+CONVERT = f"""
+import sys, time, jax
 from ivid2vid_jax.conversion import exporting, foreign, importing
 from pathlib import Path
 jax.devices()
-process, peak = psutil.Process(), 0
-base = process.memory_info().rss
-def watch():
-    global peak
-    while True:
-        peak = max(peak, process.memory_info().rss)
-        time.sleep(0.005)
-threading.Thread(target=watch, daemon=True).start()
+{PEAK}
 began = time.time()
 if sys.argv[1] == "export":
     exporting.export(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -218,7 +218,7 @@ def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(stages=("cut",)), "--stages cut: choose from clips"), (dict(shard="2/2"), "--shard 2/2 must be i/n"), (dict(count=0), "--count 0 must be between"),
+        (dict(stages=("cut",)), "--stages cut: choose from clips"), (dict(shard="2/2"), "--shard 2/2 must be I/N"), (dict(count=0), "--count 0 must be between"),
         (dict(videos="/nowhere", captions=CaptionsConfig(), instructions="rules"), "/nowhere: no such folder"),
         (dict(videos="/tmp"), "only --videos shapes comes with its own"), (dict(per_clip="2"), "per_clip '2' must be int"),
         (dict(instructions="chat"), "OPENAI_API_KEY"), (dict(instructions="/none.jsonl"), "/none.jsonl: no such file"),

@@ -18,6 +18,7 @@ from ivid2vid_jax.weights import components, files, hub, names
 from ivid2vid_jax.weights.folder import CONFIGS, abstract, load_params, open_folder, save_folder
 from ivid2vid_jax.weights.inflate import inflate
 from tests import factory
+from tests.memory import PEAK
 
 
 def tensors(folder):
@@ -301,18 +302,11 @@ def test_where_a_model_is_looked_for(tiny, tmp_path):
         hub.resolve("nobody/such-a-model")
 
 
-MEMORY = """
-import resource, sys, threading, time, psutil, jax
+MEMORY = f"""
+import sys, jax
 from ivid2vid_jax.weights.folder import load_params, open_folder
 jax.devices()
-process, peak = psutil.Process(), 0
-base = process.memory_info().rss
-def watch():
-    global peak
-    while True:
-        peak = max(peak, process.memory_info().rss)
-        time.sleep(0.005)
-threading.Thread(target=watch, daemon=True).start()
+{PEAK}
 params = load_params(open_folder(sys.argv[1]))
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 print((peak - base) / size, size)

@@ -12,7 +12,7 @@ from ivid2vid_jax import pipeline
 from ivid2vid_jax.commands import Progress, versions
 from ivid2vid_jax.data.readers import ClipSettings, common_size, fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.errors import UserError, shard_of
 from ivid2vid_jax.evaluation import clips, inception, report, sets, study
 from ivid2vid_jax.evaluation.metrics import METRICS
 from ivid2vid_jax.video.read import open_clip
@@ -68,13 +68,11 @@ def check(args) -> tuple[tuple[int, int], ClipSettings]:
             raise UserError(f"{option}: no such folder of edited clips")
     if args.against and not args.edited:
         raise UserError("--against needs --edited: the page sets the edits of two folders side by side")
-    first, slash, second = args.shard.partition("/")
-    if not slash or not (first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise UserError(f"--shard {args.shard} must be I/N with I from 0 to N - 1, e.g. 0/4")
+    part = shard_of(args.shard)
     for name, value, low, high in (("--clip-size", args.clip_size, 8, 4096), ("--clip-frames", args.clip_frames, 1, 100_000), ("--shown", args.shown, 0, 1000)):
         if value is not None and not low <= value <= high:
             raise UserError(f"{name} {value} must be between {low} and {high}")
-    return (int(first), int(second)), ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
+    return part, ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
 
 
 def chosen(args, tasks: Sequence[sets.Task]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from ivid2vid_jax.errors import UserError, check_types
+from ivid2vid_jax.errors import UserError, check_types, shard_of
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clips import ClipsConfig
@@ -38,7 +38,7 @@ class SynthesisConfig:
     validation: float = 0.02  # share of clips whose triplets go into the split "validation"
     codec: Literal["npy", "mp4"] = "npy"  # how the dataset's clips are stored: exact, or mp4, a tenth of the space
     licence: str = ""  # of the videos, SPDX; it goes into every triplet
-    shard: str = "0/1"  # "i/n": this process does the i-th of n parts of each stage; "auto": by jax.distributed, one part a process
+    shard: str = "0/1"  # "I/N": this process does part I of N of each stage; "auto": by jax.distributed, one part a process
     devices: int | None = None  # that edit clips, each its own (None: all of this process)
     estimate: bool = False  # print what is left to do, its chip-hours and the chat's price, and stop
 
@@ -65,7 +65,4 @@ class SynthesisConfig:
             import jax
 
             return jax.process_index(), jax.process_count()
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-            raise UserError(f"--shard {self.shard} must be i/n with 0 <= i < n, e.g. 0/4, or auto")
-        return int(index), int(count)
+        return shard_of(self.shard)
