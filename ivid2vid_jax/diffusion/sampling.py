@@ -30,7 +30,7 @@ class Noise(NamedTuple):
     """Where a step's noise comes from: a key, and the share that all frames have in common; see `samplers.frame_noise`."""
 
     key: jax.Array
-    shared: jax.Array
+    shared: jax.Array | float = 0.0
 
 
 class State(NamedTuple):
