@@ -8,7 +8,7 @@ Before it, the clips and their latents:
     python -m ivid2vid_jax.prepare --data data/experiments/clips --cache-for shapes-edit --frames 8 --size 64
 
 Temporal layers alone are trained, as in stage E: all else in shapes-edit is stage D's, so new temporal layers on it are stage E begun anew.
-Hardware: 2 CPU cores. Time: 21 runs of about 4 minutes, an estimate. Not run yet: no number is known.
+Hardware: 2 CPU cores. Time: 21 runs of 7 minutes on one core. The first four arms: docs/experiments.md; the other weights were not run yet.
 """
 
 import dataclasses
