@@ -74,6 +74,14 @@ def test_half_a_run_is_not_judged(world, tmp_path):
     assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 2 and not (tmp_path / "good" / "1" / "items.jsonl").exists()
 
 
+def test_differences_are_told_seed_by_seed(world, tmp_path):
+    """The arms' noise losses are 0.001 and 0.5 plus the seed: far apart over seeds, the same distance in each."""
+    experiment, train, _ = world
+    experiments.run(experiment, tmp_path, train)
+    told = cells((tmp_path / "table.md").read_text(), "bad", "less good, seed by seed")
+    assert told["seeds"] == "2" and told["noise loss"] == "0.499 ± 0.000" and told["frame loss"] == "0.000 ± 0.000" and float(told["edit shown, %"].split()[0]) == -100
+
+
 def test_interval_is_students():
     assert interval([1.0, 2.0, 3.0]) == f"2.000 ± {4.303 / np.sqrt(3):.3f}" and interval([1.0]) == "1.000" and interval([1.0, None]) == "-"
 
@@ -85,7 +93,7 @@ def cells(text: str, first: str, corner: str = "arm") -> dict[str, str]:
         row = [cell.strip() for cell in line.split("|")[1:-1]]
         if row and row[0] == first and head[0] == corner:
             return dict(zip(head, row, strict=True))
-        head = row if row and row[0] in ("arm", "triplets of") else head
+        head = row if row and (row[0] in ("arm", "triplets of") or row[0].startswith("less ")) else head
     raise AssertionError(f"{first} is no row of {text}")
 
 

@@ -128,9 +128,14 @@ def interval(values: Iterable[float | None]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
+def columns(outcomes: list[Outcome]) -> dict[str, Callable]:
+    """Those of MEANS that any run has a number for."""
+    return {name: of for name, of in MEANS.items() if any(of(each) is not None for each in outcomes)}
+
+
 def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
     """Markdown. passed: pooled over seeds, Wilson's interval; as a share of another arm's: `ratio`'s; the others: mean over seeds ± Student's."""
-    means = {name: of for name, of in MEANS.items() if any(of(each) is not None for each in outcomes)}
+    means = columns(outcomes)
     head = ["arm", "seeds", "passed [95%]", *([f"as a share of {experiment.against} [95%]"] if experiment.against else []), *means]
     lines = [experiment.question, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in experiment.arms:
@@ -146,6 +151,19 @@ def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def paired(experiment: Experiment, outcomes: list[Outcome]) -> str:
+    """Markdown: means less those of another arm (`against`, or the first), seed by seed ± Student's: what all runs of a seed have in common falls out."""
+    other, means = experiment.against or next(iter(experiment.arms)), columns(outcomes)
+    theirs = {each.seed: each for each in outcomes if each.arm == other}
+    lines = ["| " + " | ".join([f"less {other}, seed by seed", "seeds", *means]) + " |", "|---" * (2 + len(means)) + "|"]
+    for arm in experiment.arms:
+        pairs = [(each, theirs[each.seed]) for each in outcomes if each.arm == arm and each.seed in theirs]
+        if pairs and arm != other:
+            differences = ([None if None in both else both[0] - both[1] for both in ((of(a), of(b)) for a, b in pairs)] for of in means.values())
+            lines.append("| " + " | ".join([arm, str(len(pairs)), *map(interval, differences)]) + " |")
+    return "\n".join(lines)
+
+
 def compared(own: list[Outcome], others: list[Outcome]) -> str:
     """Passed clips as a share of another arm's, by the seeds that both have; "-" where that one passes none."""
     pairs = [(mine.passed, other.passed) for mine in own for other in others if mine.seed == other.seed]
@@ -157,6 +175,6 @@ def compared(own: list[Outcome], others: list[Outcome]) -> str:
 
 
 def tables(experiment: Experiment, outcomes: list[Outcome], output: Path) -> str:
-    """The table of the runs, and below it that of the triplets that were made."""
+    """The table of the runs, their differences seed by seed, and below that the triplets that were made."""
     made = {arm: triplets(output, arm) for arm in experiment.made}
-    return "\n\n".join([table(experiment, outcomes), *([making.table(made)] if made else [])])
+    return "\n\n".join([table(experiment, outcomes), paired(experiment, outcomes), *([making.table(made)] if made else [])])
