@@ -132,7 +132,7 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
     master = jnp.promote_types(dtype(config), jnp.float32)
     dtypes = {name: master if name in chosen else frozen_type for name in shapes}
     placed = sharding.of_tree(shapes, mesh)
-    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config)
+    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config.seed)
     origin = {"scratch_seed": config.seed} if source is None else {"model": str(config.model), "files": source.fingerprint()}
     trained, frozen = ({name: weights[name] for name in sorted(weights) if (name in chosen) == which} for which in (True, False))
     return Start(folder, origin, trained, frozen)
@@ -163,13 +163,13 @@ def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, ja
     return out
 
 
-def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, config: TrainConfig) -> dict[str, jax.Array]:
+def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
         stored = flax.traverse_util.flatten_dict(types[name])
         weights = components.load(name, source.home(name), abstract(name, net), stored, places[name], skip=source.skip(name))
-        out[name] = inflate(weights, source.unet, folder.unet, config.seed) if name == "unet" else weights
+        out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
 
     def place(name, leaf):
         fresh = leaf.is_fully_addressable and jax.process_count() > 1  # drawn by every process for itself, the same everywhere
