@@ -1,6 +1,5 @@
 """Every attention backend equals the reference, forward and backward; and who is chosen when."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from ivid2vid_jax.models import attention as module
 from ivid2vid_jax.models.attention import attention, choose
+from tests.devices import environment
 
 HEAD_DIMS = (40, 64, 80, 160)
 LENGTHS = {"even": (256, 256), "doubled keys": (128, 256), "ragged": (200, 333)}
@@ -94,8 +94,7 @@ with jax.set_mesh(mesh):
 @pytest.mark.slow
 def test_devices_work_on_their_own_share():
     """Four devices; a batch of 6 is split by the axis that divides it, 3 to a device."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", ON_FOUR], env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", ON_FOUR], env=environment(4), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

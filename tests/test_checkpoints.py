@@ -21,6 +21,7 @@ import pytest
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import checkpoints
 from ivid2vid_jax.training.checkpoints import Checkpoints
+from tests.devices import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops futures when a file cannot be read
 DATA, META = {"global_next_index": 192}, {"config": {"lr": 1e-4, "sizes": [1, 2]}, "origin": None}
@@ -288,9 +289,8 @@ with Checkpoints(run) as all_:
 
 
 def child(script, *args, devices=1):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     words = [sys.executable, "-c", script, *map(str, args)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices))
 
 
 def test_kills_during_saves_leave_the_last_complete_checkpoint(tmp_path):

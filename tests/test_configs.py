@@ -68,11 +68,8 @@ def test_docstring_holds_the_command_that_runs_it(path):
     load(path).check()
 
 
-QUICK = ("colab_v5e1",)  # a minute of compiling each: the others are in the slow part
-TWINS = [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in RECIPES if path.parent.name == "configs"]
-
-
-@pytest.mark.parametrize("path", TWINS)
+@pytest.mark.slow  # a minute or two of compiling each
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in RECIPES if path.parent.name == "configs"])
 def test_twin_trains(path, base, tiny, prepared, tmp_path):
     from ivid2vid_jax.training.loop import train
 

@@ -1,6 +1,5 @@
 """Editors of the data engine: a tuning step against PyTorch's, clips that know nothing of each other, and what must hold by construction."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.editors import Count, SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig
 from ivid2vid_jax.training.params import flatten, unflatten
 from tests import factory, test_tune_a_video
+from tests.devices import environment
 
 RNG = np.random.default_rng(0)
 CLIPS = RNG.integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
@@ -183,9 +183,8 @@ assert "num_partitions=4" in text and not found, found
 
 @pytest.mark.slow
 def test_four_devices_edit_four_clips_and_send_nothing(base, tuned, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     words = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "out.npz")]
-    done = subprocess.run(words, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(words, env=environment(4), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = np.load(tmp_path / "out.npz")
     for one, name in zip([edit for edits in tuned for edit in edits], theirs.files, strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu, torch_side
+from tests.devices import QUICK
 
 ABSENT = ("diffusers", "grain", "tensorflow_datasets", "av", "tyro")
 
@@ -19,7 +20,7 @@ def bare_machine(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not on the GPU machine')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # PyTorch's threads spin while they wait
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    monkeypatch.setenv("XLA_FLAGS", QUICK)
     return tmp_path
 
 

@@ -1,11 +1,12 @@
 """A clip split over devices: rows and positions come back as they were, and a net split over frames does its share of the work and sends little."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.devices import environment
 
 HEAD = """
 import jax
@@ -71,6 +72,5 @@ assert set(sent) <= {"all-to-all", "all-reduce"} and sent["all-reduce"] < 0.1 * 
 
 @pytest.mark.parametrize("script", [ROWS, NET], ids=["rows", "net"])
 def test_on_four_devices(script):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", HEAD + script], env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", HEAD + script], env=environment(4), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -24,18 +24,14 @@ from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.config import DistributedConfig, MeshConfig
 from ivid2vid_jax.training.metrics import read_metrics
 from ivid2vid_jax.weights.folder import load_params, open_folder
+from tests.devices import environment
 
 ROOT = Path(__file__).parents[1]
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the time to compile; the partitioner works as ever
 HOLDS = {"float32": {"loss": 1e-5, "gradients": 1e-4, "params": 1e-5}, "float64": dict.fromkeys(("loss", "metrics", "gradients", "params", "ema"), 1e-9)}
 
 
 def mesh_of(data=1, fsdp=1, frames=1) -> AbstractMesh:
     return AbstractMesh((data, fsdp, frames), sharding.AXES)
-
-
-def environment(devices: int, **more) -> dict:
-    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "NPROC": "16", "XLA_FLAGS": QUICK} | more
 
 
 # ---- one process, many devices

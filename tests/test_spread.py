@@ -1,6 +1,5 @@
 """One edit over several devices is the edit of one device; its program is split, not copied."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from ivid2vid_jax import pipeline
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.spread import Spread
+from tests.devices import environment
 
 SCRIPT = """
 import sys
@@ -37,8 +37,7 @@ assert pipeline.load(sys.argv[1]).spread.count == 4
 
 
 def test_an_edit_over_four_devices_is_that_of_one(tiny):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tiny)], env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tiny)], env=environment(4), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
