@@ -46,7 +46,7 @@ def asked(words: tuple[str, ...]) -> dict:
         if file.is_file():
             return json.loads(file.read_text())
     sys.stderr.write(done.stderr)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("For simplicity, JAX", "---"))]
     return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
 
 

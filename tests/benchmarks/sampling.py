@@ -41,7 +41,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--count", type=int, default=20, help="clips of each kind")
-    parser.add_argument("--text-scale", type=float, default=2.0)
+    parser.add_argument("--text-scale", type=float, default=1.5)
     parser.add_argument("--video-scale", type=float, default=1.5)
     parser.add_argument("--output", type=Path, default=Path("runs/sampling"))
     args = parser.parse_args(argv)
