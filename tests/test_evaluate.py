@@ -64,6 +64,13 @@ def test_numbers_of_an_item_are_what_they_say(tmp_path):
     assert shapes.psnr(np.array([item.error])) == pytest.approx(10 * np.log10(255**2 / 8.5))
 
 
+def test_nothing_moves_in_a_single_frame():
+    (_, _, spec), *_ = shapes.specs(("grey",), 1, 64, 1)
+    truth = world.triplet(spec)
+    item = shapes.judge("x", "grey", 0, spec, truth, truth.edited)
+    assert item.passed and (item.flicker, item.difference, item.difference_truth, item.warping) == (0, 0, 0, None)
+
+
 def test_a_stopped_run_goes_on(tmp_path):
     file, calls = tmp_path / "items.jsonl", []
 

@@ -74,10 +74,15 @@ def judge(editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet,
     warping, warping_truth = warping_errors(truth.source, edited, truth.edited)
     return Item(
         editor, kind, index, verdict.passed, verdict.success, verdict.preserved, verdict.nearest,
-        error=float(np.square(found - wanted).mean()), error_outside=outside, difference=float(np.abs(moves).mean()),
-        difference_truth=float(np.abs(wanted_moves).mean()), flicker=float(np.abs(moves - wanted_moves).mean()),
+        error=float(np.square(found - wanted).mean()), error_outside=outside, difference=mean(np.abs(moves)),
+        difference_truth=mean(np.abs(wanted_moves)), flicker=mean(np.abs(moves - wanted_moves)),
         warping=warping, warping_truth=warping_truth,
     )  # fmt: skip
+
+
+def mean(values: np.ndarray) -> float:
+    """Of nothing, which is what moves in a single frame: 0."""
+    return float(values.mean()) if values.size else 0.0
 
 
 def warping_errors(source: np.ndarray, *clips: np.ndarray) -> list[float | None]:
