@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import plan
+from ivid2vid_jax.commands import recipe
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.planning import chips, flops, formula, hlo, programs, stages
-from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training import sharding
+from ivid2vid_jax.training.config import MeshConfig, TrainConfig
 from ivid2vid_jax.weights.folder import abstract
 from tests.command import run_command
 
@@ -141,10 +143,25 @@ def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
     assert planned(capsys, on_cpu, tmp_path)[1]["seconds"] < 2
 
 
+def test_a_sampling_step_is_traced_whole(on_cpu):
+    """What --edit --full compiles: it leaves latents as it finds them, and its arithmetic is that of three branches."""
+    config = recipe(TrainConfig)(on_cpu)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices("cpu")[:1])
+    counted = []
+    for branches in (1, 3):
+        program = programs.editing(config, programs.folder_of(config), mesh, branches)
+        with jax.set_mesh(mesh):
+            after = jax.eval_shape(program.function, *program.args)
+            counted.append(flops.count(program.function, *program.args).useful)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), program.args[1])
+    assert counted[1] == pytest.approx(3 * counted[0], rel=0.01)
+
+
 @pytest.mark.slow
-def test_layers_and_the_whole_agree(on_cpu, tmp_path, capsys):
-    _, layers = planned(capsys, on_cpu, tmp_path)
-    out, whole = planned(capsys, on_cpu, tmp_path, "--full")
+@pytest.mark.parametrize("what", [[], ["--edit"]], ids=["training", "editing"])
+def test_layers_and_the_whole_agree(on_cpu, tmp_path, capsys, what):
+    _, layers = planned(capsys, on_cpu, tmp_path, *what)
+    out, whole = planned(capsys, on_cpu, tmp_path, "--full", *what)
     assert "UNPROVEN" not in out and "by the compiled program" in out
     assert whole["held"]["parameters"] == layers["held"]["parameters"] and math.isclose(whole["flops"], layers["flops"], rel_tol=0.3)
 

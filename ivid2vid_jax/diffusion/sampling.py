@@ -60,6 +60,12 @@ def advance(state: State, prediction, frames, noise: Noise, step: Step, predicti
     return State(update(state.x, x0, state.x0, fresh, step), x0)
 
 
+def whole_step(denoise: Callable, prediction_type: str, params: Any, state: State, source, frames, noise: Noise, step: Step, guidance: Guidance) -> State:
+    """One sampler step of a clip that is seen at once: its guided prediction, and the advance by it. source: [T, h, w, C]."""
+    prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
+    return advance(state, prediction, frames, noise, step, prediction_type)
+
+
 class SamplingLoop:
     """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice. spread: the devices that share the work."""
 
@@ -68,12 +74,7 @@ class SamplingLoop:
         self.guided = spread.jit(partial(guided, denoise), WINDOWS)
         self.advance = spread.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
         self.start = spread.jit(lambda noise, frames, scale, like: frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale)
-
-        def whole(params, state, source, frames, noise, step, guidance):
-            prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
-            return advance(state, prediction, frames, noise, step, prediction_type)
-
-        self.whole = spread.jit(whole, donate_argnums=1)
+        self.whole = spread.jit(partial(whole_step, denoise, prediction_type), donate_argnums=1)
 
     def __call__(
         self, params: Any, source: np.ndarray, guidance: Sequence[Guidance], table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None,

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.diffusion.denoiser import denoiser
 from ivid2vid_jax.diffusion.samplers import Step
-from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, advance, guided
+from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, whole_step
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.training import params as names
@@ -123,8 +123,7 @@ def editing(config: TrainConfig, folder: Folder, mesh: Mesh, branches: int = 3) 
     denoise = denoiser(folder.unet, config.optim.attention, dtype=jnp.bfloat16)
 
     def sample(params, state, source, frames, key, step, guidance):
-        prediction = guided(denoise, params, state.x, source, step, guidance)
-        return advance(state, prediction, frames, Noise(jax.random.wrap_key_data(key)), step, "epsilon")
+        return whole_step(denoise, "epsilon", params, state, source, frames, Noise(jax.random.wrap_key_data(key)), step, guidance)
 
     args = (params, State(latent, latent), latent, placed((T,), jnp.int32, by_frames), placed((2,), jnp.uint32, everywhere), step, guidance)
     return Program(sample, args, (1,), State(by_frames, by_frames), {"parameters": on_chip(params), "latents": on_chip(args[1:3])})

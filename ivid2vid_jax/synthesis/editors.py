@@ -25,7 +25,7 @@ from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.diffusion.inversion import rise, rises
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
-from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, advance, guided
+from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, whole_step
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.pipeline import Pipeline
 from ivid2vid_jax.spread import WINDOWS, Spread
@@ -113,10 +113,9 @@ class ClipEditor(ABC):
 
     def step(self, base, tuned, state: State, text, key, step: Step, weights):
         """A step of sampling one clip; text: [2, K, D] of the empty prompt and of the edit."""
-        T = state.x.shape[0]
-        guidance = Guidance(text, jnp.ones(2), weights, jnp.zeros(()))
-        prediction = guided(self.denoise, unflatten({**base, **tuned}), state.x[None], state.x[None, ..., :0], step, guidance)[0]
-        return advance(state, prediction, jnp.arange(T), Noise(key), step, self.schedule.prediction_type)
+        guidance, frames = Guidance(text, jnp.ones(2), weights, jnp.zeros(())), jnp.arange(state.x.shape[0])
+        params = unflatten({**base, **tuned})
+        return whole_step(self.denoise, self.schedule.prediction_type, params, state, state.x[..., :0], frames, Noise(key), step, guidance)
 
     def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray | None]]:
         """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one
