@@ -390,6 +390,12 @@ def test_fresh_temporal_layers_must_be_named(edited, tmp_path):
         start.plan(config_of(tmp_path, model=edited.output, net__temporal=None, net__fresh_temporal=True), lambda: (), tmp_path)
 
 
+@pytest.mark.parametrize(("kinds", "given", "seen"), [(None, 1, 2), (None, 3, 3), ((), 1, 1)])
+def test_still_images_leave_the_window_of_a_video_editor(edited, tmp_path, kinds, given, seen):
+    folder, _ = start.plan(config_of(tmp_path, model=edited.output, net__temporal=kinds, loader__frames=given), lambda: (), tmp_path)
+    assert folder.unet.num_frames == folder.sampling["frames"] == seen
+
+
 def test_a_run_edits_clips(edited, tmp_path, capsys):
     clip, out = write(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     words = ["--model", edited.output, "--video", clip, "--output", out, "--instruction", "make it red", "--steps", "2"]

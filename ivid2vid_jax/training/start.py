@@ -70,8 +70,9 @@ def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> 
         if config.net.temporal is None:
             raise UserError("--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention")
         source = dataclasses.replace(source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key)
-    sampling = source.sampling | {"size": config.loader.size, "frames": config.loader.frames}
     target = target_unet(config, source.unet, source.vae.latent_channels)
+    frames = target.num_frames if config.task == "edit" else config.loader.frames
+    sampling = source.sampling | {"size": config.loader.size, "frames": frames}
     return dataclasses.replace(source, unet=target, sampling=sampling, left_out=None), source
 
 
@@ -79,8 +80,11 @@ def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> 
     """The U-Net of the task: an editor sees the source clip's channels too and has the temporal layers that were asked for."""
     if config.task == "edit":
         temporal = unet.temporal if config.net.temporal is None else config.net.temporal
+        still = config.loader.frames == 1 and unet.temporal and temporal  # images say nothing about how many frames the net can see
         try:
-            return dataclasses.replace(unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=config.loader.frames)
+            return dataclasses.replace(
+                unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=unet.num_frames if still else config.loader.frames
+            )
         except ValueError as error:
             raise UserError(f"--net.temporal {' '.join(temporal)} with --loader.frames {config.loader.frames}: {error}") from error
     if config.task == "text_to_image" and (unet.in_channels != latent_channels or unet.temporal):
