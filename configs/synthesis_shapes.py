@@ -3,10 +3,10 @@
     python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py --output data/synthesised
     python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py --output data/tuned --editor tune_a_video --count 24
 
-The thresholds are those that `python -m ivid2vid_jax.synthesis.calibrate --count 100` finds, on 50 clips, each the largest that 95% of true edits pass,
-seen through the base's autoencoder. Of 50 other clips they pass 90.0% of the true edits, with a precision of 93.8% among true, unedited and wrong ones.
-Edits that the base makes are worse than these; what the thresholds are worth for them is in statistics.json. Another autoencoder, CLIP or world wants
-the command again. Text scales and Tune-A-Video's steps have not been searched for.
+The thresholds are those that `python -m ivid2vid_jax.synthesis.calibrate --count 100` found with the base's decoder of before `vae_decoder_lines.py`, on
+50 clips, each the largest that 95% of true edits pass, seen through that autoencoder. Of 50 other clips they passed 90.0% of the true edits, with a
+precision of 93.8% among true, unedited and wrong ones. Edits that the base makes are worse than these; what the thresholds are worth for them is in
+statistics.json. Another autoencoder, CLIP or world wants the command again. Text scales and Tune-A-Video's steps have not been searched for.
 Hardware: 2 CPU cores. Time, estimates from the time of a training step: 2 s an edit by shared noise, 20 s a clip by Tune-A-Video.
 """
 
