@@ -167,10 +167,10 @@ class TrainConfig:
 DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never seen, in ten minutes on two cores: still images show more examples a second than clips
     output="runs/shapes",
     model="shapes-edit",
-    steps=350,
+    steps=450,
     loader=LoaderConfig(batch=32, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS),
     loss=LossConfig(clean=True),
-    optim=OptimConfig(lr=8e-4, warmup=20, ema=0.99, trainable=("attention", "text_encoder")),
+    optim=OptimConfig(lr=5e-4, warmup=20, ema=0.99, trainable=(r"/attentions\.\d/.*/attn\d", "text_encoder")),  # the spatial attention
     checkpoint=CheckpointConfig(every=100),
     log=LogConfig(eval_every=0, sample_every=0, sample_steps=10, judge=56),
 )
