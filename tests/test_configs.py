@@ -69,7 +69,7 @@ def test_docstring_holds_the_command_that_runs_it(path):
 
 
 @pytest.mark.slow  # a minute or two of compiling each
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in RECIPES if path.parent.name == "configs"])
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "configs"], ids=lambda path: path.stem)
 def test_twin_trains(path, base, tiny, prepared, tmp_path):
     from ivid2vid_jax.training.loop import train
 
