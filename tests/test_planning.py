@@ -36,9 +36,23 @@ def test_products_and_convolutions_are_counted_forward_and_backward():
         forward = once // stride**2
         assert flops.count(jax.grad(lambda x, k: conv(x, k, stride).sum(), (0, 1)), x, k).conv == pytest.approx(3 * forward, rel=0.25)
     a = Shape((4, 6), jnp.float32)
-    loop = lambda a: jax.lax.scan(lambda c, _: (c @ a.T @ a, None), a, None, length=7)[0]  # noqa: E731
-    assert flops.count(loop, a) == flops.Count(dot=7 * 2 * (2 * 4 * 6 * 4))
     assert flops.count(jax.jit(jax.checkpoint(lambda a: jnp.sin(a @ a.T))), a).dot == 2 * 4 * 6 * 4
+
+
+def test_what_the_compiler_leaves_out_of_loops_is_counted():
+    a = jnp.ones((4, 6))
+
+    def loop(a, length=7):
+        return jax.lax.scan(lambda c, _: (c @ a.T @ a, None), a, None, length=length)[0]
+
+    def loops(a):
+        return jax.lax.scan(lambda c, _: (loop(c, 5), None), loop(a), None, length=3)[0]
+
+    body = 2 * (2 * 4 * 6 * 4)
+    assert flops.count(loop, a) == flops.Count(dot=7 * body, repeated=6 * body)
+    for function, turns in ((loop, 7), (loops, 7 + 3 * 5)):
+        compiled = jax.jit(function).lower(a).compile()
+        assert compiled.cost_analysis()["flops"] + flops.count(function, a).uncounted == pytest.approx(turns * body, rel=0.1)
 
 
 def test_splash_attention_is_counted_by_its_formula():

@@ -566,16 +566,17 @@ def test_the_real_nets_step(world, shapes, placed):
         program.compile(state, frozen, batch)
         assert program.knows(batch)
         state, metrics = program(state, frozen, batch)
-        assert program.flops > 0
-        return jax.device_get((state, metrics))
+        return *jax.device_get((state, metrics)), program.flops
 
-    state, metrics = stepped()
+    state, metrics, operations = stepped()
+    assert operations > 0
     for name, value in before.items():
         np.testing.assert_array_equal(frozen[name], value, err_msg=name)
     still = [name for name in state.params if not (state.params[name] != np.asarray(weights[name])).any()]
     assert still == []
     for changes in (dict(accumulation=2), dict(remat="block")):
-        other, told = stepped(**changes)
+        other, told, counted = stepped(**changes)
+        assert counted == pytest.approx(operations, rel=0.3 if "remat" in changes else 0.05), changes
         for name in ("loss", "noise_loss", "frame_loss", "grad_norm"):
             assert told[name] == pytest.approx(float(metrics[name]), rel=2e-6 if "loss" in name else 1e-5), (changes, name)
         for part in ("params", "ema"):

@@ -126,8 +126,8 @@ def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
     """Compiles for the mesh's devices."""
     lowered = jax.jit(function, out_shardings=where_out).lower(*args)
     compiled = lowered.compile()
-    cost, kernels = compiled.cost_analysis() or {}, flops.count(function, *args)
-    operations = cost.get("flops", 0.0) + (kernels.splash + kernels.padding) / chips
+    cost, traced = compiled.cost_analysis() or {}, flops.count(function, *args)
+    operations = cost.get("flops", 0.0) + traced.uncounted / chips
     text = compiled.as_text()
     return Cost(operations, hlo.moved(text), dict(hlo.sent(text, chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 

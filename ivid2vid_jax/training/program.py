@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from ivid2vid_jax import runtime
+from ivid2vid_jax.planning import flops
 from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.step import TrainState, train_step
 
@@ -13,12 +14,13 @@ from ivid2vid_jax.training.step import TrainState, train_step
 class StepProgram:
     """program(state, frozen, batch) -> (state, metrics); the state is donated.
 
-    flops: of one step of the shape that ran last, by the compiler's own count, over all devices; a multiply-add is two.
+    flops: of one step of the shape that ran last, over all devices, by the compiler's own count and `planning/flops.py` for what that leaves out;
+    a multiply-add is two.
     """
 
     def __init__(self, objective, optimizer, config: OptimConfig, schedule, placed: TrainState):
-        step = partial(train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule)
-        self.step = runtime.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        self.function = partial(train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule)
+        self.step = runtime.jit(self.function, donate_argnums=0, out_shardings=(placed, None))
         self.programs: dict[Any, tuple] = {}
         self.flops = 0.0
 
@@ -29,7 +31,8 @@ class StepProgram:
         """Compiles for the batch's shapes."""
         compiled = self.step.lower(state, frozen, batch).compile()
         cost = compiled.cost_analysis() or {}
-        self.programs[shapes(batch)] = compiled, cost.get("flops", 0.0) * jax.device_count()
+        traced = flops.count(self.function, state, frozen, batch)
+        self.programs[shapes(batch)] = compiled, cost.get("flops", 0.0) * jax.device_count() + traced.uncounted
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):
         program, self.flops = self.programs[shapes(batch)]
