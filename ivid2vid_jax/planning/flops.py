@@ -35,6 +35,11 @@ class Count:
         """What the compiler's own count (`cost_analysis`) leaves out: it knows no pallas kernel, and a loop's body once."""
         return self.splash + self.padding + self.repeated
 
+    def on_a_chip(self, told: float, chips: int) -> float:
+        """Of one chip, where the compiler told so many. Its own loops, in which it gathers split weights piece by piece, it counts once too: then an even
+        split of all is more than what it told."""
+        return max(told + self.uncounted / chips, (self.useful + self.padding) / chips)
+
     def __add__(self, other: "Count") -> "Count":
         return Count(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 

@@ -15,12 +15,13 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(.*)$")
 COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
+BODY = re.compile(r"body=(%[\w.\-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def instructions(text: str, calls: bool = False):
     """(name, result, operation, operands, rest, times) of everything that runs: the entry's instructions, and those of loops' bodies, as often as they
-    run; calls: those inside fusions and other calls too. A loop whose number of trips the compiler does not know counts once."""
+    run; calls: those inside fusions and other calls too. A loop counts once where its number of trips is not to be seen."""
     bodies, entry, current = {}, None, []
     for line in text.splitlines():
         if start := COMPUTATION.match(line):
@@ -33,11 +34,43 @@ def instructions(text: str, calls: bool = False):
         for instruction in bodies.get(name, ()):
             yield *instruction, times
             loop = instruction[2] == "while"
-            trips = TRIPS.search(instruction[4]) if loop else None
-            if inner := re.search(r"body=(%[\w.\-]+)" if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""):
-                yield from walk(inner[1], times * int(trips[1] if trips else 1))
+            if inner := re.search(BODY if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""):
+                yield from walk(inner[1], times * (trips(instruction[4], bodies) if loop else 1))
 
     yield from walk(entry, 1)
+
+
+def trips(loop: str, bodies: dict[str, list]) -> int:
+    """How often a loop's body runs: as the compiler says, else by its condition, a counter from 0 below a constant, and what the body adds to it. The
+    loops in which it gathers weights piece by piece while it multiplies are of the second kind."""
+    if told := TRIPS.search(loop):
+        return int(told[1])
+    condition, body = (bodies.get(found[1], []) if (found := re.search(which, loop)) else [] for which in (r"condition=(%[\w.\-]+)", BODY))
+    try:
+        limit, counter = compared(condition)
+        steps = {name: operands.split(", ") for name, _, operation, operands, _ in body if operation == "add"}
+        return -(-limit // constant(body, steps[called(body[-1], counter)][1]))
+    except (LookupError, ValueError):
+        return 1
+
+
+def compared(condition: list) -> tuple[int, int]:
+    """(limit, number of the counter in the loop's tuple) of "counter < limit"."""
+    names = {name: (operands, rest) for name, _, _, operands, rest in condition}
+    operands, rest = names[condition[-1][0]]
+    counter, limit = operands.split(", ")
+    if condition[-1][2] != "compare" or "direction=LT" not in rest:
+        raise ValueError("another condition")
+    return constant(condition, limit), int(re.search(r"index=(\d+)", names[counter][1])[1])
+
+
+def constant(instructions: list, wanted: str) -> int:
+    return next(int(operands) for name, _, operation, operands, _ in instructions if (name, operation) == (wanted, "constant"))
+
+
+def called(result: tuple, number: int) -> str:
+    """The name of an operand."""
+    return re.sub(r"/\*.*?\*/", "", result[3]).split(", ")[number]
 
 
 def moved(text: str) -> int:

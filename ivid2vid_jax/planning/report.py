@@ -125,7 +125,7 @@ def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}
     held |= {"outputs beside the arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes}
     return Plan(
-        {k: v for k, v in held.items() if v}, cost.get("flops", 0.0) + traced.uncounted / mesh.size,
+        {k: v for k, v in held.items() if v}, traced.on_a_chip(cost.get("flops", 0.0), mesh.size),
         hlo.moved(words), dict(hlo.sent(words, mesh.size)), True,
         time.perf_counter() - begin,
     )  # fmt: skip

@@ -127,7 +127,7 @@ def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
     lowered = jax.jit(function, out_shardings=where_out).lower(*args)
     compiled = lowered.compile()
     cost, traced = compiled.cost_analysis() or {}, flops.count(function, *args)
-    operations = cost.get("flops", 0.0) + traced.uncounted / chips
+    operations = traced.on_a_chip(cost.get("flops", 0.0), chips)
     text = compiled.as_text()
     return Cost(operations, hlo.moved(text), dict(hlo.sent(text, chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
