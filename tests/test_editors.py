@@ -1,5 +1,6 @@
 """Editors of the data engine: a tuning step against PyTorch's, clips that know nothing of each other, and what must hold by construction."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jax import random
 
 from ivid2vid_jax import pipeline
+from ivid2vid_jax.data import shapes
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.samplers import sampler
 from ivid2vid_jax.errors import UserError
@@ -133,6 +135,23 @@ def test_less_strength_keeps_more_of_the_clip(pipe):
     assert errors[0] < errors[1] < errors[2], errors
 
 
+def test_a_clip_comes_back_from_its_own_noise():
+    """With its own caption and no guidance, on the embedded base; from noise that all frames share it does not."""
+    base, clip = pipeline.load("shapes-base", devices=1), shapes.triplet(shapes.sample_spec(5, 2, size=64, frames=8))
+    task = Task(clip.source, clip.source_caption, (clip.source_caption,), 0)
+
+    def psnr(**changes):
+        [[edited]] = SharedNoise(base, SharedNoiseConfig(sampling=25, text_scale=1.0, strength=0.9, **changes), devices=1)([task])
+        return 10 * np.log10(255**2 / np.square(edited.astype(float) - base.reconstruct(task.clip)).mean())
+
+    assert psnr(inversion=25) > 24 > 20 > psnr()
+
+
+def test_the_prompt_of_inversion_tells(pipe):
+    kept = [TuneAVideo(pipe, dataclasses.replace(QUICK, inversion_prompt=told), devices=1)(TASKS[:1])[0][0] for told in ("empty", "caption")]
+    assert np.abs(kept[0].astype(int) - kept[1]).max() > 1
+
+
 def test_random_bias_is_drawn_and_nothing_else(pipe):
     plain, drawn = (TuneAVideo(pipe, TuneAVideoConfig(random_bias=each), devices=1).trained for each in (False, True))
     changed = {name for name in plain if not np.array_equal(plain[name], drawn[name])}
@@ -141,10 +160,12 @@ def test_random_bias_is_drawn_and_nothing_else(pipe):
         assert not plain[name].any() and 0.8 < np.abs(drawn[name]).max() * len(drawn[name]) ** 0.5 <= 1
 
 
-def test_progress_counts_every_step(pipe):
+@pytest.mark.parametrize("inversion", [0, 6])
+def test_progress_counts_every_step(pipe, inversion):
     told = []
-    SharedNoise(pipe, SharedNoiseConfig(sampling=4, strength=0.5), devices=1)(TASKS, lambda done, total: told.append((done, total)))
-    steps = 2 * sum(len(task.edited_captions) for task in TASKS)
+    editor = SharedNoise(pipe, SharedNoiseConfig(sampling=4, strength=0.5, inversion=inversion), devices=1)
+    editor(TASKS, lambda done, total: told.append((done, total)))
+    steps = 2 * sum(len(task.edited_captions) for task in TASKS) + inversion // 2 * len(TASKS)
     assert told == [(i, steps) for i in range(1, steps + 1)]
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ class TuneAVideoConfig:
     lr: float = 3e-5
     weight_decay: float = 1e-2
     clip: float = 1.0  # most norm of a clip's gradient
-    inversion: int = 50  # steps of DDIM inversion, with the empty prompt
+    inversion: int = 50  # steps of DDIM inversion
+    inversion_prompt: Literal["empty", "caption"] = "empty"  # with the clip's caption and text scale 1, what both captions share is kept best
     sampling: int = 50  # steps of DDIM
     text_scale: float = 12.5
     strength: float = 1.0  # share of the way to noise that inversion goes; less keeps more of the clip
@@ -63,11 +64,13 @@ class TuneAVideoConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SharedNoiseConfig:
-    """No tuning: every frame starts from its latents under the same noise and attends to the first frame and the one before."""
+    """No tuning: every frame starts from its latents under the same noise, or from its own inverted noise, and attends to the first frame and the one
+    before."""
 
     sampling: int = 20  # steps of DDIM
     text_scale: float = 7.5
     strength: float = 0.8  # share of the way to noise from which frames start; less keeps more of the clip
+    inversion: int = 0  # steps of DDIM inversion with the clip's caption, for each frame's own noise; 0 = noise that is the same for all
     at_once: int = 1  # clips a device
 
 
@@ -89,6 +92,7 @@ class ClipEditor(ABC):
         self.denoise = denoiser(net, pipe.attention_impl, dtype=pipe.dtype)
         self.base = flatten(inflate(pipe.params["unet"], unet, net, 0))
         self.sample_step = self.many(self.step, 4)
+        self.rise_step = self.many(self.rise, 3, donate_argnums=2)
 
     def many(self, function: Callable, stacked: int, **options) -> Callable:
         """The program of function(base, *of one clip, *for all), for `stacked` arguments that hold one row a clip."""
@@ -154,19 +158,33 @@ class ClipEditor(ABC):
             count.one()
         return jax.device_get(state.x)
 
+    def rise(self, base, tuned, x, text, step):
+        return rise(self.denoise, self.schedule.prediction_type, unflatten({**base, **tuned}), x[None], text[None], step)[0]
+
+    def inverted(self, base, tuned, latents, text, count) -> np.ndarray:
+        """Their noise by DDIM inversion, as far as the strength goes; latents [N, T, h, w, C] and text [N, K, D] on the devices."""
+        noise = jnp.copy(latents)
+        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: steps_left(self.config, self.config.inversion)]:
+            noise = self.rise_step(base, tuned, noise, text, step)
+            count.one()
+        return jax.device_get(noise)
+
     @abstractmethod
     def prepare(self, base, tasks, latents, keys, table: Sampler, first: int, count):
         """(what was tuned, name -> [N, ...]; latents [N, T, h, w, C] to start from at step `first` of the table)."""
 
     def work(self, tasks: Sequence[Task]) -> int:
         """Steps that a group takes."""
-        return steps_left(self.config, self.config.sampling) * most(tasks)
+        return steps_left(self.config, self.config.inversion) + steps_left(self.config, self.config.sampling) * most(tasks)
 
 
 class SharedNoise(ClipEditor):
     changes = dict(spatial_attention="sparse_causal")
 
     def prepare(self, base, tasks, latents, keys, table, first, count):
+        if self.config.inversion:
+            x, text = self.put((np.float32(latents), self.pipe.encode_text([task.caption for task in tasks])))
+            return {}, self.inverted(base, {}, x, text, count)
         noise = np.stack([random.normal(random.key(task.seed), latents.shape[2:]) for task in tasks])[:, None]
         start = table.start if first == 0 else 1.0
         return {}, np.float32(table.steps.alpha[first] * latents + table.steps.sigma[first] * start * noise)
@@ -182,10 +200,9 @@ class TuneAVideo(ClipEditor):
         if config.random_bias:
             self.trained |= drawn_biases(self.trained)
         self.tune_step = self.many(self.tune, 5, donate_argnums=(1, 2))
-        self.rise_step = self.many(self.rise, 3, donate_argnums=2)
 
     def work(self, tasks):
-        return self.config.steps + steps_left(self.config, self.config.inversion) + super().work(tasks)
+        return self.config.steps + super().work(tasks)
 
     def tune(self, base, tuned, optimizer_state, latents, text, key, number):
         """One step on one clip: [T, h, w, C] scaled latents, [K, D] of its caption."""
@@ -203,9 +220,6 @@ class TuneAVideo(ClipEditor):
         updates, optimizer_state = self.optimizer.update(jax.grad(loss)(tuned), optimizer_state, tuned)
         return optax.apply_updates(tuned, updates), optimizer_state
 
-    def rise(self, base, tuned, x, text, step):
-        return rise(self.denoise, self.schedule.prediction_type, unflatten({**base, **tuned}), x[None], text[None], step)[0]
-
     def prepare(self, base, tasks, latents, keys, table, first, count):
         texts = self.pipe.encode_text(["", *(task.caption for task in tasks)])
         x, text = self.put((np.float32(latents), texts[1:]))
@@ -214,12 +228,8 @@ class TuneAVideo(ClipEditor):
         for number in range(self.config.steps):
             tuned, state = self.tune_step(base, tuned, state, x, text, keys, np.int32(number))
             count.one()
-        noise = jnp.copy(x)
-        empty = self.put(jnp.stack([texts[0]] * len(tasks)))
-        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: steps_left(self.config, self.config.inversion)]:
-            noise = self.rise_step(base, tuned, noise, empty, step)
-            count.one()
-        return tuned, jax.device_get(noise)
+        told = text if self.config.inversion_prompt == "caption" else self.put(jnp.stack([texts[0]] * len(tasks)))
+        return tuned, self.inverted(base, tuned, x, told, count)
 
 
 EDITORS = {"tune_a_video": TuneAVideo, "shared_noise": SharedNoise}
@@ -236,7 +246,7 @@ def drawn_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def steps_left(config, steps: int) -> int:
     """Of so many steps between a clip and noise, those that the config's strength leaves."""
-    return max(1, round(config.strength * steps))
+    return max(1, round(config.strength * steps)) if steps else 0
 
 
 def most(tasks: Sequence[Task]) -> int:

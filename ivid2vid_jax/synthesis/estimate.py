@@ -57,5 +57,6 @@ def of_clips(engine: Engine, clips: int, edits: int) -> float:
     net = denoiser(unet)
     once = flops.count(lambda params, x, t, text: net(params, x, t, Condition(text, None)), abstract_params(unet), x, t, told).useful
     sampled = steps_left(settings, settings.sampling) * 2 * edits
-    tuned = (3 * settings.steps + steps_left(settings, settings.inversion)) * clips if isinstance(settings, TuneAVideoConfig) else 0
-    return float(once) * (sampled + tuned)
+    inverted = steps_left(settings, settings.inversion) * clips
+    tuned = 3 * settings.steps * clips if isinstance(settings, TuneAVideoConfig) else 0
+    return float(once) * (sampled + inverted + tuned)
