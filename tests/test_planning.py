@@ -151,6 +151,7 @@ def test_trips_are_read_from_a_loops_condition():
     assert hlo.sent(GATHERED, 16) == {"collective-permute": 8 * 8 * 128 * 2}
     assert hlo.sent(GATHERED.replace("direction=LT", "direction=NE"), 16) == {"collective-permute": 8 * 128 * 2}
     assert hlo.sent(GATHERED.replace("add(", "subtract("), 16) == {"collective-permute": 8 * 128 * 2}
+    assert hlo.sent(GATHERED.replace("constant(15)", "parameter(1)"), 16) == {"collective-permute": 8 * 128 * 2}
 
 
 def test_traffic_is_read_from_the_compilers_text():

@@ -1,7 +1,7 @@
 """Counts the arithmetic of a traced function: matrix products and convolutions, a multiply-add being two operations.
 
-The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula, and the body of a loop once. Padding around a
-convolution's input is counted, the zeros that a dilation puts between its pixels are not.
+The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula; and a loop's body once, so its other turns are
+counted here. Padding around a convolution's input is counted, the zeros that a dilation puts between its pixels are not.
 """
 
 import dataclasses

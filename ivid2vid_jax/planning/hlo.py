@@ -65,7 +65,7 @@ def compared(condition: list) -> tuple[int, int]:
 
 
 def constant(instructions: list, wanted: str) -> int:
-    return next(int(operands) for name, _, operation, operands, _ in instructions if (name, operation) == (wanted, "constant"))
+    return {name: int(operands) for name, _, operation, operands, _ in instructions if operation == "constant" and operands.isdigit()}[wanted]
 
 
 def called(result: tuple, number: int) -> str:

@@ -19,8 +19,8 @@ class StepProgram:
     """
 
     def __init__(self, objective, optimizer, config: OptimConfig, schedule, placed: TrainState):
-        self.function = partial(train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule)
-        self.step = runtime.jit(self.function, donate_argnums=0, out_shardings=(placed, None))
+        step = partial(train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule)
+        self.step = runtime.jit(step, donate_argnums=0, out_shardings=(placed, None))
         self.programs: dict[Any, tuple] = {}
         self.flops = 0.0
 
@@ -29,10 +29,10 @@ class StepProgram:
 
     def compile(self, state: TrainState, frozen: dict, batch: dict) -> None:
         """Compiles for the batch's shapes."""
-        compiled = self.step.lower(state, frozen, batch).compile()
-        cost = compiled.cost_analysis() or {}
-        traced = flops.count(self.function, state, frozen, batch)
-        self.programs[shapes(batch)] = compiled, cost.get("flops", 0.0) * jax.device_count() + traced.uncounted
+        traced = self.step.trace(state, frozen, batch)
+        compiled = traced.lower().compile()
+        told = (compiled.cost_analysis() or {}).get("flops", 0.0) * jax.device_count()
+        self.programs[shapes(batch)] = compiled, told + flops.of_jaxpr(traced.jaxpr.jaxpr).uncounted
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):
         program, self.flops = self.programs[shapes(batch)]
