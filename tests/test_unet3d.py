@@ -13,6 +13,7 @@ from ivid2vid_jax.models.temporal import TimeConv
 from ivid2vid_jax.weights import components, files
 from ivid2vid_jax.weights.inflate import abstract_params, inflate
 from tests import factory
+from tests.devices import OPTIONS
 
 RNG = np.random.default_rng(0)
 
@@ -140,7 +141,8 @@ def test_remat_changes_nothing(inflated):
 
     def gradient(remat):
         net = InflatedUNet3D(target, remat=remat)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(net.apply({"params": p}, x, jnp.array([50.0]), context)).mean()))(params)
+        loss = jax.value_and_grad(lambda p: jnp.square(net.apply({"params": p}, x, jnp.array([50.0]), context)).mean())
+        return jax.jit(loss, compiler_options=OPTIONS)(params)
 
     loss, plain = gradient("none")
     for name in ("products", "block"):
