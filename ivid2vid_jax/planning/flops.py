@@ -52,6 +52,11 @@ def count(function, *args) -> Count:
     return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def of_program(traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int) -> float:
+    """Of one chip, by the compiler's own count and by this one for what that leaves out."""
+    return of_jaxpr(traced.jaxpr.jaxpr).on_a_chip((compiled.cost_analysis() or {}).get("flops", 0.0), chips)
+
+
 def of_jaxpr(jaxpr) -> Count:
     return sum((of_equation(eqn) for eqn in jaxpr.eqns), Count())
 

@@ -116,16 +116,16 @@ def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
     begin = time.perf_counter()
     options = {} if effort is None else {"exec_time_optimization_effort": effort}
     with jax.set_mesh(mesh):
-        traced = flops.count(program.function, *program.args)
-        lowered = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).lower(*program.args)
+        traced = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
+        lowered = traced.lower()
         log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, mesh.devices.flat[0].device_kind)
         compiled = lowered.compile(compiler_options=options or None)
-    cost, memory, words = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
+    memory, words = compiled.memory_analysis(), compiled.as_text()
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}
     held |= {"outputs beside the arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes}
     return Plan(
-        {k: v for k, v in held.items() if v}, traced.on_a_chip(cost.get("flops", 0.0), mesh.size),
+        {k: v for k, v in held.items() if v}, flops.of_program(traced, compiled, mesh.size),
         hlo.moved(words), dict(hlo.sent(words, mesh.size)), True,
         time.perf_counter() - begin,
     )  # fmt: skip

@@ -124,11 +124,9 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
 
 def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
     """Compiles for the mesh's devices."""
-    lowered = jax.jit(function, out_shardings=where_out).lower(*args)
-    compiled = lowered.compile()
-    cost, traced = compiled.cost_analysis() or {}, flops.count(function, *args)
-    operations = traced.on_a_chip(cost.get("flops", 0.0), chips)
-    text = compiled.as_text()
+    traced = jax.jit(function, out_shardings=where_out).trace(*args)
+    compiled = traced.lower().compile()
+    operations, text = flops.of_program(traced, compiled, chips), compiled.as_text()
     return Cost(operations, hlo.moved(text), dict(hlo.sent(text, chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
 

@@ -31,8 +31,8 @@ class StepProgram:
         """Compiles for the batch's shapes."""
         traced = self.step.trace(state, frozen, batch)
         compiled = traced.lower().compile()
-        told = (compiled.cost_analysis() or {}).get("flops", 0.0) * jax.device_count()
-        self.programs[shapes(batch)] = compiled, told + flops.of_jaxpr(traced.jaxpr.jaxpr).uncounted
+        chips = jax.device_count()
+        self.programs[shapes(batch)] = compiled, chips * flops.of_program(traced, compiled, chips)
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):
         program, self.flops = self.programs[shapes(batch)]
