@@ -26,11 +26,10 @@ def plans() -> dict[str, tuple[str, ...]]:
     """Name -> what `plan` is asked."""
     found = {"edit 256 v5e:1x1": (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256")}
     found["colab v5e:1x1"] = (*COLAB, "--topology", "v5e:1x1")
-    for kind in ONE:
-        for size in ("256", "512"):
-            found[f"edit {size} {ONE[kind]}"] = (*SD15, "--topology", ONE[kind], "--edit", "--size", size)
-            found[f"train {size} {SIXTEEN[kind]}"] = (*SD15, "--topology", SIXTEEN[kind], "--size", size)
-    for size in ("256", "512"):
+    sizes = ("512", "256")
+    found |= {f"train {size} {SIXTEEN[kind]}": (*SD15, "--topology", SIXTEEN[kind], "--size", size) for kind in ONE for size in sizes}
+    found |= {f"edit {size} {ONE[kind]}": (*SD15, "--topology", ONE[kind], "--edit", "--size", size) for kind in ONE for size in sizes}
+    for size in sizes:
         found[f"edit {size} v5e:2x2, frames over 4 chips"] = (*SD15, "--topology", "v5e:2x2", "--edit", "--size", size)
     found["edit 256 v5e:1x1, whole"] = (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256", "--full")
     found["colab v5e:1x1, whole"] = (*COLAB, "--topology", "v5e:1x1", "--full", "--effort", "-1")

@@ -29,18 +29,25 @@ def enable_compilation_cache() -> Path | None:
     return Path(folder)
 
 
-@functools.cache
-def compiler_options() -> dict[str, str] | None:
-    """Options for XLA on the default backend, or None.
+OPTIONS = {
+    # Convolutions by Eigen, not YNN: the embedded-size U-Net is 1.35x faster (jaxlib 0.10.2, 2 cores; tests/benchmarks/against_torch.py).
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    # A product with split weights gathers them whole. By itself the compiler turns it into a loop over their pieces, each turn of which reads and writes
+    # all activations: a temporal transformer's training step, 512x512 on 16 chips, moves 10 GB a clip so and 52 GB in loops (tests/test_tpu_compiler.py).
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+}
 
-    On CPU: convolutions by Eigen, not YNN, which makes the embedded-size U-Net 1.35x faster (jaxlib 0.10.2, 2 cores;
-    tests/benchmarks/against_torch.py). A jaxlib that does not know the option does without.
-    """
-    if jax.default_backend() != "cpu":
+
+@functools.cache
+def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
+    """OPTIONS of a device's compiler (of the default device's), or None; a compiler that does not know them does without."""
+    device = device or jax.local_devices()[0]
+    options = OPTIONS.get(device.platform)
+    if options is None:
         return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        with jax.set_mesh(jax.sharding.Mesh([device], ("device",))):
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
         return None
     return options

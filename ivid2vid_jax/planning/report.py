@@ -18,6 +18,7 @@ from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.planning import chips, flops, hlo
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
+from ivid2vid_jax.runtime import compiler_options
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.weights.folder import Folder
 
@@ -88,8 +89,9 @@ def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: in
 def cached(stage: layers.Stage, mesh, remat: str | None, cache: Path | None) -> layers.Cost:
     """The layer's cost, from the cache where this compiler has told it before."""
     kind = mesh.devices.flat[0].device_kind
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")] + [mesh.devices.flat[0].client.platform_version]
-    mark = hashlib.sha256(json.dumps([stage.key, remat, kind, dict(mesh.shape), versions, source_mark()]).encode()).hexdigest()[:24]
+    compiler = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
+    compiler += [mesh.devices.flat[0].client.platform_version, compiler_options(mesh.devices.flat[0])]
+    mark = hashlib.sha256(json.dumps([stage.key, remat, kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
         return layers.Cost(**json.loads(file.read_text()))
@@ -114,7 +116,7 @@ def source_mark() -> str:
 def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
     """The program compiled as one. Raises the compiler's error where it does not fit into a chip's memory."""
     begin = time.perf_counter()
-    options = {} if effort is None else {"exec_time_optimization_effort": effort}
+    options = dict(compiler_options(mesh.devices.flat[0]) or {}) | ({} if effort is None else {"exec_time_optimization_effort": effort})
     with jax.set_mesh(mesh):
         traced = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
         lowered = traced.lower()

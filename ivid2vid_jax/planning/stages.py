@@ -22,6 +22,7 @@ from ivid2vid_jax.models.remat import POLICIES
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
 from ivid2vid_jax.planning import flops, hlo
+from ivid2vid_jax.runtime import compiler_options
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.weights.folder import abstract
@@ -112,22 +113,22 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
         out = jax.eval_shape(forward, params, *args)
         where_out = jax.tree.map(lambda x: place(x, mesh), out)
         if remat is None:
-            cost = measure(forward, (params, *args), where_out, mesh.size)
+            cost = measure(forward, (params, *args), where_out, mesh)
         else:
             gradient = jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=where_out)
             where_in = jax.tree.map(lambda x: x.sharding, (params, *args) if stage.trained else args)
-            cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh.size)
+            cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh)
             cost.kept = residuals(forward, params, args, mesh.size)
     cost.seconds = time.perf_counter() - begin
     return cost
 
 
-def measure(function: Callable, args: tuple, where_out, chips: int) -> Cost:
+def measure(function: Callable, args: tuple, where_out, mesh: Mesh) -> Cost:
     """Compiles for the mesh's devices."""
-    traced = jax.jit(function, out_shardings=where_out).trace(*args)
+    traced = jax.jit(function, out_shardings=where_out, compiler_options=compiler_options(mesh.devices.flat[0])).trace(*args)
     compiled = traced.lower().compile()
-    operations, text = flops.of_program(traced, compiled, chips), compiled.as_text()
-    return Cost(operations, hlo.moved(text), dict(hlo.sent(text, chips)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
+    operations, text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
+    return Cost(operations, hlo.moved(text), dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
 
 def place(x, mesh: Mesh) -> NamedSharding:
