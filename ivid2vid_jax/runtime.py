@@ -53,9 +53,9 @@ def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
     return options
 
 
-def jit(function, **options):
-    """jax.jit with the backend's `compiler_options`."""
-    return jax.jit(function, compiler_options=compiler_options(), **options)
+def jit(function, device: jax.Device | None = None, **options):
+    """jax.jit with the `compiler_options` of the device that it is for, the default one if none is named."""
+    return jax.jit(function, compiler_options=compiler_options(device), **options)
 
 
 def compute_dtype(name: str = "auto"):

@@ -28,10 +28,16 @@ SCORES = FRAMES * HEADS * TOKENS**2 * 2  # bytes, in bfloat16
 
 
 @pytest.fixture
-def compiled(monkeypatch):
+def texts(monkeypatch):
+    """What the compiler wrote, of one program after the other."""
+    found, moved = [], hlo.moved
+    monkeypatch.setattr(hlo, "moved", lambda text: found.append(text) or moved(text))
+    return found
+
+
+@pytest.fixture
+def compiled(texts):
     """(cost, the compiler's text) of SD 1.5's first spatial transformer on one v5e chip; remat: None for the forward pass alone."""
-    texts, moved = [], hlo.moved
-    monkeypatch.setattr(hlo, "moved", lambda text: texts.append(text) or moved(text))
     mesh = sharding.make_mesh(MeshConfig(), chips.Slice("v5e:1x1").devices())
     shape = jax.ShapeDtypeStruct
 
@@ -68,11 +74,9 @@ def test_plain_attention_holds_them(compiled):
     assert scores(text) and math.isfinite(cost.moved) and cost.temporary + cost.moved > SCORES
 
 
-def test_split_weights_are_gathered_whole(monkeypatch):
+def test_split_weights_are_gathered_whole(texts):
     """By itself the compiler multiplies by them piece by piece, in loops that move all activations at every turn: on 16 chips 52 GB a
     clip instead of 10."""
-    texts, moved = [], hlo.moved
-    monkeypatch.setattr(hlo, "moved", lambda text: texts.append(text) or moved(text))
     mesh = sharding.make_mesh(MeshConfig(fsdp=4), chips.Slice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
     layer = stages.Stage(TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from ivid2vid_jax import runtime
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.planning import chips, flops, hlo
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
-from ivid2vid_jax.runtime import compiler_options
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.weights.folder import Folder
 
@@ -88,10 +88,10 @@ def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: in
 
 def cached(stage: layers.Stage, mesh, remat: str | None, cache: Path | None) -> layers.Cost:
     """The layer's cost, from the cache where this compiler has told it before."""
-    kind = mesh.devices.flat[0].device_kind
+    device = mesh.devices.flat[0]
     compiler = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
-    compiler += [mesh.devices.flat[0].client.platform_version, compiler_options(mesh.devices.flat[0])]
-    mark = hashlib.sha256(json.dumps([stage.key, remat, kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
+    compiler += [device.client.platform_version, runtime.compiler_options(device)]
+    mark = hashlib.sha256(json.dumps([stage.key, remat, device.device_kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
         return layers.Cost(**json.loads(file.read_text()))
@@ -116,12 +116,13 @@ def source_mark() -> str:
 def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
     """The program compiled as one. Raises the compiler's error where it does not fit into a chip's memory."""
     begin = time.perf_counter()
-    options = dict(compiler_options(mesh.devices.flat[0]) or {}) | ({} if effort is None else {"exec_time_optimization_effort": effort})
+    options = None if effort is None else {"exec_time_optimization_effort": effort}
+    device = mesh.devices.flat[0]
     with jax.set_mesh(mesh):
-        traced = jax.jit(program.function, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
+        traced = runtime.jit(program.function, device, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
         lowered = traced.lower()
-        log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, mesh.devices.flat[0].device_kind)
-        compiled = lowered.compile(compiler_options=options or None)
+        log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, device.device_kind)
+        compiled = lowered.compile(compiler_options=options)
     memory, words = compiled.memory_analysis(), compiled.as_text()
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ivid2vid_jax import runtime
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample
 from ivid2vid_jax.models.remat import POLICIES
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
 from ivid2vid_jax.planning import flops, hlo
-from ivid2vid_jax.runtime import compiler_options
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.weights.folder import abstract
@@ -125,7 +125,7 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
 
 def measure(function: Callable, args: tuple, where_out, mesh: Mesh) -> Cost:
     """Compiles for the mesh's devices."""
-    traced = jax.jit(function, out_shardings=where_out, compiler_options=compiler_options(mesh.devices.flat[0])).trace(*args)
+    traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=where_out).trace(*args)
     compiled = traced.lower().compile()
     operations, text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
     return Cost(operations, hlo.moved(text), dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
