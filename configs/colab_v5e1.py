@@ -2,7 +2,7 @@
 
     python -m ivid2vid_jax.train --config configs/colab_v5e1.py --data data/triplets --output /content/drive/MyDrive/ivid2vid
 
-Hardware: that chip. The TPU compiler's word on the whole program, `plan --config configs/colab_v5e1.py --topology v5e:1x1 --full --effort -1`: 15.0 GiB of
+Hardware: that chip. The TPU compiler's word on the whole program, `plan --config configs/colab_v5e1.py --topology v5e:1x1 --full`: 15.0 GiB of
 16 (docs/tpu-plan.md). With an EMA of the weights it was 16.8, so the learning rate's fall to zero has to do what averaging would. Drive keeps the
 checkpoints: run the same cell again after a disconnect.
 Time and quality: not measured here.

@@ -229,7 +229,7 @@ def test_the_plan_of_a_sampling_step(on_cpu, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mesh", "rows=2"], "--mesh rows=2"), (["--efficiency", "2"], "--efficiency 2.0"), (["--topology", "v5e"], "--topology v5e"),
+        (["--mesh", "rows=2"], "--mesh rows=2"), (["--efficiency", "2"], "--efficiency 2.0"), (["--effort", "2"], "--effort 2.0"), (["--topology", "v5e"], "--topology v5e"),
         (["--remat", "some"], "remat"), (["--size", "65"], "size 65"),
     ],
 )  # fmt: skip

@@ -48,14 +48,16 @@ class Plan:
         return {"arithmetic": self.flops / chip.flops, "HBM": self.moved / chip.bandwidth, "interconnect": sum(self.sent.values()) / chip.interconnect}
 
 
-def by_layers(config: TrainConfig, folder: Folder, mesh, program: Program, edit: bool, told: Callable[[str], None], cache: Path | None) -> Plan:
-    """The sum of the layers; told(line) hears of each one."""
+def by_layers(
+    config: TrainConfig, folder: Folder, mesh, program: Program, edit: bool, effort: float, told: Callable[[str], None], cache: Path | None
+) -> Plan:
+    """The sum of the layers, each compiled with this effort; told(line) hears of each one."""
     accumulation = 1 if edit else config.optim.accumulation
     wanted = all_stages(config, folder, edit, accumulation)
     total, sent, kept, widest = Counter(), Counter(), 0, 0
     begin = time.perf_counter()
     for number, (stage, remat) in enumerate(wanted, 1):
-        cost = cached(stage, mesh, remat, cache)
+        cost = cached(stage, mesh, remat, effort, cache)
         times = stage.count * accumulation
         for name in ("flops", "moved"):
             total[name] += times * getattr(cost, name)
@@ -86,16 +88,16 @@ def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: in
     return out
 
 
-def cached(stage: layers.Stage, mesh, remat: str | None, cache: Path | None) -> layers.Cost:
+def cached(stage: layers.Stage, mesh, remat: str | None, effort: float, cache: Path | None) -> layers.Cost:
     """The layer's cost, from the cache where this compiler has told it before."""
     device = mesh.devices.flat[0]
     compiler = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
     compiler += [device.client.platform_version, runtime.compiler_options(device)]
-    mark = hashlib.sha256(json.dumps([stage.key, remat, device.device_kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
+    mark = hashlib.sha256(json.dumps([stage.key, remat, effort, device.device_kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
         return layers.Cost(**json.loads(file.read_text()))
-    cost = layers.compile_stage(stage, mesh, remat)
+    cost = layers.compile_stage(stage, mesh, remat, effort)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".tmp")
@@ -113,16 +115,15 @@ def source_mark() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def by_whole(program: Program, mesh, effort: float | None = None) -> Plan:
+def by_whole(program: Program, mesh, effort: float) -> Plan:
     """The program compiled as one. Raises the compiler's error where it does not fit into a chip's memory."""
     begin = time.perf_counter()
-    options = None if effort is None else {"exec_time_optimization_effort": effort}
     device = mesh.devices.flat[0]
     with jax.set_mesh(mesh):
         traced = runtime.jit(program.function, device, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
         lowered = traced.lower()
         log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, device.device_kind)
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options={layers.EFFORT: effort})
     memory, words = compiled.memory_analysis(), compiled.as_text()
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}

@@ -29,6 +29,7 @@ from ivid2vid_jax.weights.folder import abstract
 
 LAYERS = (ResnetBlock, SpatialTransformer, TemporalConvLayer, TemporalTransformer, Downsample, Upsample, TimestepMLP)
 ENDS = (nn.Conv, GroupNorm)  # where they stand by themselves: conv_in, conv_norm_out, conv_out
+EFFORT = "exec_time_optimization_effort"  # the compiler's option: -1 to 1, 0 where nobody sets it
 
 
 @dataclasses.dataclass
@@ -90,8 +91,8 @@ def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attent
     return list(found.values())
 
 
-def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
-    """remat: what the layer keeps for its backward pass, see models/remat.py; None for the forward pass alone."""
+def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0.0) -> Cost:
+    """remat: what the layer keeps for its backward pass, see models/remat.py; None for the forward pass alone. effort: the compiler's."""
     master = jnp.float32 if remat and stage.trained else jnp.bfloat16
     shapes = jax.eval_shape(partial(stage.module.init, method=stage.method), jax.random.key(0), *stage.args)["params"]
     params = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where), shapes, sharding.of_tree(shapes, mesh))
@@ -113,20 +114,20 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None) -> Cost:
         out = jax.eval_shape(forward, params, *args)
         where_out = jax.tree.map(lambda x: place(x, mesh), out)
         if remat is None:
-            cost = measure(forward, (params, *args), where_out, mesh)
+            cost = measure(forward, (params, *args), where_out, mesh, effort)
         else:
             gradient = jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=where_out)
             where_in = jax.tree.map(lambda x: x.sharding, (params, *args) if stage.trained else args)
-            cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh)
+            cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh, effort)
             cost.kept = residuals(forward, params, args, mesh.size)
     cost.seconds = time.perf_counter() - begin
     return cost
 
 
-def measure(function: Callable, args: tuple, where_out, mesh: Mesh) -> Cost:
+def measure(function: Callable, args: tuple, where_out, mesh: Mesh, effort: float) -> Cost:
     """Compiles for the mesh's devices."""
     traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=where_out).trace(*args)
-    compiled = traced.lower().compile()
+    compiled = traced.lower().compile(compiler_options={EFFORT: effort})
     operations, text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
     return Cost(operations, hlo.moved(text), dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
