@@ -25,7 +25,8 @@ no_filter = dataclasses.replace(engine.filter, image=-1.0, text=-1.0, direction=
 base = dataclasses.replace(
     shared["with_loss"](frame_difference="match", frame_weight=0.25),
     net=NetConfig(),
-    optim=OptimConfig(lr=3e-4, warmup=50, ema=0.99),
+    steps=150,
+    optim=OptimConfig(lr=3e-4, warmup=25, ema=0.99),
     log=LogConfig(eval_every=0, sample_every=0),  # each arm's held-out triplets are its own: their losses could not be compared
 )
 

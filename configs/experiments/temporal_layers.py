@@ -2,7 +2,9 @@
 
     python -m ivid2vid_jax.evaluate --experiment configs/experiments/temporal_layers.py --output runs/experiments/temporal_layers
 
-Hardware: 2 CPU cores. Time: 12 runs of about 4 minutes, an estimate. Not run yet: no number is known.
+"conv and attention" is the arm "none" of frame_difference.py: a copy of its runs is gone on with.
+
+Hardware: 2 CPU cores. Time: 12 runs of 7 minutes on one core.
 """
 
 import dataclasses
