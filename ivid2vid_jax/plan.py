@@ -30,7 +30,7 @@ class PlanArgs:
     steps: int | None = None  # of the run; of the sampler with --edit
     efficiency: float = 0.4  # share of the bound that is reached, for chip-hours and cost
     price: float | None = None  # dollars a chip-hour, for the cost
-    effort: float = -1.0  # the compiler's: 0 is a run's own, some five times slower to compile here for a few per cent less HBM traffic
+    effort: float = -1.0  # the compiler's: 0 is a run's own, some five times slower to compile here, and moves less, small arrays far less
     output: Path | None = None  # also write the plan as JSON to this file
 
 

@@ -105,11 +105,11 @@ def test_the_table_of_plans_is_the_records(tmp_path, monkeypatch):
         record = json.loads((ROOT / "docs" / "tpu-plan.json").read_text())
         assert (ROOT / "docs" / "tpu-plan.md").read_text() == made["page"](record), "renew it: python docs/make_tpu_plan.py"
     plan = {"held": {"parameters": 3 * 2**30}, "flops": 2e12, "moved": 5e9, "sent": {"all-gather": 1e9}, "whole": False, "seconds": 60.0}
-    one = {"plan": plan, "seconds_at_peak": {"arithmetic": 0.5, "HBM": 0.25, "interconnect": 0.1}, "versions": {"jax": "1"}, "commit": "abc", "date": "2026-11-23"}
+    one = {"arguments": {"effort": "-1"}, "plan": plan, "seconds_at_peak": {"arithmetic": 0.5, "HBM": 0.25, "interconnect": 0.1}, "versions": {"jax": "1"}, "commit": "abc", "date": "2026-11-23"}
     first, second, third = list(made["plans"]())[:3]
     record = {first: one, second: {"error": "ran out of memory", "commit": "abc", "date": "2026-11-23"}}
     text = made["page"](record)
-    assert f"| {first} | by layers | 3.0 | 2.00 | 5.0 | 1.00 | 0.5000 | 0.2500 | 0.1000 | 0.50 | 60 |" in text
+    assert f"| {first} | by layers, -1 | 3.0 | 2.00 | 5.0 | 1.00 | 0.5000 | 0.2500 | 0.1000 | 0.50 | 60 |" in text
     assert f"| {second} | ran out of memory |" in text and f"Not asked yet: {third}" in text
     names = made["main"].__globals__
     monkeypatch.setitem(names, "RECORD", tmp_path / "plan.json")
