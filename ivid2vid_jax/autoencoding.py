@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivid2vid_jax import runtime
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
 from ivid2vid_jax.spread import FRAMES, Spread
 
@@ -40,6 +41,7 @@ class FrameCodec:
         out = []
         for chunk, used in chunks(frames, lambda frame: frame.shape[0] * frame.shape[1]):
             out.append(self.tiled(lambda tile: self._encode(params, tile), chunk, self.downscale, 1)[:used])
+            runtime.return_freed_memory()
         return np.concatenate(out)
 
     def decode(self, params: Any, latents: np.ndarray) -> Iterator[np.ndarray]:
@@ -47,6 +49,7 @@ class FrameCodec:
         for chunk, used in chunks(latents, lambda frame: frame.shape[0] * frame.shape[1] * self.downscale**2):
             pixels = self.tiled(lambda tile: self._decode(params, tile), chunk, 1, self.downscale)
             yield from np.round(pixels[:used]).astype(np.uint8)
+            runtime.return_freed_memory()
 
     def tiled(self, run, chunk: np.ndarray, cells_in: int, cells_out: int) -> np.ndarray:
         """`run` on a chunk [N, H, W, C], tile by tile where its frames are large; tiles are blended where they overlap.

@@ -1,8 +1,10 @@
 """What a process needs before it computes: the compilation cache and the compute type."""
 
 import contextlib
+import ctypes
 import functools
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -67,6 +69,15 @@ def compute_dtype(name: str = "auto"):
     if name == "float64" and not jax.config.jax_enable_x64:
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1 in the environment")
     return DTYPES[name]
+
+
+def return_freed_memory() -> None:
+    """Gives what was freed back to the system, where the C library can (glibc): about 2 ms.
+
+    Programs of several shapes fragment glibc's heap: without this, an edit of 1,024 frames at the embedded size came to hold a quarter more than one of 16.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def profiled(folder: Path | None):

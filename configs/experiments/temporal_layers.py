@@ -4,7 +4,7 @@
 
 "conv and attention" is the arm "none" of frame_difference.py: a copy of its runs is gone on with.
 
-Hardware: 2 CPU cores. Time: 12 runs of 7 minutes on one core.
+Hardware: 2 CPU cores. Time: 12 runs of 7 minutes on one core. What came out: docs/experiments.md.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ivid2vid_jax import runtime
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.guidance import combine
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
@@ -109,7 +110,12 @@ class SamplingLoop:
         """
         put, numbers = self.spread.put, np.arange(len(source), dtype=np.int32)
         begun = [jax.device_get(self.start(first, put(numbers[w]), scale, put(source[w]))) for w in windows]
-        x = assemble(begun, windows, source.shape) if noise is None else noise * np.float32(scale)
+        if noise is None:
+            x = np.empty_like(source)
+            for window in windows:
+                x[window] = jax.device_get(self.start(first, put(numbers[window]), scale, put(source[window])))
+        else:
+            x = noise * np.float32(scale)
         x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
         for step, drawn, guidance in steps:
             prediction = np.zeros_like(x)
@@ -120,20 +126,14 @@ class SamplingLoop:
                 for window, weight, part in zip(group, weights[i : i + len(group)], found[: len(group)], strict=True):
                     prediction[window] += weight[:, None, None, None] * part
                     yield None
-            parts = []
+            after = State(np.empty_like(x), np.empty_like(x))
             for window in windows:
                 state, part, frames = put((State(x[window], x0[window]), prediction[window], numbers[window]))
-                parts.append(jax.device_get(self.advance(state, part, frames, drawn, step)))
-            x, x0 = (assemble([part[i] for part in parts], windows, x.shape) for i in (0, 1))
+                state = jax.device_get(self.advance(state, part, frames, drawn, step))
+                after.x[window], after.x0[window] = state  # where windows overlap, they hold the same values
+            x, x0 = after
+            runtime.return_freed_memory()
         yield x
-
-
-def assemble(parts: list[np.ndarray], windows: list[slice], shape) -> np.ndarray:
-    """The clip from its windows; where they overlap they hold the same values."""
-    out = np.empty(shape, np.float32)
-    for part, window in zip(parts, windows, strict=True):
-        out[window] = part
-    return out
 
 
 def blend_weights(windows: list[slice], length: int) -> list[np.ndarray]:
