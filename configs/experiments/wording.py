@@ -5,7 +5,7 @@
 The image editor that all runs start from knows every wording of every kind of edit but of one kind: sepia, held out of all training. So the runs learn
 sepia, with the other kinds mixed in that they may not be forgotten, all of them said in the arm's wordings; and sepia alone is judged, said as
 "use the sepia style" and "show it in sepia style" (numbers 3 and 4 of shapes_words.PHRASINGS; "make it sepia" is 0).
-Hardware: 2 CPU cores. Time: 12 runs of about 5 minutes, an estimate. Not run yet: no number is known.
+Hardware: 2 CPU cores. Time: 12 runs of 6 minutes on one core. What came out: docs/experiments.md.
 """
 
 import dataclasses
