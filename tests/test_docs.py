@@ -23,7 +23,7 @@ COMMANDS = {
     "synthesize": "SynthesisConfig", "convert": "COMMANDS", "evaluation.study": "StudyArgs",
     "synthesis.calibrate": "CalibrateArgs",
 }  # fmt: skip
-OTHERS = {"--help", "--dry-run", "--config", "--logdir", "--repeats"}  # every command's, the launchers', TensorBoard's, the benchmarks'
+OTHERS = {"--help", "--dry-run", "--config", "--logdir", "--compile", "--repeats"}  # every command's, the launchers', TensorBoard's, the benchmarks'
 
 
 def arguments(command: str) -> type:
