@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.length --lengths 16 64 256 1024          # the embedded pipeline; --model for another
 
-Each length is edited in a process of its own, from a stream of frames; a short edit first, so that nothing is compiled on the clock. Of --repeats
-processes the least time and memory count: what others do on the machine only adds. Windows overlap, and the last one is moved back, so a short clip has
-more of them a frame: the last line says how far lengths differ in time a frame, time a window, and memory.
+Each length is edited in a process of its own, from a stream of frames; a short edit first, so that nothing is compiled on the clock. All lengths take
+turns, and of --repeats rounds the least time and memory count: what others do on the machine only adds. Windows overlap, and the last one is moved back, so
+a short clip has more of them a frame: the last line says how far lengths differ in time a frame, time a window, and memory.
 """
 
 import argparse
@@ -58,12 +58,15 @@ def main(argv=None):
     if args.one:
         print(json.dumps(one(args.model, args.one)))
         return
-    found = []
-    for frames in args.lengths:
-        words = [sys.executable, "-m", "tests.benchmarks.length", "--one", str(frames), *(["--model", args.model] if args.model else [])]
-        runs = [json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]) for _ in range(args.repeats)]
-        found.append({name: min(each[name] for each in runs) for name in runs[0]})
-        print(json.dumps(found[-1]), flush=True)
+    runs = {frames: [] for frames in args.lengths}
+    for _ in range(args.repeats):
+        for frames, done in runs.items():
+            words = [sys.executable, "-m", "tests.benchmarks.length", "--one", str(frames), *(["--model", args.model] if args.model else [])]
+            done.append(json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+            print(json.dumps(done[-1]), flush=True)
+    found = [{name: min(each[name] for each in done) for name in done[0]} for done in runs.values()]
+    for each in found:
+        print(json.dumps({"least": each}))
     print(json.dumps({f"{name}_spread": spread([each[name] for each in found]) for name in ("seconds_a_frame", "seconds_a_window", "peak_mib")}))
 
 
