@@ -109,7 +109,6 @@ class SamplingLoop:
         (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along time).
         """
         put, numbers = self.spread.put, np.arange(len(source), dtype=np.int32)
-        begun = [jax.device_get(self.start(first, put(numbers[w]), scale, put(source[w]))) for w in windows]
         if noise is None:
             x = np.empty_like(source)
             for window in windows:
