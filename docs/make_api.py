@@ -1,5 +1,7 @@
 """Writes docs/api.md from docstrings: `python docs/make_api.py`."""
 
+import ast
+import dataclasses
 import importlib
 import inspect
 from pathlib import Path
@@ -30,12 +32,23 @@ def entry(module, name: str) -> str:
         thing = getattr(thing, part)
     lines = inspect.getsource(thing).splitlines()
     if inspect.isclass(thing):
-        fields = [line[4:] for line in lines if line.startswith("    ") and line[4:5].isidentifier() and ": " in line.partition("#")[0] and "def " not in line]
-        shown = "\n".join([f"class {name}", *(f"    {line}" for line in fields if hasattr(thing, "__dataclass_fields__"))])
+        shown = "\n".join([f"class {name}", *(fields(lines) if dataclasses.is_dataclass(thing) else ())])
     else:
         end = next(i for i, line in enumerate(lines) if line.endswith(":"))
         shown = inspect.cleandoc("\n".join(lines[: end + 1])).removeprefix("def ").removesuffix(":")
-    return f"### {name}\n\n```python\n{shown}\n```\n\n{inspect.getdoc(thing) or ''}\n"
+    return "\n\n".join(part for part in (f"### {name}", f"```python\n{shown}\n```", described(thing)) if part) + "\n"
+
+
+def fields(lines: list[str]) -> list[str]:
+    """The source lines of a dataclass's fields, to the last line of each, with their comments."""
+    found = [node for node in ast.parse("\n".join(lines)).body[0].body if isinstance(node, ast.AnnAssign)]
+    return [line.removesuffix("  # fmt: skip") for node in found for line in lines[node.lineno - 1 : node.end_lineno]]
+
+
+def described(thing) -> str:
+    """The docstring; nothing where dataclasses wrote one by itself."""
+    told = inspect.getdoc(thing) or ""
+    return "" if told.startswith(f"{thing.__name__}(") else told
 
 
 def text() -> str:
