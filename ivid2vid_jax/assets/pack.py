@@ -39,7 +39,7 @@ class PackArgs:
     """Packs finished runs into the package. What is left out stays as it is."""
 
     base: Path | None = None  # the run of stage C, becomes shapes-base
-    edit: Path | None = None  # the run of stage E, becomes shapes-edit
+    edit: Path | None = None  # the run of stage F, becomes shapes-edit
     clip: Path | None = None  # the run of stage B, becomes shapes-clip
     vae: Path | None = None  # a run whose autoencoder goes into both, in the place of theirs: the same encoder, with another decoder
     text_scale: float | None = None  # guidance that shapes-edit proposes, for its sampling.json
