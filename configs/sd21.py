@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1 (v-prediction, 1024-wide text) inflated to an editor; otherwise as configs/sd15.py.
+"""Stable Diffusion 2.1 (v-prediction, 1024-wide text) inflated to an editor; otherwise as configs/sd15.py, but without min-SNR weights (snr_gamma).
 
     python -m ivid2vid_jax.train --config configs/sd21.py --data data/triplets --output runs/sd21
 
