@@ -59,7 +59,18 @@ def test_every_arm_meets_every_seed_and_the_table_tells(world, tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "| good | 2 | 100.0% [68, 100] |" in text and "| bad | 2 | 0.0% [0, 32] |" in text and "1.000 ± 6.353" in text  # 0.5 and 1.5: 12.706 * 0.7071 / 1.4142
     assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 4
-    assert all((tmp_path / arm / str(seed) / "items.jsonl").read_text().count("\n") == 4 for arm in ("good", "bad") for seed in (0, 1))
+    assert all(next((tmp_path / arm / str(seed)).glob("items-*.jsonl")).read_text().count("\n") == 4 for arm in ("good", "bad") for seed in (0, 1))
+
+
+def test_other_weights_settings_and_sentences_are_judged_anew(world, tmp_path, monkeypatch):
+    experiment, train, _ = world
+    experiment, judged = dataclasses.replace(experiment, arms={"good": experiment.arms["good"]}, seeds=(0,), kinds=("grey",)), []
+    monkeypatch.setattr(shapes, "editor", lambda pipe, settings: lambda truth: judged.append(truth.instruction) or truth.source)
+    longer = {"good": dataclasses.replace(experiment.arms["good"], steps=experiment.arms["good"].steps + 1)}
+    other = dataclasses.replace(experiment.settings, text_scale=3.0)
+    for change in ({}, {}, {"arms": longer}, {"settings": other}, {"phrasings": (3,)}, {}):
+        experiments.run(dataclasses.replace(experiment, **change), tmp_path, train)
+    assert len(judged) == 2 * 4 and judged[-2:] == ["use the grey style"] * 2
 
 
 def test_half_a_run_is_not_judged(world, tmp_path):
@@ -71,7 +82,7 @@ def test_half_a_run_is_not_judged(world, tmp_path):
 
     with pytest.raises(UserError, match=r"good/1: told to stop at step 7 of \d+; run the same command to go on"):
         experiments.run(experiment, tmp_path, stopped)
-    assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 2 and not (tmp_path / "good" / "1" / "items.jsonl").exists()
+    assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 2 and not list((tmp_path / "good" / "1").glob("items-*.jsonl"))
 
 
 def test_differences_are_told_seed_by_seed(world, tmp_path):

@@ -42,6 +42,15 @@ def test_before_and_after_stand_side_by_side(tmp_path, monkeypatch):
     assert learned.table(tmp_path / "elsewhere") == ""
 
 
+def test_a_run_that_goes_on_is_judged_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "editor", lambda pipe, settings: lambda truth: truth.edited if pipe == "taught" else truth.source)
+    monkeypatch.setattr(learned.EditSettings, "resolved", lambda self, folder: self)
+    for steps, when, pipe in ((2, "before", "new"), (2, "after", "new"), (4, "after", "taught")):
+        learned.judge(tiny(tmp_path, steps=steps, log__judge=1, loader__kinds=("grey",), loader__size=64, loader__frames=4), tmp_path, when, Pipe(pipe))
+    lines = learned.table(tmp_path).splitlines()
+    assert "passed after 4 steps [95%]" in lines[0] and lines[2].startswith("| grey | 0 of 1, 0% ") and "| 1 of 1, 100% " in lines[2]
+
+
 def test_a_run_prints_what_it_has_learned(tmp_path, capsys, monkeypatch):
     """The step itself is left out, which takes a minute to compile."""
     monkeypatch.setattr(StepProgram, "compile", lambda self, *args: setattr(self, "flops", 0.0))
@@ -50,7 +59,7 @@ def test_a_run_prints_what_it_has_learned(tmp_path, capsys, monkeypatch):
     command.run(config)
     said = capsys.readouterr().out
     assert "| sepia | 0 of 1" in said and "| grey | 0 of 1" in said
-    assert {item.kind for when in learned.WHEN for item in shapes.read(learned.file(tmp_path / "run", when))} == {"sepia", "grey"}
+    assert {item.kind for step in (0, 2) for item in shapes.read(learned.file(tmp_path / "run", step))} == {"sepia", "grey"}
     assert len(read_metrics(tmp_path / "run", "train")) == 2
 
 

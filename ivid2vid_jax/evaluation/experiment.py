@@ -4,6 +4,7 @@ A file under configs/experiments/ exposes `experiment = Experiment(...)`.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -91,13 +92,19 @@ def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Pat
             pipe = load(home)
             settings = experiment.settings.resolved(pipe.folder)
             wanted = list(shapes.specs(experiment.kinds or KINDS, experiment.count, settings.size, settings.frames, phrasings=experiment.phrasings))
-            items = shapes.run({"model": shapes.editor(pipe, settings)}, wanted, home / "items.jsonl", None, progress)
+            items = shapes.run({"model": shapes.editor(pipe, settings)}, wanted, judged(home, at, settings, experiment.phrasings), None, progress)
             last = next(iter(reversed(read_metrics(home, "validation"))), {})
             validation = {key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last}
             outcomes.append(Outcome(arm, seed, shapes.summary(items), validation, tuple(item.passed for item in items)))
             (output / "outcomes.json").write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2) + "\n")
             (output / "table.md").write_text(tables(experiment, outcomes, output) + "\n")
     return outcomes
+
+
+def judged(home: Path, step: int, settings: EditSettings, phrasings: tuple[int, ...]) -> Path:
+    """Where a run's judged clips are kept: weights of another step, other sampling and other sentences are judged anew."""
+    mark = hashlib.sha256(json.dumps([step, vars(settings), phrasings]).encode()).hexdigest()[:12]
+    return home / f"items-{mark}.jsonl"
 
 
 def on_made(experiment: Experiment, arm: str, output: Path) -> TrainConfig:

@@ -14,8 +14,6 @@ from ivid2vid_jax.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-WHEN = ("before", "after")
-
 
 def check(config: TrainConfig) -> None:
     """UserError where `log.judge` cannot be done."""
@@ -24,15 +22,16 @@ def check(config: TrainConfig) -> None:
 
 
 def judge(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
-    """Judges `log.judge` clips and keeps what was found in RUN/judged; when: of WHEN. What is there already is not done again."""
-    settings = EditSettings(steps=config.log.sample_steps).resolved(pipe.folder)
+    """Judges `log.judge` clips and keeps what was found in RUN/judged; when: "before" or "after". What is there already is not done again."""
+    settings, kept = EditSettings(steps=config.log.sample_steps).resolved(pipe.folder), file(run, config.steps if when == "after" else 0)
     with Progress(f"judging {when} training") as progress:
-        items = shapes.run({"model": shapes.editor(pipe, settings)}, list(clips(config)), file(run, when), None, progress)
-    log.info("%s training %d of %d edits pass (%s)", when, sum(item.passed for item in items), len(items), file(run, when))
+        items = shapes.run({"model": shapes.editor(pipe, settings)}, list(clips(config)), kept, None, progress)
+    log.info("%s training %d of %d edits pass (%s)", when, sum(item.passed for item in items), len(items), kept)
 
 
-def file(run: Path, when: str) -> Path:
-    return run / "judged" / f"{when}.jsonl"
+def file(run: Path, step: int) -> Path:
+    """Of the weights after so many steps: a run that goes on is judged again."""
+    return run / "judged" / (f"after-{step}.jsonl" if step else "before.jsonl")
 
 
 def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
@@ -45,13 +44,14 @@ def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
 
 
 def table(run: Path) -> str:
-    """Markdown: how many edits passed before and after, kinds never trained on by default first; empty where not both are judged."""
-    before, after = (shapes.read(file(run, when)) for when in WHEN)
-    if not before or not after:
+    """Markdown: how many edits passed before and after, the last time the run ended, kinds never trained on by default first; empty where not both are judged."""
+    last = max((int(found.stem.rpartition("-")[2]) for found in (run / "judged").glob("after-*.jsonl")), default=0)
+    before, after = (shapes.read(file(run, step)) for step in (0, last))
+    if not (last and before and after):
         return ""
     kinds = sorted({item.kind for item in after}, key=lambda kind: (kind != UNSEEN_STYLE, kind))
     groups = {kind: (kind,) for kind in kinds} | {"all kinds of the default training": tuple(kind for kind in kinds if kind != UNSEEN_STYLE)}
-    lines = ["| kind of edit | passed before [95%] | passed after [95%] |", "|---|---|---|"]
+    lines = [f"| kind of edit | passed before [95%] | passed after {last} steps [95%] |", "|---|---|---|"]
     for name, members in groups.items():
         cells = [share([item.passed for item in items if item.kind in members]) for items in (before, after)]
         if members:
