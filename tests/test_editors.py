@@ -15,9 +15,10 @@ from jax import random
 from ivid2vid_jax import pipeline
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.diffusion.denoiser import Condition
+from ivid2vid_jax.diffusion.inversion import rises
 from ivid2vid_jax.diffusion.samplers import sampler
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.synthesis.editors import Count, SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig
+from ivid2vid_jax.synthesis.editors import Count, SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig, ascent, descent, steps_left
 from ivid2vid_jax.training.params import flatten, unflatten
 from tests import factory, test_tune_a_video
 from tests.devices import environment
@@ -160,6 +161,32 @@ def test_random_bias_is_drawn_and_nothing_else(pipe):
         assert not plain[name].any() and 0.8 < np.abs(drawn[name]).max() * len(drawn[name]) ** 0.5 <= 1
 
 
+@pytest.mark.parametrize("inversion", [6, 4, 7])
+def test_inversion_ends_where_sampling_begins(pipe, inversion):
+    """For every strength, whatever the numbers of steps; with equal numbers the steps are sampling's own."""
+    for strength in (0.1, 0.5, 0.8, 1.0):
+        config = SharedNoiseConfig(sampling=6, strength=strength, inversion=inversion)
+        table, first = descent(pipe.schedule, config)
+        *_, last = steps = ascent(pipe.schedule, config)
+        for mine, theirs in ((last.t, "t"), (last.alpha_after, "alpha"), (last.sigma_after, "sigma")):
+            assert mine == getattr(table.steps, theirs)[first], (strength, theirs)
+        levels = [level for step in steps for level in (step.sigma, step.sigma_after)]
+        assert levels == sorted(levels) and levels[1:-1:2] == levels[2::2], "one step begins where the last one ended"
+        if inversion == 6:
+            assert steps == rises(pipe.schedule, 6)[: len(steps)] and len(steps) == steps_left(config)
+
+
+def test_a_text_scale_of_one_is_the_caption_alone(pipe):
+    """And 0 the empty prompt's: no weight is lost where one of them is zero."""
+    def edited(scale, caption="the red cat"):
+        [[found]] = SharedNoise(pipe, SharedNoiseConfig(sampling=3, text_scale=scale), devices=1)([Task(CLIPS[0], "a", (caption,), 0)])
+        return found.astype(int)
+
+    assert np.abs(edited(1.0) - edited(1.0001)).max() <= 1 and np.abs(edited(0.0) - edited(0.0001)).max() <= 1
+    assert np.abs(edited(1.0) - edited(0.0)).max() > 1
+    assert np.array_equal(edited(0.0), edited(0.0, ""))
+
+
 @pytest.mark.parametrize("inversion", [0, 6])
 def test_progress_counts_every_step(pipe, inversion):
     told = []
@@ -176,14 +203,24 @@ def test_what_cannot_be_edited_is_named(pipe, tiny):
         SharedNoise(pipe, SharedNoiseConfig(strength=0.0))
     with pytest.raises(UserError, match="one shape"):
         SharedNoise(pipe, SharedNoiseConfig(), devices=1)([TASKS[0], Task(CLIPS[1][:4], "a", ("b",), 0)])
+    with pytest.raises(UserError, match="clips of 16x15 pixels: .* takes multiples of 2 alone"):
+        SharedNoise(pipe, SharedNoiseConfig(), devices=1)([Task(CLIPS[0][:, :15], "a", ("b",), 0)])
+    for editor, config, message in (
+        (SharedNoise, SharedNoiseConfig(sampling=0), "sampling 0 must be between 1 and 1000"), (SharedNoise, SharedNoiseConfig(inversion=1001), "inversion 1001"),
+        (TuneAVideo, TuneAVideoConfig(inversion=0), "inversion 0 must be between 1"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            editor(pipe, config)
 
 
 SCRIPT = """
 import sys, re
 import jax, numpy as np
 from jax import random
+from ivid2vid_jax.diffusion.samplers import step_rows
+from ivid2vid_jax.diffusion.sampling import State
 from ivid2vid_jax import pipeline
-from ivid2vid_jax.synthesis.editors import TuneAVideo
+from ivid2vid_jax.synthesis.editors import TuneAVideo, ascent, descent
 from tests.test_editors import QUICK, TASKS
 assert jax.device_count() == 4
 pipe = pipeline.load(sys.argv[1], devices=1)
@@ -195,10 +232,18 @@ tuned = {name: np.stack([value] * 4) for name, value in editor.trained.items()}
 state = jax.vmap(editor.optimizer.init)(tuned)
 latents = np.zeros((4, 5, 8, 8, 4), np.float32)
 text = np.zeros((4, 77, 32), np.float32)
-args = editor.put((tuned, state, latents, text, jax.numpy.stack([random.key(0)] * 4)))
-text = editor.tune_step.lower(editor.placed, *args, np.int32(0)).compile().as_text()
-found = set(re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text))
-assert "num_partitions=4" in text and not found, found
+tuned, state, x, told, both, keys, run = editor.put((tuned, state, latents, text, np.stack([text] * 2, 1), jax.numpy.stack([random.key(0)] * 4), State(latents, latents)))
+table, first = descent(editor.schedule, QUICK)
+programs = {
+    "tune": editor.tune_step.lower(editor.placed, tuned, state, x, told, keys, np.int32(0)),
+    "rise": editor.rise_step.lower(editor.placed, tuned, x, told, jax.device_put(ascent(editor.schedule, QUICK)[0])),
+    "sample": editor.sample_step.lower(editor.placed, tuned, run, both, keys, step_rows(table)[first], np.ones(2, np.float32)),
+}
+for name, program in programs.items():
+    text = program.compile().as_text()
+    found = set(re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter", text))
+    assert "num_partitions=4" in text and not found, (name, found)
+    print(name, "step: 4 partitions, no collective")
 """
 
 
@@ -207,6 +252,8 @@ def test_four_devices_edit_four_clips_and_send_nothing(base, tuned, tmp_path):
     words = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "out.npz")]
     done = subprocess.run(words, env=environment(4), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    assert done.stdout.count("no collective") == 3
     theirs = np.load(tmp_path / "out.npz")
     for one, name in zip([edit for edits in tuned for edit in edits], theirs.files, strict=True):
         assert np.abs(one.astype(int) - theirs[name]).max() <= 1

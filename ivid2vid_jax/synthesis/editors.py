@@ -22,14 +22,15 @@ from jax.sharding import PartitionSpec as P
 from ivid2vid_jax import runtime
 from ivid2vid_jax.diffusion import losses
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
-from ivid2vid_jax.diffusion.guidance import branches
-from ivid2vid_jax.diffusion.inversion import rise, rises
+from ivid2vid_jax.diffusion.inversion import Rise, rise, rises
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
 from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, whole_step
+from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.pipeline import Pipeline
 from ivid2vid_jax.spread import WINDOWS, Spread
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
+from ivid2vid_jax.weights.folder import Folder
 from ivid2vid_jax.weights.inflate import inflate
 
 TRAINED = (r"/attn1/to_q/", r"/attn2/to_q/", r"/attn_temp/")  # Tune-A-Video's; its norm_temp stays as it is
@@ -78,6 +79,7 @@ class ClipEditor(ABC):
     """What both editors share: a net from the base's weights, clips in and out of latents, sampling many clips at once."""
 
     changes: dict = {}  # of the base's U-Net
+    least_inversion = 0  # steps
 
     def __init__(self, pipe: Pipeline, config: Any, devices: int | None = None):
         unet, latent = pipe.folder.unet, pipe.folder.vae.latent_channels
@@ -85,6 +87,9 @@ class ClipEditor(ABC):
             raise UserError(f"{pipe.folder.path}: clips are edited with a text-to-image base; this U-Net takes {unet.in_channels} channels, temporal layers {unet.temporal}")
         if not 0 < config.strength <= 1 or config.at_once < 1:
             raise UserError(f"strength {config.strength} must be above 0 and at most 1, at-once {config.at_once} at least 1")
+        for name, low in (("sampling", 1), ("inversion", self.least_inversion)):
+            if not low <= getattr(config, name) <= pipe.schedule.num_train_timesteps:
+                raise UserError(f"{name} {getattr(config, name)} must be between {low} and {pipe.schedule.num_train_timesteps}, the base's timesteps")
         self.pipe, self.config, self.schedule = pipe, config, pipe.schedule
         self.spread = Spread(devices)
         self.together = self.spread.count * config.at_once  # clips of one call
@@ -126,6 +131,7 @@ class ClipEditor(ABC):
         shape. progress(steps done, steps in all)."""
         if len({task.clip.shape for task in tasks}) > 1:
             raise UserError("clips that are edited together have one shape")
+        check_size(self.pipe.folder, tasks[0].clip.shape[1:3])
         groups = [tasks[i : i + self.together] for i in range(0, len(tasks), self.together)]
         count = Count(progress, sum(self.work(group) for group in groups))
         return [edits for group in groups for edits in self.group(group, count)]
@@ -136,8 +142,7 @@ class ClipEditor(ABC):
         latents = np.stack([self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip)) for task in filled]) * self.pipe.folder.vae.scaling_factor
         keys = self.put(jnp.stack([random.key(task.seed) for task in filled]))
         base, out = self.placed, [[] for _ in tasks]
-        table = sampler("ddim", self.schedule, self.config.sampling)
-        first = self.config.sampling - steps_left(self.config, self.config.sampling)
+        table, first = descent(self.schedule, self.config)
         tuned, noisy = self.prepare(base, filled, latents, keys, table, first, count)
         for number in range(most(tasks)):
             captions = [task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled]
@@ -151,7 +156,7 @@ class ClipEditor(ABC):
     def sample(self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count) -> np.ndarray:
         texts = self.pipe.encode_text(["", *captions])
         text = self.put(jnp.stack([jnp.stack([texts[0], each]) for each in texts[1:]]))
-        weights = jnp.asarray([branch.weight for branch in branches(self.config.text_scale, 1.0)][-2:])
+        weights = jnp.asarray([1 - self.config.text_scale, self.config.text_scale], jnp.float32)  # of both, also where one of them is zero
         state = self.put(State(noisy, np.zeros_like(noisy)))
         for step in step_rows(table)[first:]:
             state = self.sample_step(base, tuned, state, text, keys, step, weights)
@@ -164,7 +169,7 @@ class ClipEditor(ABC):
     def inverted(self, base, tuned, latents, text, count) -> np.ndarray:
         """Their noise by DDIM inversion, as far as the strength goes; latents [N, T, h, w, C] and text [N, K, D] on the devices."""
         noise = jnp.copy(latents)
-        for step in jax.device_put(rises(self.schedule, self.config.inversion))[: steps_left(self.config, self.config.inversion)]:
+        for step in jax.device_put(ascent(self.schedule, self.config)):
             noise = self.rise_step(base, tuned, noise, text, step)
             count.one()
         return jax.device_get(noise)
@@ -175,7 +180,7 @@ class ClipEditor(ABC):
 
     def work(self, tasks: Sequence[Task]) -> int:
         """Steps that a group takes."""
-        return steps_left(self.config, self.config.inversion) + steps_left(self.config, self.config.sampling) * most(tasks)
+        return len(ascent(self.schedule, self.config)) + steps_left(self.config) * most(tasks)
 
 
 class SharedNoise(ClipEditor):
@@ -192,6 +197,7 @@ class SharedNoise(ClipEditor):
 
 class TuneAVideo(ClipEditor):
     changes = dict(spatial_attention="sparse_causal", temporal=("tune_a_video",), group_norm="clip")
+    least_inversion = 1
 
     def __init__(self, pipe: Pipeline, config: TuneAVideoConfig, devices: int | None = None):
         super().__init__(pipe, config, devices)
@@ -244,9 +250,36 @@ def drawn_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def steps_left(config, steps: int) -> int:
-    """Of so many steps between a clip and noise, those that the config's strength leaves."""
-    return max(1, round(config.strength * steps)) if steps else 0
+def steps_left(config) -> int:
+    """Of the steps of sampling, those that the config's strength leaves."""
+    return max(1, round(config.strength * config.sampling))
+
+
+def descent(schedule: NoiseSchedule, config) -> tuple[Sampler, int]:
+    """(the steps from noise to a clip, the one at which the config's strength begins)."""
+    return sampler("ddim", schedule, config.sampling), config.sampling - steps_left(config)
+
+
+def ascent(schedule: NoiseSchedule, config) -> list[Rise]:
+    """The steps of inversion, which end at the very noise level at which `descent` begins: latents that are noisier or cleaner than the net is told
+    come out wrong. Where inversion and sampling have as many steps, these are sampling's own; else the last one is as long as it must be."""
+    if not config.inversion:
+        return []
+    table, first = descent(schedule, config)
+    t, alpha, sigma = (np.asarray(column)[first] for column in (table.steps.t, table.steps.alpha, table.steps.sigma))
+    every = rises(schedule, config.inversion)
+    steps = [step for step in every if step.t <= t]
+    if steps and steps[-1].t == t:
+        return steps
+    here = (steps[-1].alpha_after, steps[-1].sigma_after) if steps else (every[0].alpha, every[0].sigma)
+    return [*steps, Rise(t, *here, alpha, sigma)]
+
+
+def check_size(folder: Folder, size: Sequence[int]) -> None:
+    """UserError for clips of a height and width that the base's nets cannot halve as often as they do."""
+    factor = folder.vae.downscale * folder.unet.downscale
+    if any(side % factor for side in size):
+        raise UserError(f"clips of {size[1]}x{size[0]} pixels: {folder.path} takes multiples of {factor} alone; cut them with another --clips.size")
 
 
 def most(tasks: Sequence[Task]) -> int:

@@ -11,7 +11,7 @@ from ivid2vid_jax.planning import flops
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
-from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, steps_left
+from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, ascent, steps_left
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.weights.inflate import abstract_params
 
@@ -56,7 +56,7 @@ def of_clips(engine: Engine, clips: int, edits: int) -> float:
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     net = denoiser(unet)
     once = flops.count(lambda params, x, t, text: net(params, x, t, Condition(text, None)), abstract_params(unet), x, t, told).useful
-    sampled = steps_left(settings, settings.sampling) * 2 * edits
-    inverted = steps_left(settings, settings.inversion) * clips
+    sampled = steps_left(settings) * 2 * edits
+    inverted = len(ascent(pipe.schedule, settings)) * clips
     tuned = 3 * settings.steps * clips if isinstance(settings, TuneAVideoConfig) else 0
     return float(once) * (sampled + inverted + tuned)
