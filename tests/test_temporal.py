@@ -110,6 +110,49 @@ def test_occluded_pixels_do_not_count():
     assert flow.warping_error(clip, there, seen) < 0.5 * flow.warping_error(clip, there, np.ones_like(seen))
 
 
+def published_warping_error(frames, there, back):
+    """Lai et al.'s compute_flow_occlusion.py and evaluate_WarpError.py pixel by pixel, with OpenCV's flows in the place of FlowNet2's."""
+    T, H, W = len(frames), *frames.shape[1:3]
+
+    def at(image, x, y):
+        """Bilinear; beyond the frame its edge (Resample2d)."""
+        x, y = min(max(x, 0), W - 1), min(max(y, 0), H - 1)
+        (x0, y0), u, v = (int(x), int(y)), x - int(x), y - int(y)
+        x1, y1 = min(x0 + 1, W - 1), min(y0 + 1, H - 1)
+        return (1 - v) * ((1 - u) * image[y0, x0] + u * image[y0, x1]) + v * ((1 - u) * image[y1, x0] + u * image[y1, x1])
+
+    errors, seen = [], np.zeros((T - 1, H, W), bool)
+    for t in range(T - 1):
+        total = count = 0
+        for y, x in np.ndindex(H, W):
+            f = there[t, y, x]
+            b = at(back[t], x + f[0], y + f[1])
+            occluded = ((f + b) ** 2).sum() > 0.01 * ((f**2).sum() + (b**2).sum()) + 0.5
+            right = (there[t, y, x + 1] - f if x + 1 < W else np.zeros(2)) ** 2
+            below = (there[t, y + 1, x] - f if y + 1 < H else np.zeros(2)) ** 2
+            boundary = right.sum() + below.sum() > 0.01 * (f**2).sum() + 0.002
+            if not (occluded or boundary):
+                seen[t, y, x] = True
+                total += ((at(frames[t + 1] / 255.0, x + f[0], y + f[1]) - frames[t, y, x] / 255.0) ** 2).sum()
+                count += 3
+        errors.append(total / count)
+    return np.mean(errors), seen
+
+
+def test_the_warping_error_is_the_published_one():
+    """A square that passes over a background: the same pixels are seen and the same error is told, but for those whose flow leaves the frame."""
+    clip = np.stack([texture(seed=1)[:48, :48]] * 3)
+    for t in range(3):
+        clip[t, 12:32, 10 + 4 * t : 30 + 4 * t] = texture(seed=2)[:20, :20]
+    there, back = flow.forward(clip), flow.backward(clip)
+    wanted, seen = published_warping_error(clip.astype(float), there.astype(float), back.astype(float))
+    ours = flow.visible(there, back)
+    x, y = np.moveaxis(flow.targets(there), -1, 0)
+    inside = (x >= -0.5) & (x <= 47.5) & (y >= -0.5) & (y <= 47.5)
+    assert (ours != (seen & inside)).mean() < 1e-3 and 0.3 < seen.mean() < 0.99
+    assert flow.warping_error(clip, there, seen) == pytest.approx(wanted, rel=1e-4)
+
+
 def test_stills_and_cuts_are_refused():
     for measure in (temporal.frame_difference, temporal.block_matching, flow.forward):
         with pytest.raises(UserError, match="1 frame has no motion"):

@@ -24,13 +24,11 @@ class Moments:
         """Of no rows."""
         return cls(np.zeros(width), np.zeros((width, width)))
 
-    def add(self, rows: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """rows: [N, D]. weights: [N], 0 for the rows that fill up a last batch."""
-        weights = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-        rows, weights = np.asarray(rows, np.float64)[weights > 0], weights[weights > 0]
+    def add(self, rows: np.ndarray) -> None:
+        """rows: [N, D]."""
         if len(rows):
-            mean = np.average(rows, axis=0, weights=weights)
-            self.merge(Moments(mean, (rows - mean).T @ ((rows - mean) * weights[:, None]), weights.sum()))
+            mean = np.asarray(rows, np.float64).mean(0)
+            self.merge(Moments(mean, (rows - mean).T @ (rows - mean), float(len(rows))))
 
     def merge(self, other: "Moments") -> None:
         """Takes in the rows of another host."""
@@ -67,10 +65,10 @@ def root(covariance: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, most: int = SUBSET, seed: int = 0) -> tuple[float, float]:
-    """(mean, standard error) of the unbiased squared MMD under the kernel (x.y / D + 1)^3 over random subsets of at most `most` rows of each (KID:
+    """(mean, its standard error over subsets) of the unbiased squared MMD under the kernel (x.y / D + 1)^3 over random subsets of at most `most` rows of each (KID:
     arXiv 1801.01401; clean-fid takes the same numbers of subsets and rows). a, b: [N, D], at least 2 rows.
 
-    The standard error is that of drawing subsets, 0 where one holds all rows. It can be negative: it is unbiased. Raises UserError for fewer than 2.
+    The standard error is that of drawing subsets alone, 0 where one holds all rows: it says nothing of other rows. The mean can be negative: it is unbiased. Raises UserError for fewer than 2.
     """
     size, rng = min(len(a), len(b), most), np.random.default_rng(seed)
     if size < 2:

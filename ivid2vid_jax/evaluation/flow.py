@@ -53,11 +53,12 @@ def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """Pixels of frame t that frame t+1 shows too, bool [N, H, W]: the flow there and the flow back cancel, no motion boundary, within the frame.
 
     Squared lengths, as Sundaram et al. (2010) and Ruder et al. (arXiv 1604.08610, equations 5 and 6) and after them Lai et al.:
-    occluded where |there + back|^2 > 0.01 (|there|^2 + |back|^2) + 0.5, a boundary where |grad u|^2 + |grad v|^2 > 0.01 |there|^2 + 0.002.
+    occluded where |there + back|^2 > 0.01 (|there|^2 + |back|^2) + 0.5, a boundary where |grad u|^2 + |grad v|^2 > 0.01 |there|^2 + 0.002, with differences
+    to the next pixel as gradients, 0 at the last. Theirs counts pixels whose flow leaves the frame, where the image's edge is repeated; here they are left out.
     """
     returned = warp(back, there)
     length, length_back, miss = (np.square(f).sum(-1) for f in (there, returned, there + returned))
-    gradient = sum(np.square(np.gradient(there, axis=axis)).sum(-1) for axis in (1, 2))
+    gradient = sum(np.square(np.diff(there, axis=axis, append=np.take(there, [-1], axis))).sum(-1) for axis in (1, 2))
     places, (H, W) = targets(there), there.shape[1:3]
     inside = ((places >= -0.5) & (places <= np.array([W, H]) - 0.5)).all(-1)
     return inside & (miss <= 0.01 * (length + length_back) + 0.5) & (gradient <= 0.01 * length + 0.002)
