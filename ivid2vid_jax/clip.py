@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -23,6 +24,8 @@ from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.folder import ClipFolder, load_params, open_clip
 
 BATCH = 32  # images or texts of one program
+FULL = "openai/clip-vit-large-patch14"  # whose scores are published
+FETCH = f"hf download {FULL} config.json preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt model.safetensors"
 
 
 @dataclasses.dataclass
@@ -40,29 +43,29 @@ class Clip:
 
     @cached_property
     def _embed_images(self):
-        mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
-
-        def embed(params, frames):
-            return self.model.apply({"params": params}, normalise(frames, mean, std, self.dtype), method="embed_images")
-
-        return runtime.jit(embed)
+        return self._program("embed_images", pixels=True)
 
     @cached_property
     def _pool_images(self):
-        mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
-
-        def pool(params, frames):
-            return self.model.apply({"params": params}, normalise(frames, mean, std, self.dtype), method="pool_images")
-
-        return runtime.jit(pool)
+        return self._program("pool_images", pixels=True)
 
     @cached_property
     def _project_images(self):
-        return runtime.jit(lambda params, pooled: self.model.apply({"params": params}, pooled, method="project_images"))
+        return self._program("project_images")
 
     @cached_property
     def _embed_texts(self):
-        return runtime.jit(lambda params, ids: self.model.apply({"params": params}, ids, method="embed_texts"))
+        return self._program("embed_texts")
+
+    def _program(self, method: str, pixels: bool = False) -> Callable:
+        """(params, x) -> one of the model's methods of x, of frames of uint8 where pixels. float32 is multiplied as such: accelerators would take fewer bits."""
+        mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
+
+        def run(params, x):
+            with jax.default_matmul_precision("highest"):
+                return self.model.apply({"params": params}, normalise(x, mean, std, self.dtype) if pixels else x, method=method)
+
+        return runtime.jit(run)
 
     def images(self, frames: np.ndarray) -> np.ndarray:
         """[N, H, W, 3] uint8, of any size (resized by the shorter side and cut in the middle, as CLIP's preprocessing does) -> float32 [N, D]."""
@@ -107,12 +110,16 @@ def in_batches(embed: Callable, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def load_clip(model: str | Path = "shapes-clip", dtype: str = "auto") -> Clip:
+def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> Clip:
     """Loads a CLIP folder in transformers' layout, a training run's (--task clip), an embedded one or one of the Hugging Face hub.
 
+    dtype: the arithmetic's; not "auto" by default, for scores and the thresholds on them are to be the same on every machine.
     Raises UserError that names what is missing or does not fit.
     """
     runtime.enable_compilation_cache()
     compute = runtime.compute_dtype(dtype)
-    folder = open_clip(hub.resolve(model))
+    try:
+        folder = open_clip(hub.resolve(model))
+    except UserError as error:
+        raise UserError(f"{error}; the usual CLIP comes with: {FETCH}") from error
     return Clip(folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute)

@@ -72,6 +72,13 @@ def test_states_before_the_projection_are_transformers_pooler_output(tmp_path):
     np.testing.assert_allclose(found.projected(found.pooled(frames)), found.images(frames), atol=1e-6)
 
 
+def test_float32_is_multiplied_as_float32(tiny_clip):
+    """Accelerators would round it to fewer bits: every product of the programs asks for all of them."""
+    ids = np.zeros((32, tiny_clip.folder.text_length), np.int32)
+    text = tiny_clip._embed_texts.lower(tiny_clip.params, ids).as_text()
+    assert text.count("dot_general") > 5 and text.count("precision = [HIGHEST, HIGHEST]") == text.count("stablehlo.dot_general")
+
+
 def test_what_has_no_value_says_why(tiny_clip):
     still = static(1)
     values, reasons = measure(Pair(still, still, clip=tiny_clip), list(PIXELS) + ["clip_text", "clip_direction"])

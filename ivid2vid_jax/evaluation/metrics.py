@@ -2,6 +2,7 @@
 
     METRICS["flow"].measure(Pair(source, edited))      # {"edited": 1.2, "source": 1.4, "gap": -0.2}
 
+Clips come with a shorter side of 256 pixels at most (`--clip-size`): larger ones are reduced first, which changes every number, FID, flow and CLIP's too.
 What says how much a clip changes is given with the source clip's own value and the gap to it (edited less source): lower alone rewards frozen clips.
 """
 
@@ -149,7 +150,8 @@ METRICS = {
     ),
     "warping_error": Metric(
         "Warping error", "squared, values 0 to 1", "lower", "frame t against frame t+1 warped by the source clip's flow, over pixels that are not occluded",
-        f"Lai et al. 2018 with {FARNEBACK}, its occlusion and motion-boundary masks", warping,
+        f"Lai et al. 2018, their masks of occlusion and motion boundaries, with {FARNEBACK}; pixels whose flow leaves the frame are left out, which theirs counts",
+        warping,
     ),
     "psnr": Metric(
         "PSNR to the source", "dB", "higher", "of the squared error to the source, pooled over clips; a clip's value is its mean squared error",
@@ -174,7 +176,8 @@ METRICS = {
     ),
     "clip_direction": Metric(
         "CLIP directional similarity", "cosine", "higher", "of the change of each frame's embedding to the change of the captions', mean over frames",
-        "InstructPix2Pix (arXiv 2211.09800)", clip_direction, "clip",
+        "InstructPix2Pix (arXiv 2211.09800), which squeezes frames to the tower's square; here the middle square is cut out, as CLIP's preprocessing does",
+        clip_direction, "clip",
     ),
     "clip_frames": Metric(
         "CLIP frame consistency, all pairs", "cosine", "near the source's", "mean over all pairs of different frames, projected embeddings",
@@ -189,7 +192,7 @@ METRICS = {
     ),
     "kid": Metric(
         "KID", "", "lower", "unbiased squared MMD of the same features, kernel (x.y / 2048 + 1)^3, 100 random subsets of at most 1000 frames",
-        "clean-fid's formula on pytorch-fid's features", None, "inception",
+        "clean-fid's formula on pytorch-fid's features; its standard error is that of drawing subsets alone, not that of the clips", None, "inception",
     ),
 }  # fmt: skip
 
