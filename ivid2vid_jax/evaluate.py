@@ -14,12 +14,17 @@ import itertools
 import json
 import logging
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 
 from ivid2vid_jax.commands import Progress, main, recipe, versions
 from ivid2vid_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+OF_SETS = ("metrics", "clip_model", "inception", "root", "clip_size", "clip_fps", "clip_frames", "identity", "shard")
+OF_SHAPES = ("count", "kinds", "editors", "engine", "sheets", "grid_text", "grid_video")
+OF_SAMPLING = ("steps", "text_scale", "video_scale", "sampler", "guide_from", "guide_to", "shared_noise")
 
 
 @dataclasses.dataclass
@@ -30,6 +35,7 @@ class EvaluateArgs:
     model: str | None = None  # a pipeline folder or a training run (default: the embedded shapes-edit)
     data: str = "shapes"  # shapes, shapes-crowded; a list of clips, a folder with instructions.csv, LOVEU-TGVE-2023, cars, tai-chi, movie, city, school
     edited: Path | None = None  # folder of finished edits ID.mp4 (gif, webp, ..., or ID/ with frames), in the place of --model
+    shown: int = 12  # clips on the page
     metrics: tuple[str, ...] = ()  # of evaluation/metrics.py (default: all whose weights are given); this and what follows up to --shard: not for shapes
     clip_model: str | None = None  # CLIP for clip_*: of the hub, a folder, or shapes-clip
     inception: Path | None = None  # pytorch-fid's weights for fid and kid
@@ -37,14 +43,13 @@ class EvaluateArgs:
     clip_size: int = 256  # clips are judged at this many pixels of the shorter side, never enlarged,
     clip_fps: float | None = None  # at this rate (default: their own),
     clip_frames: int | None = None  # and up to this frame
-    shown: int = 12  # clips on the page
     identity: bool = False  # --model edits by an instruction to change nothing: what it changes all the same
     against: Path | None = None  # folder of another editor's edits of the same set: writes an A/B page in the place of a report
     votes: tuple[Path, ...] = ()  # CSVs that people have sent from such a page: counts them, with --output, the page's folder
     shard: str = "0/1"  # I/N: this process judges every N-th edit, from the I-th on; the last to finish has the whole report
     experiment: Path | None = None  # a file of configs/experiments/: trains and compares; with --output, and --model and --data in the place of the file's
-    output: Path = Path("evaluation")  # folder of the results: items.jsonl, report.json, report.md and contact sheets
-    count: int = 40  # clips of each kind
+    output: Path = Path("evaluation")  # folder of the results: index.html, report.json, items.csv, clips; what a stopped run goes on from
+    count: int = 40  # clips of each kind; this and what follows up to --grid-video: for shapes alone
     kinds: tuple[str, ...] = ()  # kinds of edit (default: those of training)
     editors: tuple[str, ...] = ("model", "per frame", "copy", "vae")  # what is judged; also shared_noise, tune_a_video, which are told the true captions
     engine: Path | None = None  # a recipe of the data engine, whose base and settings these two have (default: SynthesisConfig())
@@ -59,27 +64,29 @@ class EvaluateArgs:
     guide_to: float | None = None  # and before this one
     shared_noise: float | None = None  # share of the noise that all frames have in common
     seed: int = 0  # of the sampling
-    dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto
+    dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto (CLIP's scores: float32)
 
 
 def run(args: EvaluateArgs) -> None:
     """Writes the report and prints its table."""
     if args.experiment:
+        refuse(args, {field.name for field in dataclasses.fields(args)} - {"experiment", "model", "data", "output"}, "the experiment's file says all but --model and --data")
         return run_experiment(args)
     from ivid2vid_jax.data.shapes import ALL_KINDS, WORLDS
 
     if args.data not in WORLDS or args.edited or args.votes or args.against:
+        refuse(args, OF_SHAPES, "these are for the shapes world, --data shapes or shapes-crowded")
+        refuse(args, OF_SAMPLING if args.edited else (), "--edited judges finished edits, for which nothing is sampled")
         from ivid2vid_jax.evaluation import judging
 
         return judging.run(args, claim)
     from ivid2vid_jax import pipeline
-    from ivid2vid_jax.evaluation import captioned, grid, shapes
+    from ivid2vid_jax.evaluation import captioned, grid, shapes, shapes_page
     from ivid2vid_jax.synthesis.config import SynthesisConfig
     from ivid2vid_jax.synthesis.editors import EDITORS
     from ivid2vid_jax.video import compare
 
-    if alone := [f"--{name.replace('_', '-')}" for name in ("metrics", "clip_model", "inception", "identity") if getattr(args, name)]:
-        raise UserError(f"{', '.join(alone)}: the shapes world has its own judge; these go with --data DIR")
+    refuse(args, OF_SETS, "the shapes world has its own judge; these go with --data DIR")
     if not 1 <= args.count <= 10**6 or args.sheets < 0:
         raise UserError(f"--count {args.count} must be between 1 and 1000000, --sheets {args.sheets} not negative")
     kinds = args.kinds or WORLDS[args.data]
@@ -104,25 +111,34 @@ def run(args: EvaluateArgs) -> None:
         record |= {"base": base.folder.fingerprint()} | {name: dataclasses.asdict(getattr(engine, name)) for name in told}
     claim(args.output, record)
 
+    def animation(item: shapes.Item) -> Path:
+        return args.output / "clips" / f"{item.kind}-{item.index}.gif"
+
     def show(item: shapes.Item, truth, edited) -> None:
         if item.editor == "model" and item.index < args.sheets:
             mark = "passed" if item.passed else "failed"
-            file = args.output / "clips" / f"{item.kind}-{item.index}.gif"
-            compare.panels(file, [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
+            compare.panels(animation(item), [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
 
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
     wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames, args.data))
     with Progress("editing") as progress:
         items = shapes.run({name: known[name] for name in judged}, wanted, args.output / "items.jsonl", show, progress)
     found = shapes.report(items)
-    (args.output / "report.json").write_text(json.dumps(record | {"report": found, "versions": versions()}, indent=2) + "\n")
     text = shapes.table(found)
     (args.output / "report.md").write_text(text + "\n")
     print(text)
     if points:
         grid.plot(found, points, args.output / "grid.png", f"{args.model or 'shapes-edit'}: {args.count} held-out clips of each of {len(kinds)} kinds")
         print(f"best: {grid.name(grid.best(found, points))}")
-    print(f"wrote {args.output}")
+    plots = [args.output / "grid.png"] if points else []
+    shapes_page.write(args.output, record | {"versions": versions()}, items, found, shapes_page.clips(items, wanted, animation, args.shown), plots)
+    print(f"wrote {args.output / 'index.html'}")
+
+
+def refuse(args: EvaluateArgs, names: Sequence[str], why: str) -> None:
+    """UserError that names those of these options that were given."""
+    if alone := [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(args) if field.name in names and getattr(args, field.name) != field.default]:
+        raise UserError(f"{', '.join(alone)}: {why}")
 
 
 def run_experiment(args: EvaluateArgs) -> None:
@@ -141,13 +157,19 @@ def run_experiment(args: EvaluateArgs) -> None:
     print(f"wrote {args.output}")
 
 
-def claim(folder: Path, record: dict) -> None:
-    """Makes the folder one of this model and these settings; UserError where it holds another's items."""
+def claim(folder: Path, record: dict, grows: Sequence[str] = ()) -> None:
+    """Makes the folder one of this model and these settings; UserError where it holds another's items.
+
+    grows: entries, dicts, of which only what both runs have is compared; the folder keeps what either has.
+    """
     file, record = folder / "run.json", json.loads(json.dumps(record))
     if file.is_file():
         before = json.loads(file.read_text())
+        for name in grows:
+            old, new = before.get(name, {}), record.get(name, {})
+            before[name], record[name] = new | old, old | new
         if before != record:
-            changed = [name for name in record if before.get(name) != record[name]]
+            changed = [name for name in before | record if before.get(name) != record.get(name)]
             raise UserError(f"--output {folder}: holds results of another evaluation ({', '.join(changed)} differ); name a new folder")
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder}: is a folder of something else; name a new one")

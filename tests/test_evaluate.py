@@ -1,6 +1,8 @@
 """The benchmark on the shapes world: true edits pass, copies fail, runs go on; and its command."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from PIL import Image
 from ivid2vid_jax import evaluate, pipeline
 from ivid2vid_jax.data import shapes as world
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation import captioned, grid, shapes
-from tests import factory
+from ivid2vid_jax.evaluation import captioned, grid, shapes, shapes_page
+from ivid2vid_jax.video import compare
+from tests import browser, factory
 from tests.command import run_command
 from tests.test_editors import ONE_LEVEL
 
@@ -139,13 +142,45 @@ def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
     code, _, out = command(capsys, *words)
     assert code == 0 and "| model | 2 |" in out and "| per frame | 2 |" in out and "| colour | 1 |" in out
     assert (output / "report.md").read_text().strip() in out
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "report.json").read_text(), parse_constant=pytest.fail)  # a copy's PSNR is infinite: JSON has no word for it
     assert report["settings"]["steps"] == 2 and report["report"]["vae"]["all"]["count"] == 2 and len(report["weights"]) == 3
+    assert report["definitions"]["passed"] and report["report"]["copy"]["all"]["psnr_outside"]["db"] == "inf"
+    page = (output / "index.html").read_text()
+    assert page.count("data:image/gif") == 2 and page.count("data:image/png") == 1 and not re.search(r'(src|href)="(?!data:)', page)
+    assert "<td>per frame</td><td>2</td>" in page and "<td>colour</td><td>1</td>" in page and "What the numbers are" in page
+    with open(output / "items.csv") as file:
+        assert [(row["editor"], row["kind"]) for row in csv.DictReader(file)][:2] == [("model", "colour"), ("model", "grey")]
     assert {path.name for path in (output / "clips").iterdir()} == {f"{kind}-0{end}" for kind in ("colour", "grey") for end in (".gif", "_sheet.png")}
     before = (output / "items.jsonl").read_text()
-    assert command(capsys, *words)[0] == 0 and (output / "items.jsonl").read_text() == before
+    assert command(capsys, *words, "--shown", 1)[0] == 0 and (output / "items.jsonl").read_text() == before
+    assert (output / "index.html").read_text().count("data:image/gif") == 1
     code, err, _ = command(capsys, *words, "--text-scale", 3)
     assert code == 2 and "another evaluation (settings differ)" in err and (output / "items.jsonl").read_text() == before
+
+
+def test_the_page_opens_in_a_browser(tmp_path):
+    items, made = shapes.run({"model": perfect, "copy": copy}, wanted(1), tmp_path / "items.jsonl"), tmp_path / "colour-0.gif"
+    compare.panels(made, [np.zeros((2, 16, 16, 3), np.uint8)] * 3, "black", 8)
+    shown = shapes_page.clips(items, wanted(1), lambda item: tmp_path / f"{item.kind}-{item.index}.gif", 12)
+    shapes_page.write(tmp_path, {"model": "<perfect>"}, items, shapes.report(items), shown)
+    assert len(shown) == 1 and shown[0][0].endswith("(colour: passed)")
+    with browser.page() as page:
+        page.goto((tmp_path / "index.html").as_uri())
+        assert browser.pictures(page) == [True] * 2 and page.errors == [] and page.get_by_text("<perfect>").is_visible()
+
+
+def test_a_grid_of_styles_alone_is_drawn_by_the_distance_to_the_truth(trained, tmp_path, capsys):
+    """A style may change every pixel: nothing lies outside it."""
+    output = tmp_path / "grid"
+    words = ["--model", trained, "--output", output, "--count", 1, "--kinds", "grey", "--steps", 1, "--grid-text", 1, "--grid-video", 1]
+    code, err, _ = command(capsys, *words)
+    assert code == 0 and (output / "grid.png").is_file() and (output / "index.html").read_text().count("data:image/png") == 2
+
+
+def test_what_an_older_run_has_not_recorded_is_named(tmp_path):
+    evaluate.claim(tmp_path / "out", {"model": "a", "old": 1})
+    with pytest.raises(UserError, match=r"\(old differ\)"):
+        evaluate.claim(tmp_path / "out", {"model": "a"})
 
 
 def test_a_grid_of_guidance_scales_is_a_picture_and_names_the_best(trained, tmp_path, capsys):
@@ -199,7 +234,8 @@ def test_the_best_point_passes_most_and_then_is_nearest():
     ("more", "message"),
     [
         (["--grid-text", "2"], "--grid-text and --grid-video go together"), (["--kinds", "colur"], "--kinds colur: choose from"), (["--editors", "modle"], "'modle'"), (["--count", "0"], "--count 0"),
-        (["--metrics", "flow", "--identity"], "--metrics, --identity: the shapes world has its own judge"), (["--data", "/tmp"], "--data /tmp: is not one of these: 'shapes', a list"), (["--model", "/no/where"], "no such model folder"),
+        (["--metrics", "flow", "--identity"], "--metrics, --identity: the shapes world has its own judge"), (["--shard", "0/2"], "--shard: the shapes world has its own judge"),
+        (["--experiment", "x.py", "--count", "3"], "--count: the experiment's file says all but --model and --data"), (["--data", "/tmp"], "--data /tmp: is not one of these: 'shapes', a list"), (["--model", "/no/where"], "no such model folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_by_name(trained, tmp_path, capsys, more, message):

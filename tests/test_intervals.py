@@ -1,8 +1,11 @@
 """Confidence intervals: known answers, and the coverage that they promise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from ivid2vid_jax.evaluation import intervals
 from ivid2vid_jax.evaluation.intervals import bootstrap, ratio, wilson
 
 
@@ -25,6 +28,28 @@ def test_bootstrap_of_a_mean_is_the_normal_interval_and_repeats():
     half = 1.96 * values.std() / 20
     assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
     assert found == bootstrap(values, lambda drawn: drawn.mean(-1))
+
+
+def test_values_that_hang_together_are_drawn_together():
+    """Each of 25 values eight times over: the interval is that of the 25; and of groups of unlike size the mean of what they hold."""
+    values, groups = np.random.default_rng(3).normal(size=25), [f"clip{i:02d}" for i in range(25)]
+    alone = bootstrap(values, lambda drawn: drawn.mean(-1))
+    assert bootstrap(np.tile(values, 8), lambda drawn: drawn.mean(-1), 8 * groups) == pytest.approx(alone, abs=1e-12)
+    low, high = bootstrap([1.0, 1, 1, 5], lambda drawn: drawn.mean(-1), ["a", "a", "a", "b"])
+    assert (low, high) == (1, 5)
+
+
+def test_memory_does_not_grow_with_the_draws(monkeypatch):
+    """Parts of the same stream: the same intervals; 2000 draws of 20000 values would hold 640 MB at once."""
+    values, clips = np.random.default_rng(4).random(500), np.random.default_rng(5).random((2, 500)) < 0.5
+    whole = bootstrap(values, lambda drawn: drawn.mean(-1)), ratio(clips[:1], clips[1:])
+    monkeypatch.setattr(intervals, "HELD", 7001)
+    assert (bootstrap(values, lambda drawn: drawn.mean(-1)), ratio(clips[:1], clips[1:])) == whole
+    tracemalloc.start()
+    bootstrap(np.ones(20_000), lambda drawn: drawn.mean(-1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_a_ratio_knows_that_both_saw_the_same_clips():

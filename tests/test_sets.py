@@ -1,6 +1,7 @@
 """Sets of clips: lists, folders, the paper's names, LOVEU-TGVE-2023 as published; and where edits are found."""
 
 import csv
+import time
 import zipfile
 
 import pytest
@@ -114,3 +115,12 @@ def test_other_things_are_no_sets(tgve):
     xlsx(table, [HEAD, ["lost", "a", "b", "c", "d", "e"]])
     with pytest.raises(UserError, match="row 2: lost is neither in 480p_frames nor in 480p_videos"):
         sets.open_set(str(tgve), tgve)
+    xlsx(table, [HEAD, *ROWS, ["lost", "a", "b", "c", "d", "e"]])
+    tasks = sets.open_set(str(tgve), tgve)
+    assert len(tasks) == 11 and [task.id for task in tasks if not task.source.exists()] == [f"videvo_480p/lost/{edit}" for edit in sets.TGVE_EDITS]
+
+
+def test_a_long_list_is_checked_in_little_time(tmp_path):
+    begin = time.process_time()
+    tasks = [sets.Task(str(i), tmp_path, "go") for i in range(20_000)]
+    assert sets.checked(tasks, tmp_path) is tasks and time.process_time() - begin < 1

@@ -12,7 +12,8 @@ import pytest
 
 from ivid2vid_jax import evaluate
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation import study
+from ivid2vid_jax.evaluation import judging, study
+from ivid2vid_jax.evaluation.intervals import wilson
 from ivid2vid_jax.evaluation.study import COLUMNS, QUESTIONS, Question
 from tests import browser
 from tests.clips import static
@@ -21,7 +22,7 @@ from tests.test_judging import save, world  # noqa: F401
 
 
 def questions(count=3):
-    return [Question(f"clip{i}", f"make it </script> {i}", static(2, 16), (np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), 255, np.uint8)), 8.0) for i in range(count)]
+    return [Question.of(f"clip{i}", f"make it </script> {i}", static(2, 16), (np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), 255, np.uint8)), 8.0) for i in range(count)]
 
 
 @contextmanager
@@ -120,6 +121,36 @@ def test_the_command_makes_the_page_and_counts(world, capsys):  # noqa: F811
     votes.write_text(votes.read_text().replace(",0,text", ",7,text"))
     code, err, _ = run_command(capsys, evaluate.EvaluateArgs, evaluate.run, "--votes", votes, "--output", output)
     assert code == 2 and "row 2 is no answer to" in err
+
+
+def test_pairs_not_answers_are_counted_and_each_answer_once(tmp_path):
+    """Two pairs: nine people prefer ours in the first, one in the second; one sends the same file twice, another changes an answer."""
+    study.write(tmp_path / "study", questions(2), ("ours", "theirs"))
+    owners = {pair["pair"]: pair for pair in json.loads((tmp_path / "study" / "key.json").read_text())["pairs"]}
+
+    def rows(person, answers):
+        file = tmp_path / f"{person}-{len(list(tmp_path.glob('*.csv')))}.csv"
+        choice = {pair: next(side for side in ("first", "second") if owners[pair][side] == whose) for pair, whose in answers.items()}
+        file.write_text("\n".join([",".join(COLUMNS), *(f"{person},{pair},text,{side},first,1.0" for pair, side in choice.items())]) + "\n")
+        return file
+
+    files = [rows(f"p{i}", {0: "ours"}) for i in range(9)] + [rows("x", {0: "theirs", 1: "ours"})]
+    files += [files[0], rows("x", {0: "ours"}), rows("y", {0: "theirs"})]  # x has thought again
+    text = study.tally(tmp_path / "study", files)
+    low, high = wilson(2 * (10 / 11 + 1) / 2, 2)
+    assert text.startswith("11 participants, 2 pairs; shares are means over pairs")
+    assert f"| {QUESTIONS['text']} | 11 | 1 | 0 | 95% [{100 * low:.0f}, {100 * high:.0f}] |" in text
+
+
+def test_clips_are_not_held_for_the_page(world, capsys, monkeypatch):  # noqa: F811
+    """Each pair is made small before the next is read."""
+    data, edited, output = world
+    did, read, animate = [], judging.read_pair, study.animation
+    monkeypatch.setattr(judging, "read_pair", lambda *args: did.append("read") or read(*args))
+    monkeypatch.setattr(study, "animation", lambda *args: did.append("encode") or animate(*args))
+    words = ("--edited", edited, "--against", edited, "--data", data, "--output", output)
+    assert run_command(capsys, evaluate.EvaluateArgs, evaluate.run, *words)[0] == 0
+    assert did == ["read", "read", "encode", "encode", "encode"] * 3
 
 
 def test_bad_input_is_named(tmp_path):

@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ DRAWN = 10_000  # frames of each side that KID looks at, at most: 80 MB
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One edit, judged. mark: of the files it was read from. shape: frames, height, width. features: files of the edited and the source clip's.
+    """One edit, judged. mark: of the files and captions it was judged by. shape: frames, height, width. features: files of the edited and the source clip's.
 
-    error: why the pair could not be read; reasons: by metric, why it has no value.
+    error: why the pair could not be read; reasons: by metric, why it has no value; note: what to know about it.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Item:
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     features: tuple[str, ...] = ()
     error: str = ""
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Judge:
     clip: Any = None  # ivid2vid_jax.clip.Clip
     inception: Any = None
 
-    def run(self, tasks: Sequence[Task], shard: tuple[int, int] = (0, 1), progress: Callable | None = None) -> list[Item]:
-        """The items of all tasks that are done, this process's share among them, which is done now. What could not be read is tried again."""
+    def run(self, tasks: Sequence[Task], shard: tuple[int, int] = (0, 1), progress: Callable | None = None) -> dict[str, Item]:
+        """Judges this process's share of the tasks and gives its items by id. What could not be read is tried again."""
         done, mine = {item.id: item for item in read(self.output)}, tasks[shard[0] :: shard[1]]
         with lines.appending(self.output / f"items-{shard[0]}.jsonl") as out:
             for number, task in enumerate(mine, 1):
@@ -66,13 +68,19 @@ class Judge:
                     out.flush()
                 if progress:
                     progress(number, len(mine))
-        return [done[task.id] for task in tasks if task.id in done]
+        return {task.id: done[task.id] for task in mine}
+
+    def kept(self, tasks: Sequence[Task], own: Mapping[str, Item]) -> list[Item]:
+        """The items of all tasks that are done: this process's own, and what others have written by now."""
+        found = {item.id: item for item in read(self.output)} | own
+        return [found[task.id] for task in tasks if task.id in found]
 
     def item(self, task: Task, before: Item | None) -> Item:
         """What is there already is not measured again, unless a file has changed."""
         try:
+            marked(task.source)  # a clip that is not there has no edit either: that it is missing is what to say
             edited = find_edited(self.edited, task.id)
-            mark = marked(task.source, edited, task.mask)
+            mark = marked(task.source, edited, task.mask, words=(task.source_caption, task.edited_caption))
             if before and (before.mark != mark or before.error):
                 before = None
             missing = [name for name in self.names if name not in SETS and not (before and name in before.values)]
@@ -81,7 +89,7 @@ class Judge:
             if before and not missing and not wants_features:
                 return before
             source, found, _ = read_pair(task.source, edited, self.clips)
-            mask = self.mask(task, source)
+            mask, note = self.mask(task, source), self.lengths(task.source, edited)
         except UserError as error:
             return Item(task.id, "", error=f"{task.where}: {error}" if task.where else str(error))
         pair = Pair(source, found, mask, (task.source_caption, task.edited_caption), self.clip)
@@ -92,7 +100,12 @@ class Judge:
                 features = tuple(self.features(clip, f"{path} {marked(path)}") for path, clip in ((edited, found), (task.source, source)))
             except UserError as error:
                 features, reasons = (), reasons | dict.fromkeys(SETS, str(error))
-        return Item(task.id, mark, source.shape[:3], (before.values if before else {}) | values, reasons, features)
+        return Item(task.id, mark, source.shape[:3], (before.values if before else {}) | values, reasons, features, note=note)
+
+    def lengths(self, *paths: Path) -> str:
+        """In words where the two clips have not as many frames: `read_pair` then cuts the longer one, by a tenth at most."""
+        source, edited = (sum(1 for _ in islice(open_clip(path, fps=self.clips.fps).frames(), self.clips.frames)) for path in paths)
+        return "" if source == edited else f"the edited clip has {edited} frames, the source {source}: the first {min(source, edited)} are compared"
 
     def mask(self, task: Task, source: np.ndarray) -> np.ndarray | None:
         """A clip's or a still's pixels above half of white."""
@@ -121,9 +134,9 @@ def read(output: Path) -> list[Item]:
     return list({item.id: dataclasses.replace(item, shape=tuple(item.shape), features=tuple(item.features)) for item in found}.values())
 
 
-def marked(*paths: Path | None) -> str:
-    """Changes when a file does: sizes and times of change."""
-    found = []
+def marked(*paths: Path | None, words: Sequence[str] = ()) -> str:
+    """Changes when a file does, by sizes and times of change, or a word."""
+    found: list = [*words]
     for path in filter(None, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file")
@@ -168,19 +181,21 @@ def fid(output: Path, sides: list[list[str]], notes: dict[str, str]) -> float:
 def kid(output: Path, sides: list[list[str]], counts: list[list[int]]) -> dict[str, float]:
     rows = [draw(count, DRAWN, lambda i, side=side: np.load(output / side[i])) for side, count in zip(sides, counts, strict=True)]
     mean, error = kernel_distance(*rows)
-    return {"edited": mean, "standard_error": error}
+    return {"edited": mean, "standard_error_of_subsets": error}
 
 
-def summary(items: Sequence[Item], names: Sequence[str]) -> dict[str, dict]:
-    """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval by resampling clips, and N."""
+def summary(items: Sequence[Item], names: Sequence[str], sources: Mapping[str, str]) -> dict[str, dict]:
+    """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval, and N. sources: by id, the clip that was
+    edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips."""
     found = {}
     for name in names:
-        values = [item.values[name] for item in items if name in item.values]
-        if not values:
+        having = [item for item in items if name in item.values]
+        if not having:
             continue
-        found[name] = {"clips": len(values), "frames": sum(item.shape[0] for item in items if name in item.values)}
+        values, groups = [item.values[name] for item in having], [sources[item.id] for item in having]
+        found[name] = {"clips": len(values), "sources": len(set(groups)), "frames": sum(item.shape[0] for item in having)}
         for key in values[0]:
             column, statistic = np.array([each[key] for each in values]), METRICS[name].summary
-            spread = len(column) > 1 and np.isfinite(statistic(column[:, None])).all()  # PSNR of a copy is infinite
-            found[name][key] = {"mean": float(statistic(column)), "interval": bootstrap(column, statistic) if spread else None}
+            spread = len(set(groups)) > 1 and np.isfinite(statistic(column[:, None])).all()  # PSNR of a copy is infinite
+            found[name][key] = {"mean": float(statistic(column)), "interval": bootstrap(column, statistic, groups) if spread else None}
     return found

@@ -27,7 +27,7 @@ def best(report: dict, points: Sequence[Point]) -> Point:
 
 
 def plot(report: dict, points: Sequence[Point], file: Path, title: str) -> None:
-    """Writes a .png: shares of edits shown, of the rest kept and of both on the grid, and edits shown against PSNR outside the edit."""
+    """Writes a .png: shares of edits shown, of the rest kept and of both on the grid, and edits shown against PSNR outside the edit (to the truth where no kind has an outside)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,16 +44,17 @@ def plot(report: dict, points: Sequence[Point], file: Path, title: str) -> None:
             ax.text(column, row, f"{share:.0f}%", ha="center", va="center", color="white" if share < 60 else "black")
         ax.set(xticks=range(len(texts)), xticklabels=texts, xlabel="text scale", title=label)
         ax.set(yticks=range(len(videos)), yticklabels=videos, ylabel="video scale")
+    kept = "psnr_outside" if all("psnr_outside" in report[name(p)]["all"] for p in points) else "psnr"  # a style may change every pixel
     for v in videos:
         mine = [p for p in sorted(points) if p[1] == v]
         found = [report[name(p)]["all"] for p in mine]
         shares = np.array([s["success"]["share"] for s in found])
         spread = np.abs(np.array([s["success"]["interval"] for s in found]).T - shares)
-        decibels = [s["psnr_outside"]["db"] for s in found]
+        decibels = [s[kept]["db"] for s in found]
         axes[3].errorbar(decibels, 100 * shares, yerr=100 * spread, marker="o", capsize=3, label=f"video {v:g}")
         for p, x, y in zip(mine, decibels, shares, strict=True):
             axes[3].annotate(f"{p[0]:g}", (x, 100 * y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes[3].set(xlabel="PSNR outside the edit (dB)", ylabel="edit shown (%), 95% interval", title="each point: its text scale")
+    axes[3].set(xlabel="PSNR outside the edit (dB)" if kept == "psnr_outside" else "PSNR to the true edit (dB)", ylabel="edit shown (%), 95% interval", title="each point: its text scale")
     axes[3].legend()
     figure.suptitle(title)
     figure.savefig(file, dpi=110)

@@ -1,7 +1,9 @@
 """`evaluate` on a set of clips: makes the edits where a model is to be judged, measures them, writes the report or the A/B page."""
 
 import dataclasses
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ivid2vid_jax import pipeline
+from ivid2vid_jax.clip import FETCH, FULL, load_clip
 from ivid2vid_jax.commands import Progress, versions
 from ivid2vid_jax.data.readers import ClipSettings, common_size, fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
@@ -21,11 +24,13 @@ from ivid2vid_jax.video.write import aside
 log = logging.getLogger(__name__)
 
 IDENTITY = "change nothing"
-WAYS_OUT = {"clip": "--clip-model openai/clip-vit-large-patch14 (or a folder)", "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}"}
+MADE = "made.json"  # beside the frames of an edit: what it was made from
+GROWS = ("weights", "arithmetic")  # of the record: a later run may add metrics, and the weights that they need
+WAYS_OUT = {"clip": f"--clip-model {FULL} (or a folder), fetched with: {FETCH}", "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}"}
 
 
-def run(args, claim: Callable[[Path, dict], None]) -> None:
-    """args: EvaluateArgs. claim(folder, record): makes the output folder this evaluation's."""
+def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
+    """args: EvaluateArgs. claim(folder, record, grows): makes the output folder this evaluation's. UserError at the end, too, where a metric was left out."""
     if args.votes:
         return print(study.tally(args.output, args.votes))
     shard, settings = check(args)
@@ -35,26 +40,40 @@ def run(args, claim: Callable[[Path, dict], None]) -> None:
     names = chosen(args, tasks)
     if args.identity:
         tasks = [dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption) for task in tasks]
-    clip, net = tools(args, names)
-    weights = {"clip": clip.folder.fingerprint() if clip else None, "inception": {args.inception.name: net.sha256} if net else None}
-    record = {"data": args.data, "clips": vars(settings), "weights": {name: found for name, found in weights.items() if found}}
+    clip, net, left = tools(args, names)
+    weights = ({"clip": clip.folder.fingerprint()} if clip else {}) | ({"inception": {args.inception.name: net.sha256}} if net else {})
+    record = {"data": args.data, "clips": vars(settings), "weights": weights, "arithmetic": {"clip": np.dtype(clip.dtype).name} if clip else {}}
     record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
     make = None if args.edited else editor(args, record)
-    claim(args.output, record)
+    claim(args.output, record, GROWS)
     if make:
         edit(make, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
-    judge = clips.Judge(names, args.edited or args.output / "edited", args.output, settings, clip, net)
+    judge = clips.Judge(tuple(name for name in names if name not in left), args.edited or args.output / "edited", args.output, settings, clip, net)
     with Progress("judging") as progress:
-        items = judge.run(tasks, shard, progress)
-    distances, notes = clips.distances(items, args.output, [name for name in names if name in clips.SETS])
-    found = report.entries(items, names, clips.summary(items, [name for name in names if name not in clips.SETS]), distances, notes, weights)
-    shown = pictures(tasks, items, judge, args.shown)
-    report.write(args.output, record | {"versions": versions()}, tasks, items, found, shown)
+        own = judge.run(tasks, shard, progress)
+    told, items = None, judge.kept(tasks, own)
+    while items != told:  # another process may have finished while this one wrote: then it is written anew
+        distances, notes = clips.distances(items, args.output, [name for name in judge.names if name in clips.SETS])
+        sources, single = {task.id: str(task.source) for task in tasks}, [name for name in judge.names if name not in clips.SETS]
+        found = report.entries(items, names, clips.summary(items, single, sources), distances, notes | left, weights)
+        report.write(args.output, record | {"versions": versions()}, tasks, items, found, pictures(tasks, items, judge, args.shown))
+        told, items = items, judge.kept(tasks, own)
     print(report.text(found))
-    unread = [item for item in items if item.error]
+    say(tasks, items, args.output / "index.html")
+    if left:
+        reasons = "; ".join(dict.fromkeys(left.values()))
+        raise UserError(f"{', '.join(left)} left out: {reasons}. The rest is in {args.output / 'index.html'}; run it again with the right file to add them")
+
+
+def say(tasks: Sequence[sets.Task], items: Sequence[clips.Item], page: Path) -> None:
+    """On the screen: what was judged and what not."""
+    unread, cut = [item for item in items if item.error], [item for item in items if item.note]
     for item in unread:
         log.warning("%s: not judged: %s", item.id, item.error)
-    print(f"judged {len(items) - len(unread)} of {len(tasks)} edits{f', {len(unread)} could not be' if unread else ''}; wrote {args.output / 'index.html'}")
+    for item in cut:
+        log.warning("%s: %s", item.id, item.note)
+    counts = [f"{len(unread)} could not be"] * bool(unread) + [f"{len(cut)} of clips of unlike length"] * bool(cut)
+    print(f"{', '.join([f'judged {len(items) - len(unread)} of {len(tasks)} edits', *counts])}; wrote {page}")
 
 
 def check(args) -> tuple[tuple[int, int], ClipSettings]:
@@ -88,12 +107,24 @@ def chosen(args, tasks: Sequence[sets.Task]) -> tuple[str, ...]:
 
 
 def tools(args, names: Sequence[str]):
-    """The loaded CLIP and Inception, each None where no metric needs it."""
-    from ivid2vid_jax.clip import load_clip
+    """(the loaded CLIP, Inception, by metric why it must be left out); the nets None where no metric needs them or they cannot be had.
 
-    needs = {METRICS[name].needs for name in names}
-    clip = load_clip(args.clip_model, args.dtype) if "clip" in needs else None
-    return clip, inception.Inception(args.inception) if "inception" in needs else None
+    Raises UserError where nothing would be left. CLIP computes in float32 unless --dtype says otherwise: scores must not depend on the machine.
+    """
+    loads = {
+        "clip": lambda: load_clip(args.clip_model, "float32" if args.dtype == "auto" else args.dtype),
+        "inception": lambda: inception.Inception(args.inception),
+    }
+    found, left = dict.fromkeys(loads), {}
+    for need, load in loads.items():
+        mine = [name for name in names if METRICS[name].needs == need]
+        try:
+            found[need] = load() if mine else None
+        except UserError as error:
+            left |= dict.fromkeys(mine, str(error))
+    if len(left) == len(names):
+        raise UserError("; ".join(dict.fromkeys(left.values())))
+    return *found.values(), left
 
 
 # ---- edits ----
@@ -109,13 +140,14 @@ def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
 
 
 def edit(make: Callable, tasks: Sequence[sets.Task], folder: Path, settings: ClipSettings) -> None:
-    """Writes folder/ID/*.png for each task that has none; a clip that cannot be edited is named and left out."""
+    """Writes folder/ID/*.png for each task that has none, or one of another instruction or source; a clip that cannot be edited is named and left out."""
     with Progress("editing", len(tasks)) as progress:
         for task in progress.over(tasks):
             target = folder / task.id
-            if target.is_dir():
-                continue
             try:
+                of = json.dumps({"instruction": task.instruction, "source": clips.marked(task.source)})
+                if (target / MADE).is_file() and (target / MADE).read_text() == of:
+                    continue
                 clip = open_clip(task.source, fps=settings.fps)
                 size = common_size([(clip.height, clip.width)], settings.size)
                 edited = make(fitted(clip, size, settings.frames), task.instruction)
@@ -127,6 +159,8 @@ def edit(make: Callable, tasks: Sequence[sets.Task], folder: Path, settings: Cli
                 frames.mkdir()
                 for i, pixels in enumerate(edited):
                     Image.fromarray(pixels).save(frames / f"{i:05d}.png")
+                (frames / MADE).write_text(of)
+                shutil.rmtree(target, ignore_errors=True)
 
 
 def pictures(tasks: Sequence[sets.Task], items: Sequence[clips.Item], judge: clips.Judge, count: int) -> Iterator[tuple[sets.Task, np.ndarray, float]]:
@@ -145,7 +179,7 @@ def make_study(args, tasks: Sequence[sets.Task], settings: ClipSettings) -> None
         try:
             source, first, fps = read_pair(task.source, sets.find_edited(args.edited, task.id), settings)
             _, second, _ = read_pair(task.source, sets.find_edited(args.against, task.id), settings)
-            pairs.append(study.Question(task.id, task.instruction, source, (first, second), fps))
+            pairs.append(study.Question.of(task.id, task.instruction, source, (first, second), fps))
         except UserError as error:
             bad.append(task.id)
             log.warning("%s: left out: %s", task.id, error)

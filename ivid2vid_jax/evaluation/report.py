@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.evaluation.clips import SETS, Item
+from ivid2vid_jax.evaluation.clips import SETS, Item, summary
 from ivid2vid_jax.evaluation.metrics import METRICS
 from ivid2vid_jax.evaluation.sets import Task
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.write import aside
 
+HOW = "Clips were first reduced to a shorter side of {size} pixels where it was longer. 95% intervals by resampling source clips, each with all its edits."
 SIDE = 192  # pixels of a shown clip's longer side
 STYLE = (
     "body{font:14px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.3em .7em;text-align:left;"
@@ -41,14 +42,23 @@ def entries(items: Sequence[Item], names: Sequence[str], summaries: dict, distan
 
 def write(output: Path, record: dict, tasks: Sequence[Task], items: Sequence[Item], found: dict[str, dict], shown: Iterable[tuple[Task, np.ndarray, float]]) -> None:
     """record: what was evaluated and with what. shown: (task, source and edit side by side [T, H, 2W, 3], frames/s)."""
-    unread = {item.id: item.error for item in items if item.error}
-    document = record | {"edits": len(tasks), "judged": len(items) - len(unread), "not_judged": unread, "metrics": found}
+    unread, cut = {item.id: item.error for item in items if item.error}, {item.id: item.note for item in items if item.note}
+    types = by_type(tasks, items, [name for name in found if name not in SETS])
+    document = record | {"edits": len(tasks), "judged": len(items) - len(unread), "not_judged": unread, "unlike_lengths": cut, "metrics": found}
+    document |= {"by_edit_type": types} if types else {}
     with aside(output / "report.json") as file:
         file.write_text(json.dumps(plain(document), indent=2) + "\n")
     with aside(output / "items.csv") as file:
         write_csv(file, tasks, items, list(found))
     with aside(output / "index.html") as file:
-        file.write_text(page(record, tasks, items, found, unread, shown))
+        file.write_text(page(record, tasks, items, found, types, {"Not judged": unread, "Clips of unlike length": cut}, shown))
+
+
+def by_type(tasks: Sequence[Task], items: Sequence[Item], names: Sequence[str]) -> dict[str, dict]:
+    """`summary` of the edits of each type that the set names; empty where it does not tell two."""
+    kinds, sources = {task.id: task.edit_type for task in tasks if task.edit_type}, {task.id: str(task.source) for task in tasks}
+    found = {kind: summary([item for item in items if kinds.get(item.id) == kind], names, sources) for kind in dict.fromkeys(kinds.values())}
+    return found if len(found) > 1 else {}
 
 
 def plain(value):
@@ -66,31 +76,57 @@ def write_csv(file: Path, tasks: Sequence[Task], items: Sequence[Item], names: S
     columns = list(dict.fromkeys((name, key) for item in items for name in names for key in item.values.get(name, ())))
     with open(file, "w", newline="") as out:
         rows = csv.writer(out)
-        rows.writerow(["id", "instruction", "frames", "height", "width", *(f"{name}.{key}" for name, key in columns), "error"])
+        rows.writerow(["id", "instruction", "frames", "height", "width", *(f"{name}.{key}" for name, key in columns), "error", "note"])
         for task in tasks:
             if item := by_id.get(task.id):
                 values = [METRICS[name].summary(np.array([item.values[name][key]])) if name in item.values else "" for name, key in columns]
-                rows.writerow([task.id, task.instruction, *(item.shape or ("", "", "")), *values, item.error])
+                rows.writerow([task.id, task.instruction, *(item.shape or ("", "", "")), *values, item.error, item.note])
 
 
 # ---- the page ----
 
 
-def page(record: dict, tasks: Sequence[Task], items: Sequence[Item], found: dict, unread: dict[str, str], shown) -> str:
-    facts = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(json.dumps(value))}</td></tr>" for key, value in record.items())
-    parts = [f"<h1>Evaluation of {len(items) - len(unread)} edits</h1><table>{facts}</table><h2>Metrics</h2>{table(found)}"]
+def page(record: dict, tasks: Sequence[Task], items: Sequence[Item], found: dict, types: dict, notes: dict[str, dict[str, str]], shown) -> str:
+    """notes: by heading, what to know about edits."""
+    parts = [f"<h1>Evaluation of {sum(not item.error for item in items)} edits</h1>{facts(record)}<h2>Metrics</h2>{table(found)}<p>{HOW.format(**record['clips'])}</p>"]
+    if types:
+        parts.append(f"<h2>By type of edit</h2>{types_table(types)}")
     if columns := [name for name in found if any(name in item.values for item in items)]:
         parts.append(f"<h2>Each edit</h2>{picture(histograms(items, columns), 'histograms of the metrics')}")
     parts.append("<h2>Clips: source, edit</h2>")
-    parts += [
-        f'<section><p>{html.escape(task.instruction)}</p><img alt="{html.escape(task.id)}" src="{uri(animation(clip, fps), "webp")}"></section>'
-        for task, clip, fps in shown
-    ]
-    if unread:
-        lines = "".join(f"<tr><td>{html.escape(id)}</td><td>{html.escape(error)}</td></tr>" for id, error in unread.items())
-        parts.append(f"<h2>Not judged: {len(unread)}</h2><table>{lines}</table>")
+    parts += [section(task.instruction, task.id, uri(animation(clip, fps), "webp")) for task, clip, fps in shown]
+    for heading, ids in notes.items():
+        if ids:
+            parts.append(f"<h2>{heading}: {len(ids)}</h2>{rows(ids)}")
+    return whole(parts)
+
+
+def whole(parts: Iterable[str]) -> str:
+    """A page of its own."""
     head = f'<meta charset="utf-8"><title>Evaluation</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
+
+
+def facts(record: dict) -> str:
+    return rows({key: json.dumps(value) for key, value in record.items()})
+
+
+def rows(words: dict[str, str]) -> str:
+    """A table of two columns."""
+    return f"<table>{''.join(f'<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>' for key, value in words.items())}</table>"
+
+
+def section(title: str, alt: str, source: str) -> str:
+    """A clip under its words."""
+    return f'<section><p>{html.escape(title)}</p><img alt="{html.escape(alt)}" src="{source}"></section>'
+
+
+def types_table(types: dict[str, dict]) -> str:
+    """A row a metric, a column a type."""
+    names = dict.fromkeys(name for found in types.values() for name in found)
+    head = "".join(f"<th>{html.escape(kind)}</th>" for kind in types)
+    lines = [f"<tr><td>{METRICS[name].title}</td>{''.join(cell(found.get(name, {}).get('edited')) for found in types.values())}</tr>" for name in names]
+    return f"<table><tr><th>metric, of the edited clips</th>{head}</tr>{''.join(lines)}</table>"
 
 
 def table(found: dict[str, dict]) -> str:
@@ -123,7 +159,7 @@ def number(value) -> str:
 
 
 def size(numbers: dict) -> str:
-    frames = [f"{numbers[key]} {key.replace('_', ' ')}" for key in ("frames", "edited_frames", "source_frames") if key in numbers]
+    frames = [f"{numbers[key]} {key.replace('_', ' ')}" for key in ("sources", "frames", "edited_frames", "source_frames") if key in numbers]
     return "<br>".join([f"{numbers['clips']} clips", *frames])
 
 

@@ -12,6 +12,7 @@ without its ending (a number is added from its second use on); LOVEU-TGVE-2023's
 or an image of the source's size, white where the edit may change something.
 """
 
+import collections
 import csv
 import dataclasses
 import re
@@ -78,11 +79,11 @@ def listed(path: Path) -> list[Task]:
 
 
 def checked(tasks: list[Task], path: Path) -> list[Task]:
-    ids = [task.id for task in tasks]
+    ids = collections.Counter(task.id for task in tasks)
     if not tasks:
         raise UserError(f"{path}: lists no clip")
-    if twice := [id for id in dict.fromkeys(ids) if ids.count(id) > 1]:
-        raise UserError(f"{path}: the id {twice[0]!r} is there {ids.count(twice[0])} times; each edit needs its own")
+    if twice := [id for id, count in ids.items() if count > 1]:
+        raise UserError(f"{path}: the id {twice[0]!r} is there {ids[twice[0]]} times; each edit needs its own")
     return tasks
 
 
@@ -113,31 +114,37 @@ def tgve_table(folder: Path) -> Path | None:
 
 
 def tgve(folder: Path, table: Path) -> list[Task]:
-    """Four tasks a video. The set has captions and no instructions: the target caption is given in its place. Rows without captions are headings."""
+    """Four tasks a video. The set has captions and no instructions: the target caption is given in its place. Rows without captions are headings.
+
+    A video that is not there keeps its tasks, in the part of the one before it, so that it is named where they are judged; UserError where none is there.
+    """
     rows = csv_rows if table.suffix == ".csv" else xlsx_rows
     lines = iter(rows(table))
     head = [cell.strip() for cell in next(lines, [])]
     if missing := [name for name in ("Video name", "Our GT caption", *TGVE_EDITS.values()) if name not in head]:
         raise UserError(f"{table}: has no column {', '.join(map(repr, missing))}: not LOVEU-TGVE-2023's")
-    tasks = []
+    tasks, part, lost = [], TGVE_PARTS[0], []
     for number, line in enumerate(lines, 2):
         cells = dict(zip(head, (cell.strip() for cell in line), strict=False))
         name, caption = cells.get("Video name", ""), cells.get("Our GT caption", "")
         if not name or not caption:
             continue
-        part, source = tgve_source(folder, name, f"{table}: row {number}")
+        part, source = tgve_source(folder, name) or (part, folder / part / "480p_frames" / name)
+        lost += [] if source.exists() else [f"row {number}: {name}"]
         for edit, column in TGVE_EDITS.items():
             if wanted := cells.get(column, ""):
                 tasks.append(Task(check_id(f"{part}/{name}/{edit}", table.name), source, wanted, caption, wanted, edit, where=f"{table.name} row {number}"))
+    if lost and not any(task.source.exists() for task in tasks):
+        raise UserError(f"{table}: {lost[0]} is neither in 480p_frames nor in 480p_videos of {', '.join(TGVE_PARTS)}, nor is any other")
     return checked(tasks, table)
 
 
-def tgve_source(folder: Path, name: str, where: str) -> tuple[str, Path]:
+def tgve_source(folder: Path, name: str) -> tuple[str, Path] | None:
     for part in TGVE_PARTS:
         for source in (folder / part / "480p_frames" / name, folder / part / "480p_videos" / f"{name}.mp4"):
             if source.exists():
                 return part, source
-    raise UserError(f"{where}: {name} is neither in 480p_frames nor in 480p_videos of {', '.join(TGVE_PARTS)}")
+    return None
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:

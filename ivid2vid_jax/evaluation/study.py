@@ -33,18 +33,24 @@ QUESTIONS = {
     "quality": "Which clip looks better?",
 }
 COLUMNS = ("participant", "pair", "question", "choice", "left", "seconds")  # choice: first, second or same; left: the clip that stood there
+SHARES = "shares are means over pairs, intervals Wilson's of as many answers as pairs"
 MOST = 2**20  # bytes of one participant's answers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """A source clip and its two edits, [T, H, W, 3] uint8."""
+    """A source clip and its two edits, as the page shows them: small animations, so that a set's clips need not be held."""
 
     id: str
     instruction: str
-    source: np.ndarray
-    edits: tuple[np.ndarray, np.ndarray]
-    fps: float
+    source: str
+    edits: tuple[str, str]
+
+    @classmethod
+    def of(cls, id: str, instruction: str, source: np.ndarray, edits: tuple[np.ndarray, np.ndarray], fps: float) -> "Question":
+        """Clips [T, H, W, 3] uint8."""
+        source, *edits = (uri(animation(clip, fps), "webp") for clip in (source, *edits))
+        return cls(id, instruction, source, tuple(edits))
 
 
 def write(output: Path, questions: Sequence[Question], names: tuple[str, str], seed: int = 0) -> Path:
@@ -58,9 +64,8 @@ def write(output: Path, questions: Sequence[Question], names: tuple[str, str], s
     pairs, key = [], []
     for number, (question, swap) in enumerate(zip(questions, swapped, strict=True)):
         order = (1, 0) if swap else (0, 1)
-        first, second = (uri(animation(question.edits[i], question.fps), "webp") for i in order)
-        source = uri(animation(question.source, question.fps), "webp")
-        pairs.append({"pair": number, "instruction": question.instruction, "source": source, "first": first, "second": second})
+        first, second = (question.edits[i] for i in order)
+        pairs.append({"pair": number, "instruction": question.instruction, "source": question.source, "first": first, "second": second})
         key.append({"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]})
     with aside(output / "key.json") as file:
         file.write_text(json.dumps({"editors": names, "pairs": key}, indent=2) + "\n")
@@ -75,31 +80,42 @@ def script(value) -> str:
 
 
 def tally(folder: Path, votes: Sequence[Path]) -> str:
-    """Markdown: by question, how often each editor was preferred; shares are of the answers that prefer one, with Wilson's 95% interval.
+    """Markdown: by question, how often each editor was preferred. Of a participant's several answers to one question of one pair the last counts.
 
-    Raises UserError for a folder without a key and for rows that do not fit it.
+    Shares are of the answers that prefer one, mean over pairs, with Wilson's 95% interval of as many answers as there are such pairs: what people say of one
+    pair hangs together. Raises UserError for a folder without a key and for rows that do not fit it.
     """
     try:
         key = json.loads((folder / "key.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--output {folder}: holds no key.json of an A/B page ({error})") from error
     ours, theirs = key["editors"]
-    owners, counts, people = {str(pair["pair"]): pair for pair in key["pairs"]}, {}, set()
+    owners, given = {str(pair["pair"]): pair for pair in key["pairs"]}, {}
     for file in votes:
         for number, row in enumerate(answers(file), 2):
             choice = row["choice"]
             if row["pair"] not in owners or row["question"] not in QUESTIONS or choice not in ("first", "second", "same"):
                 raise UserError(f"{file}: row {number} is no answer to {folder}'s page ({row['pair']}, {row['question']}, {choice})")
-            preferred = owners[row["pair"]].get(choice, "same")
-            counts[row["question"], preferred] = counts.get((row["question"], preferred), 0) + 1
-            people.add(row["participant"])
-    lines = [f"{len(people)} participants, {len(owners)} pairs", ""]
+            given[row["participant"], row["pair"], row["question"]] = owners[row["pair"]].get(choice, "same")
+    lines = [f"{len({participant for participant, *_ in given})} participants, {len(owners)} pairs; {SHARES}", ""]
     lines += [f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |", "|---|---|---|---|---|"]
     for question in QUESTIONS:
-        first, second, same = (counts.get((question, name), 0) for name in (ours, theirs, "same"))
-        share = "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * x for x in (first / (first + second), *wilson(first, first + second)))) if first + second else ""
-        lines.append(f"| {QUESTIONS[question]} | {first} | {second} | {same} | {share} |")
+        mine = [(pair, preferred) for (_, pair, asked), preferred in given.items() if asked == question]
+        first, second, same = ([preferred for _, preferred in mine].count(name) for name in (ours, theirs, "same"))
+        lines.append(f"| {QUESTIONS[question]} | {first} | {second} | {same} | {share(mine, ours)} |")
     return "\n".join(lines)
+
+
+def share(answers: Sequence[tuple[str, str]], ours: str) -> str:
+    """Of (pair, preferred editor), mean over pairs; empty where none prefers any."""
+    pairs: dict[str, list[bool]] = {}
+    for pair, preferred in answers:
+        if preferred != "same":
+            pairs.setdefault(pair, []).append(preferred == ours)
+    if not pairs:
+        return ""
+    mean = float(np.mean([np.mean(each) for each in pairs.values()]))
+    return "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * x for x in (mean, *wilson(mean * len(pairs), len(pairs)))))
 
 
 def answers(file: Path) -> list[dict[str, str]]:
