@@ -57,7 +57,7 @@ def test_every_arm_meets_every_seed_and_the_table_tells(world, tmp_path):
     assert trained == [(1e-3, 0), (0.5, 0), (1e-3, 1), (0.5, 1)]
     assert [(each.arm, each.seed, each.summary["passed"]["share"]) for each in outcomes] == [("good", 0, 1), ("bad", 0, 0), ("good", 1, 1), ("bad", 1, 0)]
     text = (tmp_path / "table.md").read_text()
-    assert "| good | 2 | 100.0% [68, 100] |" in text and "| bad | 2 | 0.0% [0, 32] |" in text and "1.000 ± 6.353" in text  # 0.5 and 1.5: 12.706 * 0.7071 / 1.4142
+    assert "| good | 2 | 100.0% [51, 100] |" in text and "| bad | 2 | 0.0% [0, 49] |" in text and "Wilson's interval of the 4 clips" in text and "1.000 ± 6.353" in text  # 0.5 and 1.5: 12.706 * 0.7071 / 1.4142
     assert len(json.loads((tmp_path / "outcomes.json").read_text())) == 4
     assert all(next((tmp_path / arm / str(seed)).glob("items-*.jsonl")).read_text().count("\n") == 4 for arm in ("good", "bad") for seed in (0, 1))
 
@@ -91,6 +91,20 @@ def test_differences_are_told_seed_by_seed(world, tmp_path):
     experiments.run(experiment, tmp_path, train)
     told = cells((tmp_path / "table.md").read_text(), "bad", "less good, seed by seed")
     assert told["seeds"] == "2" and told["noise loss"] == "0.499 ± 0.000" and told["frame loss"] == "0.000 ± 0.000" and float(told["edit shown, %"].split()[0]) == -100
+
+
+def test_frame_losses_of_unlike_recipes_are_not_compared(world, tmp_path):
+    experiment, train, _ = world
+    other = dataclasses.replace(experiment.arms["bad"], loss=dataclasses.replace(experiment.arms["bad"].loss, frame_difference="none"))
+    experiments.run(dataclasses.replace(experiment, arms=experiment.arms | {"bad": other}), tmp_path, train)
+    assert "frame loss" not in (tmp_path / "table.md").read_text() and "noise loss" in (tmp_path / "table.md").read_text()
+
+
+def test_the_outcomes_are_json(world, tmp_path):
+    """A perfect edit's PSNR is infinite, which JSON has no word for."""
+    experiment, train, _ = world
+    experiments.run(experiment, tmp_path, train)
+    json.loads((tmp_path / "outcomes.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_interval_is_students():

@@ -18,6 +18,7 @@ from ivid2vid_jax.evaluation import made as making
 from ivid2vid_jax.evaluation import shapes
 from ivid2vid_jax.evaluation.intervals import ratio, wilson
 from ivid2vid_jax.evaluation.made import Made
+from ivid2vid_jax.evaluation.report import plain
 from ivid2vid_jax.pipeline import EditSettings, load
 from ivid2vid_jax.training import latents
 from ivid2vid_jax.training.config import TrainConfig
@@ -96,7 +97,7 @@ def run(experiment: Experiment, output: Path, train: Callable[[TrainConfig], Pat
             last = next(iter(reversed(read_metrics(home, "validation"))), {})
             validation = {key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last}
             outcomes.append(Outcome(arm, seed, shapes.summary(items), validation, tuple(item.passed for item in items)))
-            (output / "outcomes.json").write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2) + "\n")
+            (output / "outcomes.json").write_text(json.dumps(plain([dataclasses.asdict(each) for each in outcomes]), indent=2) + "\n")
             (output / "table.md").write_text(tables(experiment, outcomes, output) + "\n")
     return outcomes
 
@@ -135,21 +136,25 @@ def interval(values: Iterable[float | None]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def columns(outcomes: list[Outcome]) -> dict[str, Callable]:
-    """Those of MEANS that any run has a number for."""
-    return {name: of for name, of in MEANS.items() if any(of(each) is not None for each in outcomes)}
+def columns(experiment: Experiment, outcomes: list[Outcome]) -> dict[str, Callable]:
+    """Those of MEANS that any run has a number for. A run's frame loss is its own recipe's: where these differ, it compares nothing."""
+    apart = {"frame loss"} if len({arm.loss for arm in experiment.arms.values()}) > 1 else set()
+    return {name: of for name, of in MEANS.items() if name not in apart and any(of(each) is not None for each in outcomes)}
 
 
 def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
-    """Markdown. passed: pooled over seeds, Wilson's interval; as a share of another arm's: `ratio`'s; the others: mean over seeds ± Student's."""
-    means = columns(outcomes)
+    """Markdown. passed: mean over seeds, Wilson's interval of as many clips as there are, since all seeds edit the same ones; as a share of another arm's:
+    `ratio`'s; the others: mean over seeds ± Student's."""
+    means = columns(experiment, outcomes)
     head = ["arm", "seeds", "passed [95%]", *([f"as a share of {experiment.against} [95%]"] if experiment.against else []), *means]
-    lines = [experiment.question, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    clips = len(outcomes[0].passed) if outcomes else 0
+    caption = f"passed: mean over seeds, Wilson's interval of the {clips} clips that all of them edit; the other columns: mean over seeds ± Student's."
+    lines = [experiment.question, "", caption, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in experiment.arms:
         own = [each for each in outcomes if each.arm == arm]
         if not own:
             continue
-        passed, count = sum(sum(each.passed) for each in own), sum(len(each.passed) for each in own)
+        passed, count = (sum(map(of, own)) / len(own) for of in (lambda each: sum(each.passed), lambda each: len(each.passed)))
         low, high = wilson(passed, count)
         cells = [arm, str(len(own)), f"{100 * passed / count:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"]
         if experiment.against:
@@ -160,7 +165,7 @@ def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
 
 def paired(experiment: Experiment, outcomes: list[Outcome]) -> str:
     """Markdown: means less those of another arm (`against`, or the first), seed by seed ± Student's: what all runs of a seed have in common falls out."""
-    other, means = experiment.against or next(iter(experiment.arms)), columns(outcomes)
+    other, means = experiment.against or next(iter(experiment.arms)), columns(experiment, outcomes)
     theirs = {each.seed: each for each in outcomes if each.arm == other}
     lines = ["| " + " | ".join([f"less {other}, seed by seed", "seeds", *means]) + " |", "|---" * (2 + len(means)) + "|"]
     for arm in experiment.arms:
