@@ -174,7 +174,9 @@ def claim(folder: Path, record: dict, grows: Sequence[str] = ()) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder}: is a folder of something else; name a new one")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    if not file.is_file() or file.read_text() != text:  # another process may be reading it
+        file.write_text(text)
 
 
 if __name__ == "__main__":

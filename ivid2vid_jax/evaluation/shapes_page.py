@@ -23,7 +23,7 @@ DEFINITIONS = {
     "PSNR outside (psnr_outside)": "the same to the source, over the pixels that the true edit leaves as they are",
     "flicker": "mean absolute error, grey levels 0 to 255, of the change from frame to frame, against that of the true edit",
     "frame difference (difference, difference_truth; their gap)": "mean absolute change from frame to frame, grey levels, beside the true edit's: lower alone rewards frozen clips",
-    "warping error (warping, warping_truth)": "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), beside the true edit's; squared, values 0 to 1",
+    "warping error (warping, warping_truth)": "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), beside the true edit's; squared, values 0 to 1; in report.json and items.csv",
 }
 
 
