@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.models.mesh import fold, fold_positions, over_frames, over_positions
+from ivid2vid_jax.models.mesh import fold, fold_behind_time, fold_positions, over_frames, over_positions
 from ivid2vid_jax.planning import hlo
 from ivid2vid_jax.weights.folder import abstract
 
@@ -30,20 +30,21 @@ x = jnp.arange(4 * 8 * 4 * 2 * 3.0).reshape(4, 8, 4, 2, 3)
 for shape in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (1, 2, 2)):
     with jax.set_mesh(mesh(*shape)):
         placed = jax.device_put(x, P(("data", "fsdp"), "frames"))
-        for there in (fold, fold_positions):
+        for there in (fold, fold_positions, fold_behind_time):
 
             def back_and_forth(x, there=there):
-                rows, back = there(over_positions(x) if there is fold_positions else x)
+                rows, back = there(x if there is fold else over_positions(x))
                 assert rows.ndim == (4 if there is fold else 3)
                 doubled = back(2 * rows)
-                return rows.reshape(len(rows), -1).sum(1), over_frames(doubled) if there is fold_positions else doubled
+                rows = rows.swapaxes(0, 1) if there is fold_behind_time else rows
+                return rows.reshape(len(rows), -1).sum(1), doubled if there is fold else over_frames(doubled)
 
             sums, doubled = jax.jit(back_and_forth)(placed)
             np.testing.assert_array_equal(doubled, 2 * x)
             axes = (2, 3, 4) if there is fold else (1, 4)
             np.testing.assert_array_equal(np.sort(sums), np.sort(np.asarray(x).sum(axes).ravel()))  # every row is whole, in whatever order
             sent = hlo.sent(jax.jit(lambda x: back_and_forth(x)[1]).lower(placed).compile().as_text(), 4)
-            assert not sent or (there is fold_positions and shape[2] > 1 and set(sent) == {"all-to-all"}), (shape, sent)
+            assert not sent or (there is not fold and shape[2] > 1 and set(sent) == {"all-to-all"}), (shape, sent)
 """
 
 NET = """

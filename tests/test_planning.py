@@ -68,6 +68,17 @@ def test_splash_attention_is_counted_by_its_formula():
     assert forward.splash == 2 * product and forward.padding == pytest.approx(2 * product * 88 / 40, rel=1e-6)
     both = flops.count(jax.grad(lambda q, k: attention(q, k, k, "splash").astype(jnp.float32).sum(), (0, 1)), q, k)
     assert both.splash == (2 + 4 + 3) * product
+    turned = flops.count(lambda q, k: attention(q, k, k, "splash"), Shape((2, 256, 4, 128), jnp.bfloat16), Shape((2, 256, 4, 128), jnp.bfloat16))
+    assert (turned.splash, turned.padding) == (2 * 2 * 2 * 4 * 256 * 256 * 128, 0)  # whole lanes: the other order of axes in memory
+
+
+def test_what_splash_attention_reads_again_is_counted():
+    """Forward, 4 blocks of queries: keys and values come four times, and 3 times are beyond what the program's text shows. Of 40 x 4,096 in 16 bits
+    tiles of 16 x 128 hold 48 x 4,096. A single block of keys stays on the chip."""
+    q = Shape((2, 4096, 4, 40), jnp.bfloat16)
+    assert flops.count(lambda q: attention(q, q, q, "splash"), q).fetched == 3 * 2 * (2 * 4 * 48 * 4096 * 2)
+    short = Shape((2, 1024, 4, 40), jnp.bfloat16)
+    assert flops.count(lambda q, k: attention(q, k, k, "splash"), q, short).fetched == 0
 
 
 TUNE_A_VIDEO = dataclasses.replace(programs.SD15, temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip")

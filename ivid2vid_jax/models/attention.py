@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.models.layers import Dense, platform, precise
+from ivid2vid_jax.models.layers import Dense, platform, precise, short
 from ivid2vid_jax.models.mesh import axes
 
 SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
 LONG = 1024  # queries and keys from which on scores are too many to be kept
-CHUNK_BYTES = 2**28  # of the scores that "chunked" holds at a time
+CHUNK_BYTES = 2**28  # of the scores that "chunked" holds at a time, or those of LANES queries if they are more
 WIDE = 256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
 LANES = 128  # of a TPU's registers: blocks are multiples of it
 BLOCKS = (1024, 512, 384, 256, 128)  # rows and columns of a tile of "splash", the largest that divides the sequence
@@ -54,16 +54,27 @@ def choose(q_BQHD, k_BKHD, device: str) -> str:
         return "xla"
     if device == "tpu" and D <= WIDE:
         return "splash"
-    if device in ("gpu", "cuda") and not cudnn_refuses(q_BQHD.dtype, D):
+    if device in ("gpu", "cuda") and not cudnn_refuses(q_BQHD.dtype, D) and capability() >= 8:
         return "cudnn"
     return "chunked"
 
 
+def capability() -> float:
+    """Of this process's NVIDIA GPU; cuDNN's flash attention is for 8.0 (Ampere) and newer, so not for Colab's T4."""
+    return float(getattr(jax.local_devices()[0], "compute_capability", 0))
+
+
 def plain(q_BQHD, k_BKHD, v_BKHD):
-    """Queries come scaled, here and below."""
+    """Queries come scaled, here and below. In 16 bits the softmax's division comes last: what lies in memory between the two products is then 16-bit,
+    half of its traffic (docs/tpu-plan.md)."""
     logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precise(q_BQHD.dtype))
-    weights_BHQK = jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype)
-    return jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD)
+    if not short(v_BKHD.dtype):
+        return jnp.einsum("BHQK,BKHD->BQHD", jax.nn.softmax(logits_BHQK, axis=-1), v_BKHD)
+    top = jax.lax.stop_gradient(logits_BHQK.max(-1, keepdims=True))
+    weights_BHQK = jnp.exp(logits_BHQK - top).astype(v_BKHD.dtype)
+    total_BQH1 = weights_BHQK.astype(logits_BHQK.dtype).sum(-1).swapaxes(1, 2)[..., None]
+    out = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD, preferred_element_type=logits_BHQK.dtype)
+    return (out / total_BQH1).astype(v_BKHD.dtype)
 
 
 def pointwise(q_BQHD, k_BKHD, v_BKHD):
@@ -78,7 +89,7 @@ def pointwise(q_BQHD, k_BKHD, v_BKHD):
 
 
 def chunked(q_BQHD, k_BKHD, v_BKHD):
-    """Some queries at a time, so that no more than CHUNK_BYTES of scores are held; the backward pass computes them again."""
+    """Some queries at a time, so that CHUNK_BYTES of scores are held, or those of LANES queries; the backward pass computes them again."""
     B, Q, H, D = q_BQHD.shape
     row = B * H * k_BKHD.shape[1] * jnp.dtype(precise(q_BQHD.dtype)).itemsize
     size = min(Q, max(LANES, CHUNK_BYTES // row // LANES * LANES))
@@ -99,10 +110,11 @@ def splash(q_BQHD, k_BKHD, v_BKHD):
     q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0))) for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k)))
     rows, columns = block(Q + more_q), block(K + more_k)
     inner = 512 if columns % 512 == 0 else columns
+    layout = kernel.QKVLayout.SEQ_MINOR if q.shape[-1] % LANES else kernel.QKVLayout.HEAD_DIM_MINOR  # the innermost axis is padded to whole lanes
     sizes = kernel.BlockSizes(
         block_q=rows, block_kv=columns, block_kv_compute=inner,
         block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=inner,
-        block_q_dq=rows, block_kv_dq=columns,
+        block_q_dq=rows, block_kv_dq=columns, q_layout=layout, k_layout=layout, v_layout=layout,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask((Q + more_q, K + more_k))] * H)
     run = kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=platform() != "tpu")
@@ -143,10 +155,10 @@ def shared_out(compute, batch: int):
     """`compute` on each device's share of the batch, under a mesh; by the leading axes of the mesh whose product divides it."""
     there = axes()
     sizes = list(there.values())
-    ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
-    if math.prod(sizes[:ways]) == 1:
+    if math.prod(sizes) <= 1:
         return compute
-    spec = P(tuple(there)[:ways])
+    ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
+    spec = P(tuple(there)[:ways] or None)  # a batch that nothing divides: each device does all of it
     return partial(jax.shard_map, mesh=jax.sharding.get_abstract_mesh(), in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(compute)
 
 

@@ -20,6 +20,11 @@ def precise(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def short(dtype) -> bool:
+    """Whether the arithmetic is 16-bit."""
+    return jnp.dtype(dtype).itemsize == 2
+
+
 def platform() -> str:
     """What is compiled for, "cpu", "tpu", "gpu" or "cuda": the devices of the mesh (jax.set_mesh) if there is one, else the default backend."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
@@ -41,9 +46,15 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Conv):
-    """flax's convolution of [N, H, W, C], or of a clip [B, T, H, W, C] frame by frame."""
+    """flax's convolution of [N, H, W, C], or of a clip [B, T, H, W, C] frame by frame; one of 1x1 as the matrix product that it is, which on TPU
+    saves copies between the layouts of the two."""
 
+    @nn.compact
     def __call__(self, x):
+        if tuple(self.kernel_size) == (1, 1):
+            kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
+            x, kernel, bias = nn.dtypes.promote_dtype(x, kernel[0, 0], self.param("bias", self.bias_init, (self.features,)), dtype=self.dtype)
+            return matmul(x, kernel) + bias.reshape(*(1,) * (x.ndim - 1), -1)
         if x.ndim != 5:
             return super().__call__(x)
         rows, unfold = fold(x)
@@ -83,7 +94,9 @@ class GroupNorm(nn.Module):
             return over_all(jnp.repeat(mean, C // self.groups, axis=-1))
 
         mean = group_mean(h)
-        factor = jax.lax.rsqrt(group_mean(jnp.square(h - mean)) + self.eps) * over_all(scale.astype(h.dtype))
+        # One pass for both moments where the result is 16-bit anyway: on TPU it is made beside h, which is then not read once more.
+        variance = group_mean(jnp.square(h)) - jnp.square(mean) if short(self.dtype) else group_mean(jnp.square(h - mean))
+        factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * over_all(scale.astype(h.dtype))
         offset = over_all(bias.astype(h.dtype)) - mean * factor
         factor, offset = jax.lax.optimization_barrier((factor, offset))  # else XLA computes them anew at every pixel
         return (h * factor + offset).reshape(x.shape).astype(self.dtype)

@@ -53,18 +53,28 @@ def fold_positions(x) -> tuple[jax.Array, Callable]:
     return rows(x, lambda x: rearrange(x, "B T H W C -> (B H W) T C"), back, by_axis(clips, axis), axis is not None)
 
 
-def rows(x, there: Callable, back: Callable, where: P, apart: bool) -> tuple[jax.Array, Callable]:
-    """there(x), and `back` with x's shape; each device's own part where they are apart."""
+def fold_behind_time(x) -> tuple[jax.Array, Callable]:
+    """As `fold_positions`, with time in front: [T, B*H*W, C]."""
+    clips, axis = position_axis(x)
+
+    def back(y, B, T, H, W, C):
+        return rearrange(y, "T (B H W) C -> B T H W C", B=B, H=H, W=W)
+
+    return rows(x, lambda x: rearrange(x, "B T H W C -> T (B H W) C"), back, by_axis(clips, axis), axis is not None, before=(None,))
+
+
+def rows(x, there: Callable, back: Callable, where: P, apart: bool, before: tuple = ()) -> tuple[jax.Array, Callable]:
+    """there(x), and `back` with x's shape; each device's own part where they are apart. before: axes of there(x) in front of the rows."""
     if not apart:
         return there(x), lambda y: back(y, *x.shape)
     mesh = jax.sharding.get_abstract_mesh()
     names = [name for part in where if part for name in (part if isinstance(part, tuple) else (part,))]
-    shape = NamedSharding(mesh, where).shard_shape(x.shape)
+    shape, split_rows = NamedSharding(mesh, where).shard_shape(x.shape), P(*before, tuple(names))
 
-    def local(function, before, after):
-        return jax.shard_map(function, mesh=mesh, in_specs=before, out_specs=after, check_vma=False)
+    def local(function, old, new):
+        return jax.shard_map(function, mesh=mesh, in_specs=old, out_specs=new, check_vma=False)
 
-    return local(there, where, P(tuple(names)))(x), local(lambda y: back(y, *shape), P(tuple(names)), where)
+    return local(there, where, split_rows)(x), local(lambda y: back(y, *shape), split_rows, where)
 
 
 def position_axis(x) -> tuple[tuple[str, ...], int | None]:

@@ -8,13 +8,13 @@ import numpy as np
 from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
-from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul
+from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul, short
 from ivid2vid_jax.models.mesh import fold, fold_positions, over_frames, over_positions
 
 
 def layer_norm(name, dtype):
-    """LayerNorm as torch computes it: two-pass variance in float32, eps 1e-5."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+    """LayerNorm as torch computes it: variance in float32, in two passes but for 16-bit results (see `GroupNorm`), eps 1e-5."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=short(dtype), dtype=dtype, name=name)
 
 
 class GEGLU(nn.Module):

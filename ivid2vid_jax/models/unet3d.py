@@ -6,6 +6,7 @@ The parameter tree is that of diffusers' `UNet2DConditionModel` plus the tempora
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -167,7 +168,7 @@ class InflatedUNet3D(nn.Module):
         for kind in cfg.temporal:
             if "input" in SLOTS[kind]:
                 name, build = SLOTS[kind]["input"]
-                x = build(cfg, 8, cfg.head_dim(0), self.dtype, name)(x)  # 8 heads at every size, as diffusers has it
+                x = build(cfg, 8, cfg.head_dim(0), self.dtype, name, partial(recomputed, name=self.remat))(x)  # 8 heads at every size, as diffusers has it
 
         skips = [x]
         for level in levels:

@@ -18,13 +18,15 @@ SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 @dataclasses.dataclass(frozen=True)
 class Count:
     """Operations of matrix products, convolutions and splash attention, and those that go into splash's padding. repeated: those of the first two that
-    loops do after their first turn."""
+    loops do after their first turn. fetched: bytes that splash attention's kernels read from HBM once more: all keys and values for every block of queries
+    after the first, or the other way round."""
 
     dot: int = 0
     conv: int = 0
     splash: int = 0
     padding: int = 0
     repeated: int = 0
+    fetched: int = 0
 
     @property
     def useful(self) -> int:
@@ -52,9 +54,10 @@ def count(function, *args) -> Count:
     return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_program(traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int) -> float:
-    """Of one chip, by the compiler's own count and by this one for what that leaves out."""
-    return of_jaxpr(traced.jaxpr.jaxpr).on_a_chip((compiled.cost_analysis() or {}).get("flops", 0.0), chips)
+def of_program(traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int) -> tuple[float, float]:
+    """(operations, bytes that its text does not show to be moved) of one chip: by the compiler's own count, and by this one for what that leaves out."""
+    found = of_jaxpr(traced.jaxpr.jaxpr)
+    return found.on_a_chip((compiled.cost_analysis() or {}).get("flops", 0.0), chips), found.fetched / chips
 
 
 def of_jaxpr(jaxpr) -> Count:
@@ -99,12 +102,26 @@ def convolution(eqn) -> int:
 
 
 def splash(eqn) -> Count:
-    """Of one of splash attention's kernels; its operands are [..., heads, length, width], q first, then k and v."""
+    """Of one of splash attention's kernels. Its 16-bit operands are q, k and v, [..., heads, length, width] or with the last two the other way round, and
+    going backwards the output's gradient, [..., heads, Q, width] always, as the output of the forward kernel is."""
     label = eqn.params.get("name") or str(eqn.params.get("name_and_src_info"))
-    products = next((number for kind, number in SPLASH.items() if kind in label), None)
-    if "splash" not in label or products is None:
+    kind = next((kind for kind in SPLASH if kind in label), None)
+    if "splash" not in label or kind is None:
         raise NotImplementedError(f"there is no formula for the pallas kernel {label!r}")
-    q, k = [x.aval for x in eqn.invars if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1][:2]
-    *heads, Q, D = q.shape
-    useful = products * 2 * math.prod(heads) * Q * k.shape[-2] * D
-    return Count(splash=useful, padding=useful * (-D % LANES) // D)
+    given, made = ([x.aval for x in side if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1] for side in (eqn.invars, eqn.outvars))
+    q, k, v = given[:3]
+    out = next(x for x in given[3:] + made if x.shape[:-2] == q.shape[:-2] and x.size == q.size and set(x.shape[-2:]) == set(q.shape[-2:]))
+    *heads, Q, D = out.shape
+    useful = SPLASH[kind] * 2 * math.prod(heads) * Q * (k.size // (math.prod(heads) * D)) * D
+    *_, first, second, third = eqn.params["grid_mapping"].grid  # of dkv: keys' blocks, heads, queries' blocks; else heads, queries' blocks, keys' blocks
+    if kind == "dkv":
+        again = (first - 1) * (tiled(q) + tiled(out))
+    else:
+        again = (second - 1) * (tiled(k) + tiled(v)) if third > 1 else 0  # a single block of keys stays where it is
+    return Count(splash=useful, padding=useful * (-D % LANES) // D, fetched=again)
+
+
+def tiled(x) -> int:
+    """Bytes of a 16-bit array in a TPU's memory: its last two axes are filled up to tiles of 16 x 128."""
+    *rest, rows, columns = x.shape
+    return math.prod(rest) * (rows + -rows % 16) * (columns + -columns % LANES) * 2

@@ -125,14 +125,12 @@ def by_whole(program: Program, mesh, effort: float) -> Plan:
         log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, device.device_kind)
         compiled = lowered.compile(compiler_options={layers.EFFORT: effort})
     memory, words = compiled.memory_analysis(), compiled.as_text()
+    operations, again = flops.of_program(traced, compiled, mesh.size)
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {"other arguments": max(0, rest)}
     held |= {"outputs beside the arguments": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes}
-    return Plan(
-        {k: v for k, v in held.items() if v}, flops.of_program(traced, compiled, mesh.size),
-        hlo.moved(words), dict(hlo.sent(words, mesh.size)), True,
-        time.perf_counter() - begin,
-    )  # fmt: skip
+    held, seconds = {k: v for k, v in held.items() if v}, time.perf_counter() - begin
+    return Plan(held, operations, hlo.moved(words) + again, dict(hlo.sent(words, mesh.size)), True, seconds)
 
 
 ARGUMENTS = ("parameters", "optimiser", "EMA", "frozen weights", "batch", "latents")

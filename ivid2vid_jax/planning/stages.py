@@ -128,8 +128,8 @@ def measure(function: Callable, args: tuple, where_out, mesh: Mesh, effort: floa
     """Compiles for the mesh's devices."""
     traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=where_out).trace(*args)
     compiled = traced.lower().compile(compiler_options={EFFORT: effort})
-    operations, text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
-    return Cost(operations, hlo.moved(text), dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
+    (operations, again), text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
+    return Cost(operations, hlo.moved(text) + again, dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
 
 
 def place(x, mesh: Mesh) -> NamedSharding:

@@ -32,7 +32,7 @@ class StepProgram:
         traced = self.step.trace(state, frozen, batch)
         compiled = traced.lower().compile()
         chips = jax.device_count()
-        self.programs[shapes(batch)] = compiled, chips * flops.of_program(traced, compiled, chips)
+        self.programs[shapes(batch)] = compiled, chips * flops.of_program(traced, compiled, chips)[0]
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):
         program, self.flops = self.programs[shapes(batch)]
