@@ -51,9 +51,9 @@ def test_moments_in_one_pass_are_as_good_as_their_result(build, mean):
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.005 * float(jnp.abs(exact).max()))
 
 
-def test_constant_numbers_are_normalised_to_nothing():
+def test_numbers_that_hardly_differ_are_normalised_to_something():
     """Rounding must not make the one-pass variance negative."""
-    x = jnp.full((1, 8, 8, 32), 1000.1)
+    x = 3000.1 + 1e-3 * drawn(8, 8, 8, 32)
     layer = GroupNorm(4, dtype=jnp.bfloat16)
     assert jnp.isfinite(layer.apply(layer.init(jax.random.key(0), x), x)).all()
 
