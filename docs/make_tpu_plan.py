@@ -23,14 +23,14 @@ ONE, SIXTEEN = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}, {"v5e":
 
 
 def plans() -> dict[str, tuple[str, ...]]:
-    """Name -> what `plan` is asked."""
-    found = {"edit 256 v5e:1x1": (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256")}
-    found["colab v5e:1x1"] = (*COLAB, "--topology", "v5e:1x1")
-    sizes = ("512", "256")
-    found |= {f"train {size} {SIXTEEN[kind]}": (*SD15, "--topology", SIXTEEN[kind], "--size", size) for kind in ONE for size in sizes}
-    found |= {f"edit {size} {ONE[kind]}": (*SD15, "--topology", ONE[kind], "--edit", "--size", size) for kind in ONE for size in sizes}
+    """Name -> what `plan` is asked; the quick ones first."""
+    found, sizes = {}, ("512", "256")
     for size in sizes:
+        found |= {f"edit {size} {ONE[kind]}": (*SD15, "--topology", ONE[kind], "--edit", "--size", size) for kind in ONE}
         found[f"edit {size} v5e:2x2, frames over 4 chips"] = (*SD15, "--topology", "v5e:2x2", "--edit", "--size", size)
+    found["colab v5e:1x1"] = (*COLAB, "--topology", "v5e:1x1")
+    found |= {f"train {size} {SIXTEEN[kind]}": (*SD15, "--topology", SIXTEEN[kind], "--size", size) for size in sizes for kind in ("v6e", "v5e", "v5p")}
+    found |= {f"{name}, own effort": (*found[name], "--effort", "0") for name in ("edit 512 v6e:1x1", "edit 512 v5e:1x1", "edit 256 v5e:2x2, frames over 4 chips")}
     found["edit 256 v5e:1x1, whole"] = (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256", "--full", "--effort", "0")
     found["colab v5e:1x1, whole"] = (*COLAB, "--topology", "v5e:1x1", "--full")
     return found
@@ -53,7 +53,7 @@ def commit() -> str:
     def git(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "../ivid2vid_jax", "../configs")
+    changed = git("status", "--porcelain", "--", *(f"../ivid2vid_jax/{part}" for part in ("models", "diffusion", "planning", "training", "runtime.py")), "../configs")
     return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 

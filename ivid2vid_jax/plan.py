@@ -17,7 +17,7 @@ class PlanArgs:
     """Compiles a recipe's training step, or its sampling step, for a TPU slice: memory, arithmetic, traffic, the least time a step can take."""
 
     config: Path | None = None  # a recipe (default: the shapes world)
-    topology: str = "v5e:4x4"  # chip and sides of the slice: v4, v5e, v5p or v6e
+    topology: str | None = None  # chip and sides of the slice: v4, v5e, v5p or v6e (default: v5e:4x4; with --edit, which one host does, v5e:2x2)
     mesh: str | None = None  # data=1,fsdp=16,frames=1; -1 for what is left (default: the recipe's; with --edit all chips on frames)
     edit: bool = False  # the sampling step of one clip instead of the training step
     full: bool = False  # compile the whole step instead of layer by layer: the proof, in tens of minutes and up to 20 GB of memory
@@ -38,7 +38,7 @@ def run(args: PlanArgs) -> None:
     """Prints the plan."""
     from ivid2vid_jax.planning import chips
 
-    where = chips.Slice(args.topology)
+    where = chips.Slice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
     chips.without_accelerators()  # before anything imports JAX
     config = changed(args)
     from ivid2vid_jax.planning import programs, report
@@ -49,15 +49,19 @@ def run(args: PlanArgs) -> None:
     program = (programs.editing if args.edit else programs.training)(config, folder, mesh)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     clips = "1 clip, 3 guidance branches," if args.edit else f"{config.loader.batch} clips"
-    print(f"{args.config or 'the shapes world'}: {'sampling' if args.edit else 'training'} step on {args.topology}, {where.count} chips, mesh {shape}")
+    print(f"{args.config or 'the shapes world'}: {'sampling' if args.edit else 'training'} step on {where.name}, {where.count} chips, mesh {shape}")
     print(f"{clips} of {config.loader.frames} frames, {config.loader.size}x{config.loader.size}, bfloat16, remat {config.optim.remat}, attention {config.optim.attention}\n")
+    program_is = [dataclasses.asdict(config.loader), dataclasses.asdict(config.optim), repr(folder), where.name, dict(mesh.shape), args.edit]
+    memory = report.Memory(program_is, mesh, chips.cache_folder())
     if args.full:
-        plan = report.by_whole(program, mesh, args.effort)
+        plan = memory.recall(True, args.effort) or report.by_whole(program, mesh, args.effort)
     else:
         plan = report.by_layers(config, folder, mesh, program, args.edit, args.effort, lambda line: print(line, flush=True), chips.cache_folder())
         print()
+    memory.keep(plan, args.effort)
     amount, what = (config.loader.frames / steps_of(args, config), "frames") if args.edit else (config.loader.batch, "clips")
-    print(report.text(plan, where, what, amount, steps_of(args, config), args.efficiency, args.price, args.edit))
+    print(report.text(plan, where, what, amount, steps_of(args, config), args.efficiency, args.price, args.edit, args.effort))
+    print(memory.apart())
     print(f"compiled in {plan.seconds:.0f} s with effort {args.effort:g}")
     if args.output:
         told = versions(("jax", "jaxlib")) | {"compiler": " ".join(mesh.devices.flat[0].client.platform_version.split())}

@@ -14,7 +14,7 @@ from ivid2vid_jax.commands import recipe
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.attention import attention
-from ivid2vid_jax.planning import chips, flops, formula, hlo, programs, stages
+from ivid2vid_jax.planning import chips, flops, formula, hlo, programs, report, stages
 from ivid2vid_jax.training import sharding
 from ivid2vid_jax.training.config import MeshConfig, TrainConfig
 from ivid2vid_jax.weights.folder import abstract
@@ -206,7 +206,28 @@ def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
     out, layers = planned(capsys, on_cpu, tmp_path)
     assert "UNPROVEN" in out and "fits" in out and "at least" in out and "chip-hours;" in out and "dollars at 2.0" in out
     assert layers["held"]["parameters"] * 2 == pytest.approx(layers["held"]["optimiser"], rel=0.01) and layers["flops"] > 0
+    assert "with --full too" in out
+    assert "at most: --effort 0 moves less" in out and "at most" not in planned(capsys, on_cpu, tmp_path, "--effort", "0")[0].partition("a step;")[0]
     assert planned(capsys, on_cpu, tmp_path)[1]["seconds"] < 2
+
+
+@pytest.mark.parametrize(("effort", "seconds"), [(0, 3.0), (-1, 2.0)])
+def test_traffic_at_low_effort_bounds_nothing(effort, seconds):
+    """Arithmetic 2 s, HBM 3 s: with the compiler's low effort a run may move less, so the least time is the arithmetic's."""
+    where = chips.Slice("v5e:1x1")
+    told = report.Plan({"parameters": 1}, 2 * where.chip.flops, 3 * where.chip.bandwidth, {}, False, 0.0)
+    words = report.text(told, where, "clips", 6, 100, 0.5, None, False, effort)
+    assert f"at least {seconds:.4f} s a step; at most {6 / seconds:.2f} clips a second" in words
+    assert ("at most: --effort 0" in words) == (effort < 0) and "0.167 chip-hours" in words  # 100 steps of 3 s at half of that speed
+
+
+def test_a_program_that_does_not_fit_is_refused_with_what_helps(on_cpu, tmp_path, monkeypatch, capsys):
+    def compile(self, *args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 16.8G of 15.7G hbm\nmore lines")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    code, err, _ = run_command(capsys, plan.PlanArgs, plan.run, "--config", on_cpu, "--topology", "v5e:1x1", "--full")
+    assert code == 2 and "Used 16.8G of 15.7G" in err and "--remat block" in err and "Traceback" not in err
 
 
 def test_a_sampling_step_is_traced_whole(on_cpu):
@@ -230,6 +251,8 @@ def test_layers_and_the_whole_agree(on_cpu, tmp_path, capsys, what):
     out, whole = planned(capsys, on_cpu, tmp_path, "--full", *what)
     assert "UNPROVEN" not in out and "by the compiled program" in out
     assert whole["held"]["parameters"] == layers["held"]["parameters"] and math.isclose(whole["flops"], layers["flops"], rel_tol=0.3)
+    assert "by layers and whole: " in out and "TFLOP (" in out
+    assert planned(capsys, on_cpu, tmp_path, "--full", *what)[1] == whole  # remembered, the seconds that it took among it
 
 
 def test_the_plan_of_a_sampling_step(on_cpu, capsys):

@@ -42,8 +42,7 @@ KNOWN = {  # published models whose sizes are known without their files
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """function(*args), args abstract and placed on a mesh; donate: which of them it may overwrite. held: what -> bytes that stay on a chip.
-    per_run: training clips, or frames, of one run."""
+    """function(*args), args abstract and placed on a mesh; donate: which of them it may overwrite. held: what -> bytes that stay on a chip."""
 
     function: Callable
     args: tuple
@@ -111,7 +110,9 @@ def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, 
 
 
 def editing(config: TrainConfig, folder: Folder, mesh: Mesh, branches: int = 3) -> Program:
-    """One sampling step of one clip, guided by text and video, in bfloat16; its frames split over the mesh's axis of that name."""
+    """One sampling step of one clip, guided by text and video, in bfloat16; its frames split over the mesh's axis of that name. UserError where they cannot be."""
+    if config.loader.frames % mesh.shape["frames"]:
+        raise UserError(f"--frames {config.loader.frames} cannot be split over {mesh.shape['frames']} chips; give a multiple, or --mesh frames=N that divides them")
     T, side, channels = config.loader.frames, config.loader.size // folder.vae.downscale, folder.vae.latent_channels
     everywhere, by_frames = NamedSharding(mesh, P()), NamedSharding(mesh, P("frames"))
     params = jax.tree.map(lambda x: placed(x.shape, jnp.bfloat16, everywhere), abstract("unet", folder.unet))

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax import runtime
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.planning import chips, flops, hlo
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
 from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.weights.files import write_json
 from ivid2vid_jax.weights.folder import Folder
 
 log = logging.getLogger(__name__)
@@ -91,9 +93,7 @@ def all_stages(config: TrainConfig, folder: Folder, edit: bool, accumulation: in
 def cached(stage: layers.Stage, mesh, remat: str | None, effort: float, cache: Path | None) -> layers.Cost:
     """The layer's cost, from the cache where this compiler has told it before."""
     device = mesh.devices.flat[0]
-    compiler = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
-    compiler += [device.client.platform_version, runtime.compiler_options(device)]
-    mark = hashlib.sha256(json.dumps([stage.key, remat, effort, device.device_kind, dict(mesh.shape), compiler, source_mark()]).encode()).hexdigest()[:24]
+    mark = hashlib.sha256(json.dumps([stage.key, remat, effort, device.device_kind, dict(mesh.shape), compiler(mesh), source_mark()]).encode()).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
         return layers.Cost(**json.loads(file.read_text()))
@@ -106,24 +106,37 @@ def cached(stage: layers.Stage, mesh, remat: str | None, effort: float, cache: P
     return cost
 
 
+def compiler(mesh) -> list:
+    """What compiles for these devices."""
+    device = mesh.devices.flat[0]
+    return [*(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib")), device.client.platform_version, runtime.compiler_options(device)]
+
+
 @functools.cache
 def source_mark() -> str:
     """A hash of the code that decides what is compiled, so that no plan outlives it."""
     from ivid2vid_jax import models
+    from ivid2vid_jax.training import sharding
 
-    files = sorted(Path(models.__file__).parent.glob("*.py")) + sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(models.__file__).parent.glob("*.py")) + sorted(Path(__file__).parent.glob("*.py")) + [Path(sharding.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def by_whole(program: Program, mesh, effort: float) -> Plan:
-    """The program compiled as one. Raises the compiler's error where it does not fit into a chip's memory."""
+    """The program compiled as one. UserError with the compiler's words where it does not fit into a chip's memory."""
     begin = time.perf_counter()
     device = mesh.devices.flat[0]
     with jax.set_mesh(mesh):
         traced = runtime.jit(program.function, device, donate_argnums=program.donate, out_shardings=program.out_shardings).trace(*program.args)
         lowered = traced.lower()
         log.info("traced and lowered in %.0f s; compiling for %d x %s", time.perf_counter() - begin, mesh.size, device.device_kind)
-        compiled = lowered.compile(compiler_options={layers.EFFORT: effort})
+        try:
+            compiled = lowered.compile(compiler_options={layers.EFFORT: effort})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            words = next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)
+            raise UserError(f"DOES NOT FIT, by the compiled program ({words}); {' '.join(advice(not program.held.get('optimiser')))}") from error
     memory, words = compiled.memory_analysis(), compiled.as_text()
     operations, again = flops.of_program(traced, compiled, mesh.size)
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
@@ -136,8 +149,8 @@ def by_whole(program: Program, mesh, effort: float) -> Plan:
 ARGUMENTS = ("parameters", "optimiser", "EMA", "frozen weights", "batch", "latents")
 
 
-def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int, efficiency: float, price: float | None, edit: bool) -> str:
-    """The plan in words. per_run, amount: what one run makes, and how much of it."""
+def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int, efficiency: float, price: float | None, edit: bool, effort: float) -> str:
+    """The plan in words. per_run, amount: what one run makes, and how much of it. effort: below 0 HBM traffic is more than a run's, and bounds nothing."""
     chip, times = where.chip, plan.times(where.chip)
     slowest = max(times, key=times.get)
     proof = "by the compiled program" if plan.whole else "UNPROVEN: the sum of layers compiled one by one, not of the whole program"
@@ -145,22 +158,50 @@ def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int
     lines += [f"  {name:32s} {size / GIB:8.2f} GiB" for name, size in plan.held.items()]
     fits = plan.memory <= chip.hbm
     lines += [f"  {'sum':32s} {plan.memory / GIB:8.2f} GiB of {chip.hbm / GIB:.0f}: {'fits' if fits else 'DOES NOT FIT'}", ""]
-    lines += ["time of a step, at the chip's published peaks"]
+    lines += [f"time of a step, at the chip's published peaks (cloud.google.com/tpu/docs/{where.name.partition(':')[0]})"]
     amounts = {"arithmetic": f"{plan.flops / 1e12:.2f} TFLOP", "HBM": f"{plan.moved / 1e9:.1f} GB", "interconnect": f"{sum(plan.sent.values()) / 1e9:.2f} GB sent"}
-    lines += [f"  {name:14s} {amounts[name]:>16s} {seconds:9.4f} s{'  <- binds' if name == slowest else ''}" for name, seconds in times.items()]
+    notes = {slowest: "  <- binds"} | ({"HBM": "  at most: --effort 0 moves less" + ("; binds if not" if slowest == "HBM" else "")} if effort < 0 else {})
+    lines += [f"  {name:14s} {amounts[name]:>16s} {seconds:9.4f} s{notes.get(name, '')}" for name, seconds in times.items()]
     lines += [f"    {kind:20s} {size / 1e9:8.3f} GB" for kind, size in sorted(plan.sent.items(), key=lambda item: -item[1])]
-    bound = times[slowest]
+    bound = max(seconds for name, seconds in times.items() if effort >= 0 or name != "HBM")
     lines += [f"  at least {bound:.4f} s a step; at most {amount / bound:.2f} {per_run} a second", ""]
-    hours = steps * bound / efficiency * where.count / 3600
+    hours = steps * times[slowest] / efficiency * where.count / 3600
     cost = f"{price * hours:.3g} dollars at {price} a chip-hour" if price else "--price says what that costs (cloud.google.com/tpu/pricing)"
-    lines.append(f"{'one edit' if edit else 'the whole run'}, {steps} steps at {efficiency:.0%} of that speed: {hours:.3g} chip-hours; {cost}")
+    lines.append(f"{'one edit' if edit else 'the whole run'}, {steps} steps at {efficiency:.0%} of the slowest of the three: {hours:.3g} chip-hours; {cost}")
     return "\n".join(lines + ([] if fits else ["", *advice(edit)]))
+
+
+class Memory:
+    """Plans of one program, by layers and whole, as this code and compiler told them; program: what JSON can say of it."""
+
+    def __init__(self, program: list, mesh, cache: Path):
+        mark = hashlib.sha256(json.dumps([program, compiler(mesh), source_mark()], default=str).encode()).hexdigest()[:24]
+        self.files = {whole: cache / f"{mark}-{'whole' if whole else 'layers'}.json" for whole in (True, False)}
+
+    def recall(self, whole: bool, effort: float | None = None) -> Plan | None:
+        """effort: the compiler's; None: any."""
+        if not self.files[whole].is_file():
+            return None
+        found = json.loads(self.files[whole].read_text())
+        return Plan(**found["plan"]) if effort in (None, found["effort"]) else None
+
+    def keep(self, plan: Plan, effort: float) -> None:
+        self.files[plan.whole].parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.files[plan.whole], {"plan": dataclasses.asdict(plan), "effort": effort})
+
+    def apart(self) -> str:
+        """How far layers and the whole are apart, in words."""
+        layered, whole = self.recall(False), self.recall(True)
+        if not (layered and whole):
+            return f"how far layers and the whole are apart is not known: run it {'without' if whole else 'with'} --full too"
+        amounts = [{"GiB": plan.memory / GIB, "TFLOP": plan.flops / 1e12, "GB of HBM": plan.moved / 1e9} for plan in (layered, whole)]
+        return "by layers and whole: " + "; ".join(f"{a:.2f} and {b:.2f} {name} ({a / b - 1:+.0%})" for name, a, b in zip(amounts[0], *(each.values() for each in amounts), strict=True))
 
 
 def advice(edit: bool) -> list[str]:
     """What can be turned where it does not fit."""
     if edit:
-        return ["what helps: --frames (a shorter window), --size, more chips on the mesh's frames axis, --attention splash"]
+        return ["what helps: --frames (a shorter window), --size, more chips on the mesh's frames axis"]
     return [
         "what helps, cheapest first: --remat block; more of the mesh on fsdp; --accumulation (smaller micro-batches); more chips on frames;",
         "--batch, --frames, --size; --loader.cached in the recipe; optim.optimizer adafactor; optim.trainable temporal with frozen_dtype bfloat16",

@@ -26,7 +26,7 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics import Clock, MetricsLog, Trace, memory
 from ivid2vid_jax.training.objectives import objective as make_objective
 from ivid2vid_jax.training.program import StepProgram
-from ivid2vid_jax.training.samples import Samples
+from ivid2vid_jax.training.samples import Samples, apart
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.training.validation import Validation
 
@@ -51,6 +51,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     distributed.initialise(config.distributed)
     runtime.enable_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
+    sharding.warn_of_micro_batches(config.loader.batch, config.optim.accumulation, mesh)
     kept = config.output if remote.is_remote(config.output) else run
     mirror = remote.mirrored(config.output, writes=jax.process_index() == 0)
     with mirror as push, run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(kept, config.checkpoint.keep) as checkpoints:
@@ -97,7 +98,8 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
         def judged(when: str) -> None:
             pipe = samples.pipeline(export.averaged(state), begun.frozen) if judge else None
             if pipe:
-                judge(config, run, when, pipe)
+                with apart():
+                    judge(config, run, when, pipe)
 
         if stale:
             log.info("%s: writing the pipeline of step %d, which an interruption kept from being written", run, at)

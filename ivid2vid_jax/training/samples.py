@@ -1,5 +1,6 @@
 """Samples on held-out clips, to look at: RUN/samples/<step>/NAME.gif side by side (source, edit, truth) and a contact sheet."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from ivid2vid_jax.data.loader import held_out_split, open_source
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.pipeline import EditSettings, Pipeline, load_tokenizer
+from ivid2vid_jax.spread import mesh
 from ivid2vid_jax.training import export
 from ivid2vid_jax.training import start as starting
 from ivid2vid_jax.training.config import TrainConfig
@@ -30,7 +32,7 @@ class Samples:
             self.pipe = Pipeline(folder, {}, load_tokenizer(folder.tokenizer), starting.dtype(config), config.optim.attention)
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), apart():
             return list(self.write(self.run / "samples" / str(step))) if self.pipeline(params, frozen) else []
 
     def pipeline(self, params: dict, frozen: dict) -> Pipeline | None:
@@ -75,3 +77,9 @@ class Samples:
                 record, n = source[i], self.config.loader.frames
                 yield type(record)(**{**vars(record), "source": record.source[:n], "edited": record.edited[:n]})
             return
+
+
+def apart():
+    """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
+    devices of the others, which wait."""
+    return jax.set_mesh(mesh(jax.local_devices()[:1], (1, 1, 1))) if jax.process_count() > 1 else contextlib.nullcontext()

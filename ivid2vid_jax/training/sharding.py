@@ -69,6 +69,13 @@ def of_tree(tree: Any, mesh: Mesh, rules=RULES) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
+def warn_of_micro_batches(batch: int, accumulation: int, mesh: Mesh) -> None:
+    """Says in the log where the clips of a micro-batch cannot be split evenly: devices then do the same work several times."""
+    ways, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
+    if clips % ways:
+        log.warning("%d clips a micro-batch (--loader.batch %d, --optim.accumulation %d) are not a multiple of data x fsdp = %d of the mesh: devices do work twice", clips, batch, accumulation, ways)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
