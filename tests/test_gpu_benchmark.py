@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -54,6 +55,28 @@ def test_a_mode_that_fails_is_followed_by_the_next_and_told(monkeypatch):
     run, how = torch_side.compiled(net, "max-autotune", lambda net: net(torch.ones(2)))
     assert run is net and how["compile"] == "none"
     assert how["failed"] == {"max-autotune": "RuntimeError: no max-autotune here", "default": "RuntimeError: no default here"}
+
+
+def test_a_mode_that_runs_out_of_memory_is_a_failure(monkeypatch):
+    def broken(net, mode, dynamic):
+        return lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch_side.compiled(torch.nn.Linear(2, 2), "max-autotune", lambda net: net(torch.ones(2)))
+
+
+def test_a_part_that_fails_is_recorded_and_the_others_run(monkeypatch, tmp_path):
+    def run(words, **options):
+        done = {"device": "a GPU", "point": {"part": "editing", "pixels": 64}}
+        training = "training" in words
+        return subprocess.CompletedProcess(words, int(training), "" if training else json.dumps(done), "Traceback\nout of memory\n" if training else "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match="failed: training at 64"):
+        gpu.main(["--size", "tiny", "--output", str(tmp_path / "record.json")])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["points"] == [{"part": "training", "pixels": 64, "failed": "out of memory"}, {"part": "editing", "pixels": 64}] and record["device"] == "a GPU"
 
 
 def test_the_first_name_that_fits_gives_the_peak():

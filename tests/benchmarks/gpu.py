@@ -6,7 +6,9 @@
 PyTorch's side is the net that our exports ship (torch_side.py): bfloat16, channels last, scaled-dot-product attention, torch.compile max-autotune; the record
 says which mode it was where that one failed. Both have the same weights, and their outputs are compared before anything is timed. A training step is one on
 cached latents of all of the U-Net; an edit is the sampling loop with its three guidance branches, latents to latents. A ratio above 1 means that we are faster;
-compilation is apart. Every part at every size is a process of its own, so that peak memory is its own too: that of each side's allocator.
+compilation is apart. Every part at every size is a process of its own, so that peak memory is its own too: that of each side's allocator. One that fails is
+recorded with its last words, and the others still run. Both sides' training states lie on the GPU at once, 52 GiB before any activation (1.4 billion
+parameters, 20 bytes each, twice): training wants a GPU of more than 80 GB, or --parts editing.
 
     model FLOP/s utilisation = evaluations x F / (seconds x peak)
 
@@ -255,6 +257,9 @@ def point(args) -> dict:
     """One part at one size, in this process."""
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
+    if SIZES[args.size]["dtype"] == "float32":  # else both sides' libraries round float32 products to TF32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        jax.config.update("jax_default_matmul_precision", "highest")
     bench = Bench.of(args)
     found = {"part": args.one, "pixels": args.one_pixels, "frames": bench.config.loader.frames, "dtype": bench.dtype} | PARTS[args.one](bench, args)
     device = jax.devices()[0].device_kind
@@ -292,12 +297,20 @@ def main(argv=None):
     for pixels in args.pixels:
         for part in args.parts:
             words = [sys.executable, "-m", "tests.benchmarks.gpu", *(sys.argv[1:] if argv is None else argv), "--one", part, "--one-pixels", str(pixels)]
-            out = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1])
+            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            sys.stderr.write(done.stderr)
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.strip()]
+                out = {"point": {"part": part, "pixels": pixels, "failed": lines[-1] if lines else f"exit code {done.returncode}"}}
+            else:
+                out = json.loads(done.stdout.strip().splitlines()[-1])
             print(json.dumps(found := out.pop("point")), flush=True)
             record |= out
             record["points"].append(found)
             if args.output:
                 args.output.write_text(json.dumps(record, indent=2) + "\n")
+    if failed := [f"{each['part']} at {each['pixels']}" for each in record["points"] if "failed" in each]:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

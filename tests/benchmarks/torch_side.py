@@ -92,7 +92,8 @@ def channels_first(clip: np.ndarray, device) -> torch.Tensor:
 def compiled(net: nn.Module, mode: str, attempt: Callable) -> tuple[nn.Module, dict]:
     """The net under torch.compile, and how: the mode that worked, what failed before it, seconds. attempt(net) runs it as it will be run.
 
-    A mode that fails, be it for want of Triton or of a C++ compiler, is followed by the next of MODES.
+    A mode that fails, be it for want of Triton or of a C++ compiler, is followed by the next of MODES; not one that runs out of memory, or PyTorch would be
+    compared at less than its best without anybody asking for it.
     """
     failed = {}
     for each in MODES[MODES.index(mode) :]:
@@ -102,7 +103,7 @@ def compiled(net: nn.Module, mode: str, attempt: Callable) -> tuple[nn.Module, d
             attempt(candidate)
             sync()
         except Exception as error:
-            if each == MODES[-1]:
+            if each == MODES[-1] or isinstance(error, torch.OutOfMemoryError):
                 raise
             failed[each] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             torch._dynamo.reset()
