@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivid2vid_jax.models import temporal
-from ivid2vid_jax.models.attention import plain
+from ivid2vid_jax.models import attention, temporal
 from ivid2vid_jax.models.layers import Conv, GroupNorm
 from ivid2vid_jax.models.transformer import layer_norm
 
@@ -58,12 +57,15 @@ def test_numbers_that_hardly_differ_are_normalised_to_something():
     assert jnp.isfinite(layer.apply(layer.init(jax.random.key(0), x), x)).all()
 
 
-def test_the_softmax_that_divides_last_is_one():
-    """In 16 bits: as near to float32's as 8 bits allow, whatever the size of the scores."""
-    q, k, v = (drawn(2, n, 3, 16, seed=n) for n in (20, 77, 78))
-    v = v[:, :77]
+@pytest.mark.parametrize("device", ["cpu", "tpu"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.01)])
+def test_attention_is_the_formula_on_every_device(device, dtype, tolerance, monkeypatch):
+    """Small scores and large ones; in 16 bits as near as those 8 bits of mantissa allow."""
+    monkeypatch.setattr(attention, "platform", lambda: device)
     for scale in (0.25, 20.0):
-        exact = plain(scale * q, k, v)
-        found = plain(*(x.astype(jnp.bfloat16) for x in (scale * q, k, v)))
-        nearest = plain(*(x.astype(jnp.bfloat16).astype(jnp.float32) for x in (scale * q, k, v)))
-        assert jnp.abs(found - nearest).max() < 0.01 * jnp.abs(exact).max()
+        q, k, v = (drawn(2, n, 3, 16, seed=seed).astype(dtype) for seed, n in enumerate((20, 77, 77)))
+        scores = np.einsum("bqhd,bkhd->bhqk", *(np.asarray(x, np.float64) for x in (scale * q, k)))
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        exact = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), np.asarray(v, np.float64))
+        found = attention.plain(scale * q, k, v)
+        assert found.dtype == dtype and np.abs(np.asarray(found, np.float64) - exact).max() < tolerance * np.abs(exact).max()
