@@ -18,7 +18,7 @@ from ivid2vid_jax.commands import main
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.service import Limits, Request, Result, edit, forget
 
-HOUR = 3600  # s after which an uploaded file, and the history of a page that was closed, are removed
+HOUR = 3600  # s after which an uploaded or made file, and a history that nobody has used since, are removed
 HEIGHT = 300  # pixels of a video on the page
 
 
@@ -104,7 +104,7 @@ def free_port(host: str) -> int:
 
 
 def page(pipe, limits: Limits, home: Path):
-    """The page, as gradio Blocks. Each visitor has a history of their own, in which results stay until the page is closed."""
+    """The page, as gradio Blocks. Each visitor has a history of their own, which is forgotten an hour after its last use."""
     gr = gradio()
     from ivid2vid_jax import assets, pipeline
 

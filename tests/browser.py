@@ -1,4 +1,4 @@
-"""A headless Chromium for tests: Debian's, driven by playwright (`apt-get install chromium`, `pip install playwright`); tests are skipped without."""
+"""A headless Chromium for tests: Debian's, driven by playwright (`apt-get install chromium`; playwright is in the extra `test`); tests are skipped without."""
 
 import contextlib
 import shutil
