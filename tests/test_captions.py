@@ -1,4 +1,7 @@
-"""Captions: a random BLIP of the real architecture through the same code, files, and what is missing."""
+"""Captions: random BLIPs, a small one and one of the real size, through the same code; files, and what is missing."""
+
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +24,37 @@ def test_frames_are_captioned_alike_whatever_the_batch(folder):
     assert all(isinstance(text, str) and text and not text.startswith("a video of") for text in found[0]), found
 
 
+def real_blip(path):
+    """Saves a BLIP of transformers' own config, that of Salesforce/blip-image-captioning-base, with random weights; a vocabulary as long and laid out alike."""
+    import torch
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    config = BlipConfig()
+    marks = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1037: "a", 2678: "video", 1997: "of", config.text_config.bos_token_id: "[DEC]"}
+    vocab = {marks.get(i, f"word{i}"): i for i in range(config.text_config.vocab_size)}
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(config)
+    model.save_pretrained(path)
+    BlipProcessor(BlipImageProcessor(size=dict.fromkeys(("height", "width"), config.vision_config.image_size)), BertTokenizerFast(vocab=vocab)).save_pretrained(path)
+    return sum(each.numel() for each in model.parameters()), config
+
+
+@pytest.mark.slow
+def test_a_blip_of_the_real_size_captions(tmp_path):
+    """2 GB, and about a minute of one CPU core: random weights never end a caption before its longest."""
+    count, config = real_blip(tmp_path / "blip")
+    vision, text = config.vision_config, config.text_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (768, 12, 384, 16)
+    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (768, 12, 30524) and 2.2e8 < count < 2.6e8
+    frames = list(np.random.default_rng(0).integers(0, 256, (2, 256, 320, 3), np.uint8))
+    began = time.monotonic()
+    blip = Blip(CaptionsConfig(model=str(tmp_path / "blip")))
+    loaded = time.monotonic()
+    found = blip(frames)
+    print(f"{count / 1e6:.0f} M parameters: loaded in {loaded - began:.1f} s, 2 frames in {time.monotonic() - loaded:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    assert len(found) == 2 and found[0] and all(isinstance(each, str) and not each.startswith("a video of") for each in found), found
+
+
 def test_a_missing_model_is_told_with_the_command_that_fetches_it(tmp_path):
     with pytest.raises(UserError, match="hf download Salesforce/none"):
         Blip(CaptionsConfig(model="Salesforce/none"))
@@ -30,10 +64,10 @@ def test_a_missing_model_is_told_with_the_command_that_fetches_it(tmp_path):
 
 def test_files_of_captions(tmp_path):
     file = tmp_path / "captions.jsonl"
-    file.write_text('{"id": "a.mp4", "caption": " a  red dog "}\n{"id": "b-1", "caption": "x"}\n')
+    file.write_text('{"id": "a.mp4", "caption": " a  red dog "}\n{"id": "b.mp4-1", "caption": "x"}\n')
     known = captions.from_file(file)
-    assert captions.of_clip(known, "a-0", "a.mp4") == "a red dog" and captions.of_clip(known, "b-1", "b.mp4") == "x"
-    assert captions.of_clip(known, "c-0", "c.mp4") is None
+    assert captions.of_clip(known, "a.mp4-0", "a.mp4") == "a red dog" and captions.of_clip(known, "b.mp4-1", "b.mp4") == "x"
+    assert captions.of_clip(known, "c.mp4-0", "c.mp4") is None
     file.write_text('{"id": "a"}\n')
     with pytest.raises(UserError, match='line 1: needs {"id"'):
         captions.from_file(file)

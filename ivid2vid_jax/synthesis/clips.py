@@ -65,7 +65,7 @@ def cut(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, 
             if motion < config.motion:
                 facts["refused"].append(place | {"reason": "nothing moves", "motion": round(motion, 3)})
                 continue
-            id = f"{Path(name).with_suffix('').as_posix().replace('/', '__')}-{len(facts['clips'])}"
+            id = f"{file_name(name)}-{len(facts['clips'])}"
             write(output / f"{id}.npy", np.stack(frames))
             facts["clips"].append(place | {"id": id, "motion": round(motion, 3), "fingerprint": fingerprint(thumbs)})
     except UserError as error:
@@ -75,6 +75,11 @@ def cut(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, 
     if not facts["clips"]:
         return REJECTED, facts | {"reason": "; ".join(dict.fromkeys(each["reason"] for each in facts["refused"])) or "no frame"}
     return ACCEPTED, facts
+
+
+def file_name(id: str) -> str:
+    """A video's id, a path with its suffix, as the name of a file: another for every id."""
+    return id.replace("%", "%25").replace("/", "%2F")
 
 
 def pieces(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[int, int, list[np.ndarray]]]:
@@ -138,22 +143,21 @@ def fingerprint(thumbs: np.ndarray) -> str:
     return np.packbits(np.concatenate(bits)).tobytes().hex()
 
 
-def distance(one: str, other: str) -> int:
-    """Bits in which two fingerprints differ."""
-    return (int(one, 16) ^ int(other, 16)).bit_count()
-
-
 def unlike(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[str, str]]:
-    """(ids of the clips of accepted videos that are kept, id -> the kept clip it repeats). In the order of the lines, so it is the same at every start."""
-    kept, marks, repeats = [], [], {}
-    for line in lines:
-        for clip in line["clips"]:
-            near = next((id for id, mark in zip(kept, marks, strict=True) if distance(mark, clip["fingerprint"]) <= config.alike), None)
-            if near:
-                repeats[clip["id"]] = near
-            else:
-                kept.append(clip["id"])
-                marks.append(clip["fingerprint"])
+    """(ids of the clips of accepted videos that are kept, id -> the kept clip it repeats, the first of them).
+
+    In the order of the lines, so it is the same at every start.
+    """
+    clips, kept, repeats = [clip for line in lines for clip in line["clips"]], [], {}
+    marks = np.frombuffer(bytes.fromhex("".join(clip["fingerprint"] for clip in clips)), np.uint64).reshape(-1, 3)
+    seen = np.empty_like(marks)  # of those that are kept
+    for clip, mark in zip(clips, marks, strict=True):
+        near = np.bitwise_count(seen[: len(kept)] ^ mark[None]).sum(axis=1) <= config.alike
+        if near.any():
+            repeats[clip["id"]] = kept[near.argmax()]
+        else:
+            seen[len(kept)] = mark
+            kept.append(clip["id"])
     return kept, repeats
 
 
