@@ -23,7 +23,7 @@ def completion(content, **message):
 
 
 class Server:
-    """Plays a script: one act a request, the last one for ever. Acts: a status code, a body, a string that is no JSON, "hang", "drip", "drop"."""
+    """Plays a script: one act a request, the last one for ever. Acts: a status code, a body, a string that is no JSON, a pair of status and body, "hang", "drip", "drop"."""
 
     def __init__(self, *script):
         self.script, self.asked, self.stop = list(script), [], threading.Event()
@@ -46,6 +46,8 @@ class Server:
                             self.wfile.write(b" ")
                         except OSError:
                             return
+                elif isinstance(act, tuple):
+                    self.reply(*act)
                 elif isinstance(act, int):
                     self.reply(act, {"error": {"message": f"no luck: {act}"}}, {"Retry-After": "0.3"} if act == 429 else {})
                 else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import time
 
 import pytest
@@ -60,7 +61,7 @@ def test_one_misbehaviour_is_got_over_or_told(serve, act, asked, status, reason)
     ("act", "asked", "status", "reason"),
     [
         (500, 2, "failed", "status 500"), (429, 2, "failed", "status 429"), ("hang", 2, "failed", "within 1 s"), ("drip", 2, "failed", "within 1 s"),
-        ("drop", 2, "failed", "cannot be reached"), (completion("never JSON"), 3, "rejected", "no reply of 3 could be read"),
+        (completion("never JSON"), 3, "rejected", "no reply of 3 could be read"),
     ],
     ids=str,
 )  # fmt: skip
@@ -71,6 +72,14 @@ def test_a_server_that_stays_bad_is_given_up_in_time(serve, act, asked, status, 
     assert time.monotonic() - begin < 6
     if status == "rejected":
         assert facts["unread"] == ["never JSON"] * 3 and server.asked[1][1]["messages"][-1]["content"].startswith("this is no JSON")
+
+
+def test_a_server_that_is_gone_after_it_has_answered_fails_a_clip_alone(serve):
+    server = serve(GOOD, "drop")
+    chat = server.chat()
+    assert by_chat(chat, CAPTION, ["object"])[0] == "accepted"
+    found, facts = by_chat(chat, CAPTION, ["object"])
+    assert (found, len(server.asked)) == ("failed", 3) and "cannot be reached" in facts["reason"]
 
 
 def test_pauses_are_the_servers_or_grow(serve):
@@ -89,13 +98,31 @@ def test_requests_are_spaced(serve):
     assert server.asked[-1][0] - server.asked[0][0] > 0.25
 
 
-@pytest.mark.parametrize(("act", "message"), [(401, "refuses the key of OPENAI_API_KEY"), (404, "knows no model 'asked-model'")])
+QUOTA = (429, {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}})
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (401, "refuses the key of OPENAI_API_KEY"), (404, "knows no model 'asked-model'"), (QUOTA, "the quota of OPENAI_API_KEY is used up .You exceeded"),
+        ("drop", "cannot be reached .*, and has not answered at all"),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_what_no_further_request_can_change_ends_the_stage(serve, tmp_path, act, message):
     chat = serve(act).chat()
     manifest = Manifest(tmp_path, "instructions")
     with pytest.raises(UserError, match=message):
         settle(manifest, {"a": "1", "b": "1"}, lambda id: by_chat(chat, CAPTION, ["object"]))
     assert not manifest.lines
+
+
+def test_an_address_where_nobody_listens_ends_the_stage():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        chat = Chat(ChatConfig(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1", retries=1, per_minute=1e6))
+        with pytest.raises(UserError, match="--chat.base-url: .*cannot be reached"):
+            by_chat(chat, CAPTION, ["object"])
 
 
 def test_without_an_address_a_key_is_needed(monkeypatch):
@@ -174,8 +201,15 @@ def test_replies_are_read_through_what_models_put_around_them(wrap):
     ],
 )
 def test_no_ops_and_repetitions_are_refused(proposal, reason):
-    taken, refused = sift([Proposal(**EDITS[0]), proposal], CAPTION)
+    taken, refused = sift([Proposal(**EDITS[0]), proposal], CAPTION, 2)
     assert len(taken) == 1 and reason in refused[0]["reason"]
+
+
+def test_no_more_are_taken_than_asked_for(serve):
+    """Counted after the others are refused; what is left over is told."""
+    status, facts = by_chat(serve(completion(json.dumps([dict(EDITS[0], edited_caption=CAPTION), *EDITS]))).chat(), CAPTION, ["weather"])
+    assert status == "accepted" and [each["instruction"] for each in facts["proposals"]] == [EDITS[0]["instruction"]]
+    assert [each["reason"].split(":")[0] for each in facts["refused"]] == ["changes nothing", "more than the 1 asked for"]
 
 
 def test_rules_change_what_they_say():
@@ -210,5 +244,5 @@ def test_both_spellings_of_a_prompt_file(tmp_path):
 
 def test_errors_are_one_line(serve):
     with pytest.raises(ChatError) as error:
-        serve("drop").chat(retries=0).ask([{"role": "user", "content": "x"}])
+        serve("<html>").chat(retries=0).ask([{"role": "user", "content": "x"}])
     assert "\n" not in str(error.value)

@@ -51,8 +51,12 @@ class Busy(ChatError):
         self.pause = pause
 
 
+class Unreachable(Busy):
+    """Nobody answers at the address."""
+
+
 class Chat:
-    """chat.ask(messages) -> Reply; safe from several threads. Raises UserError for what no further request can change: key, model, address."""
+    """chat.ask(messages) -> Reply; safe from several threads. Raises UserError for what no further request can change: key, quota, model, address."""
 
     def __init__(self, config: ChatConfig):
         try:
@@ -63,6 +67,7 @@ class Chat:
             raise UserError(f"--chat.base-url is not given, so OpenAI would be asked, but the environment has no {config.key}; set it, or name a local server")
         self.config, self.server = config, config.base_url or "OpenAI"
         self.gate, self.next = threading.Lock(), 0.0
+        self.answered = False  # whether any request has been, so that the address is right
 
     def ask(self, messages: list[dict]) -> Reply:
         for attempt in itertools.count():
@@ -70,13 +75,18 @@ class Chat:
             try:
                 return self.in_time(messages)
             except Busy as error:
-                if attempt == self.config.retries:
+                if attempt >= self.config.retries:
+                    if isinstance(error, Unreachable) and not self.answered:
+                        raise UserError(f"--chat.base-url: {error}, and has not answered at all; start it, or name another") from error
                     raise
                 time.sleep(min(MOST_PAUSE, 0.5 * 2**attempt if error.pause is None else error.pause))
         raise AssertionError("unreachable")
 
     def in_time(self, messages: list[dict]) -> Reply:
-        """One request; a reply that drips for longer than `timeout` is given up, which the client's own timeout, one between bytes, does not do."""
+        """One request; a reply that drips for longer than `timeout` is given up, which the client's own timeout, one between bytes, does not do.
+
+        The request has a client of its own, for closing that is what ends it; other threads' requests must go on.
+        """
         import openai
 
         key = os.environ.get(self.config.key) or "none"
@@ -96,6 +106,7 @@ class Chat:
         c = self.config
         try:
             found = client.chat.completions.create(model=c.model, messages=messages, temperature=c.temperature, max_tokens=c.max_tokens)
+            self.answered = True
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise UserError(f"{self.server} refuses the key of {c.key} ({brief(error)})") from error
         except openai.NotFoundError as error:
@@ -103,9 +114,12 @@ class Chat:
         except openai.APITimeoutError as error:
             raise Busy(f"no reply within {c.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise Busy(f"{self.server} cannot be reached ({brief(error.__cause__ or error)})") from error
+            raise Unreachable(f"{self.server} cannot be reached ({brief(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
+            self.answered = True
             message = f"status {error.status_code} ({brief(error)})"
+            if error.code == "insufficient_quota":
+                raise UserError(f"{self.server}: the quota of {c.key} is used up ({brief(error)}); what was answered is kept: go on with more, or another key") from error
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
                 raise Busy(message, seconds(error.response.headers.get("retry-after"))) from error
             raise ChatError(message) from error

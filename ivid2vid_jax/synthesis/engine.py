@@ -1,7 +1,8 @@
 """The data engine: videos -> clips -> captions -> instructions -> edits -> scores -> triplets. Each stage can be run alone and goes on where it was.
 
 An item's mark (`synthesis/manifest.py`) hangs on the marks of what it is made from and on its stage's settings, so a stage that is run
-again does what is missing or was made of something else, and nothing twice. Sharded over processes, a stage does its own items alone;
+again does what is missing or was made of something else, and nothing twice. How many are worked on at once is in no mark: by tests/test_editors.py and
+tests/test_captions.py it changes an edit by at most one grey level, and no caption. Sharded over processes, a stage does its own items alone;
 `clips` must be done by all before the others begin, and all before `write`, which is one process's.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ivid2vid_jax import assets
 from ivid2vid_jax.commands import Progress
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.errors import UserError
@@ -21,9 +23,12 @@ from ivid2vid_jax.synthesis import captions, instructions
 from ivid2vid_jax.synthesis.chat import Chat
 from ivid2vid_jax.synthesis.clips import write
 from ivid2vid_jax.synthesis.config import OWN, STAGES, TRUTH, SynthesisConfig
+from ivid2vid_jax.synthesis.editors import EDITORS, Task, check_size
 from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, mark, part_of, settle, settle_groups
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, claim, mark, part_of, settle, settle_groups
 from ivid2vid_jax.synthesis.sources import source
+from ivid2vid_jax.weights import hub
+from ivid2vid_jax.weights.folder import Folder, open_folder, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Edit:
     edited_caption: str
     edit_type: str
     spec: str
+    seed: int
     mark: str
 
 
@@ -54,28 +60,38 @@ class Engine:
     def run(self) -> None:
         from ivid2vid_jax.synthesis import output
 
-        for stage in STAGES:
-            if stage in self.config.stages:
-                output.write(self) if stage == "write" else getattr(self, stage)()
+        if self.config.editor != TRUTH and (Path(self.config.base).expanduser().exists() or self.config.base in assets.MODELS):
+            _ = self.base_folder  # what it refuses is refused before anything is paid for, unless it would have to be fetched
+        with claim(self.folder, "clips", self.shard):
+            for stage in STAGES:
+                if stage in self.config.stages:
+                    output.write(self) if stage == "write" else getattr(self, stage)()
+                    self.meet(stage)
+
+    def meet(self, stage: str) -> None:
+        """Waits for the other processes of `--shard auto`: the next stage may need what all have made, and one that left would end them all."""
+        if self.config.shard == "auto" and self.shard[1] > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"ivid2vid_jax.synthesis.{stage}")
 
     # ---- stages
 
     def clips(self) -> None:
+        marks, manifest = self.source.marks(), self.manifest("clips")
         with Progress("clips") as progress:
-            settle(self.manifest("clips"), self.mine(self.source.marks()), self.source.make, progress=progress)
-        self.tell("clips", self.source.marks())
+            settle(manifest, self.mine(marks), self.source.make, progress=progress)
+        self.tell("clips", marks)
+        if not self.manifest("clips").missing(marks) and self.repeats:
+            print(f"  {len(self.repeats)} clips repeat others and are left out, {' and '.join(next(iter(self.repeats.items())))} among them")
 
     def captions(self) -> None:
         config, marks = self.config.captions, self.caption_marks
         manifest, mine = self.manifest("captions"), self.mine(marks)
-        if config.source == OWN:
-            return self.told_captions(manifest, mine, {id: shapes.caption(self.specs(id)[0].scene) for id in mine})
         if config.source != "blip":
-            known = captions.from_file(Path(config.source))
-            return self.told_captions(manifest, mine, {id: captions.of_clip(known, id, self.kept[id]["video"]) for id in mine})
-        todo = manifest.missing(mine)
-        if todo:
-            blip, made = captions.Blip(config), sorted(mine)
+            settle(manifest, mine, self.told_caption)
+        elif todo := manifest.missing(mine):
+            blip = captions.Blip(config)
             with Progress("captions", len(todo)) as progress:
 
                 def work(ids):
@@ -83,26 +99,20 @@ class Engine:
                     progress.bar.update(len(ids))
                     return [(ACCEPTED, {"caption": each, "model": config.model}) if each else (REJECTED, {"reason": "BLIP says nothing"}) for each in found]
 
-                settle_groups(manifest, mine, batched(made, config.batch), work)
+                settle_groups(manifest, mine, batched(sorted(mine), config.batch), work)
         self.tell("captions", marks)
 
-    def told_captions(self, manifest: Manifest, marks: dict[str, str], known: dict[str, str | None]) -> None:
-        """Captions that are known already."""
-
-        def work(id):
-            caption = known[id]
-            return (ACCEPTED, {"caption": caption, "model": self.config.captions.source}) if caption else (REJECTED, {"reason": "the file has no caption of it"})
-
-        settle(manifest, marks, work)
-        self.tell("captions", self.caption_marks)
+    def told_caption(self, id: str) -> tuple[str, dict]:
+        caption = self.told[id]
+        return (ACCEPTED, {"caption": caption, "model": self.config.captions.source}) if caption else (REJECTED, {"reason": "the file has no caption of it"})
 
     def instructions(self) -> None:
-        c, marks, told = self.config, self.instruction_marks, self.caption_of
+        c, marks, caption_of = self.config, self.instruction_marks, self.caption_of
         manifest, mine = self.manifest("instructions"), self.mine(marks)
         if manifest.missing(mine):
             ask = self.proposer()
             with Progress("instructions") as progress:
-                settle(manifest, mine, lambda id: ask(id, told[id]), c.chat.concurrency if c.instructions == "chat" else 1, progress)
+                settle(manifest, mine, lambda id: ask(id, caption_of[id]), c.chat.concurrency if c.instructions == "chat" else 1, progress)
         self.tell("instructions", marks)
 
     def proposer(self):
@@ -115,12 +125,9 @@ class Engine:
             return lambda id, caption: instructions.by_chat(chat, caption, self.types(id))
         if c.instructions == "rules":
             return lambda id, caption: instructions.by_rules(caption, self.types(id), c.seed)
-        known: dict[str, list] = {}
-        for caption, each in instructions.from_file(Path(c.instructions)):
-            known.setdefault(" ".join(caption.split()), []).append(each)
 
         def look_up(id, caption):
-            taken, refused = instructions.sift(known.get(caption, [])[: c.per_clip], caption)
+            taken, refused = instructions.sift(self.listed.get(caption, []), caption, c.per_clip)
             return instructions.settled({"caption": caption, "model": c.instructions}, taken, refused)
 
         return look_up
@@ -130,7 +137,7 @@ class Engine:
         return instructions.wanted_types(int(mark(id), 16), self.config.per_clip)
 
     def edits(self) -> None:
-        """All edits of a clip are made together, and of as many clips as the editor takes at once."""
+        """All edits of a clip by one seed are made together, and of as many clips as the editor takes at once."""
         marks = self.edit_marks
         manifest, mine = self.manifest("edits"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
         if self.config.editor == TRUTH:
@@ -141,13 +148,11 @@ class Engine:
         self.tell("edits", marks)
 
     def edit_groups(self, manifest: Manifest, mine: dict[str, str]) -> None:
-        from ivid2vid_jax.synthesis.editors import EDITORS, Task
-
         editor = EDITORS[self.config.editor](self.base, self.settings, self.config.devices)
-        by_clip: dict[str, list[str]] = {}
+        parts: dict[tuple[str, int], list[str]] = {}
         for id in sorted(mine):
-            by_clip.setdefault(self.jobs[id].clip, []).append(id)
-        groups = [[id for clip in clips for id in by_clip[clip]] for clips in batched(sorted(by_clip), editor.together)]
+            parts.setdefault(self.part(id), []).append(id)
+        groups = [[id for part in some for id in parts[part]] for some in batched(sorted(parts), editor.together)]
         todo, done = set(manifest.missing(mine)), itertools.count()
         waiting = sum(bool(todo.intersection(group)) for group in groups)
         with Progress(f"edits, {editor.together} clips at once") as progress:
@@ -155,20 +160,24 @@ class Engine:
             def work(ids: list[str]) -> list[tuple[str, dict]]:
                 began, before = time.monotonic(), next(done)
                 tasks = []
-                for clip in dict.fromkeys(self.jobs[id].clip for id in ids):
-                    edits = [self.jobs[id] for id in by_clip[clip]]
-                    tasks.append(Task(self.clip(clip), edits[0].caption, tuple(edit.edited_caption for edit in edits), self.seed(clip)))
+                for clip, seed in dict.fromkeys(map(self.part, ids)):
+                    edits = [self.jobs[id] for id in parts[clip, seed]]
+                    tasks.append(Task(self.clip(clip), edits[0].caption, tuple(edit.edited_caption for edit in edits), seed))
                 made = itertools.chain(*editor(tasks, lambda step, steps: progress(before * steps + step, waiting * steps)))
                 seconds = round((time.monotonic() - began) / len(ids), 3)
                 return [self.edited_as(id, edited, seconds) for id, edited in zip(ids, made, strict=True)]
 
             settle_groups(manifest, mine, groups, work)
 
+    def part(self, id: str) -> tuple[str, int]:
+        """The clip and the seed of an edit."""
+        return self.jobs[id].clip, self.jobs[id].seed
+
     def edited_as(self, id: str, edited: np.ndarray | None, seconds: float) -> tuple[str, dict]:
         if edited is None:
             return REJECTED, {"reason": "the net gave numbers that are not finite"}
         write(self.folder / "edits" / f"{id}.npy", edited)
-        return ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.seed(self.jobs[id].clip), "seconds": seconds}
+        return ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.jobs[id].seed, "seconds": seconds}
 
     def true_edit(self, id: str) -> tuple[str, dict]:
         spec = shapes.Spec.from_json(self.jobs[id].spec)
@@ -202,20 +211,39 @@ class Engine:
         marks, manifest = self.source.marks(), self.manifest("clips")
         if missing := manifest.missing(marks):
             raise UserError(f"{self.folder}: {len(missing)} of {len(marks)} videos are still to be cut: run --stages clips first" + (", of every shard" if self.shard[1] > 1 else ""))
-        lines = manifest.accepted(marks)
-        repeats = self.source.repeats(lines)
         return {
             clip["id"]: clip | {"video": line["id"], "mark": mark(line["mark"], clip["id"])}
-            for line in lines
+            for line in manifest.accepted(marks)
             for clip in line["clips"]
-            if clip["id"] not in repeats
+            if clip["id"] not in self.repeats
         }
+
+    @cached_property
+    def repeats(self) -> dict[str, str]:
+        """Id of a clip that is left out -> that of the one that it repeats; all videos have been cut."""
+        return self.source.repeats(self.manifest("clips").accepted(self.source.marks()))
+
+    def marks(self, stage: str) -> dict[str, str]:
+        """Id -> mark of the items of a stage, as far as the stages before it have come."""
+        return self.source.marks() if stage == "clips" else getattr(self, f"{stage.removesuffix('s')}_marks")
+
+    @cached_property
+    def told(self) -> dict[str, str | None]:
+        """Clip -> caption where BLIP is not asked; None where the file has none."""
+        if self.config.captions.source == OWN:
+            return {id: shapes.caption(self.specs(id)[0].scene) for id in self.kept}
+        known = captions.from_file(Path(self.config.captions.source))
+        return {id: captions.of_clip(known, id, clip["video"]) for id, clip in self.kept.items()}
 
     @cached_property
     def caption_marks(self) -> dict[str, str]:
         c = self.config.captions
-        settings = dataclasses.asdict(c) if c.source == "blip" else c.source
-        return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
+        if c.source == "blip":
+            settings = dataclasses.asdict(dataclasses.replace(c, batch=8, model=weights_of(c.model)))
+            return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
+        if c.source == OWN:
+            return {id: mark(clip["mark"], OWN) for id, clip in self.kept.items()}
+        return {id: mark(clip["mark"], c.source, self.told[id]) for id, clip in self.kept.items()}
 
     @cached_property
     def caption_of(self) -> dict[str, str]:
@@ -223,25 +251,39 @@ class Engine:
         return {line["id"]: line["caption"] for line in self.manifest("captions").accepted(self.caption_marks)}
 
     @cached_property
+    def listed(self) -> dict[str, list]:
+        """Caption -> proposals, of the file of instructions."""
+        out: dict[str, list] = {}
+        for caption, each in instructions.from_file(Path(self.config.instructions)):
+            out.setdefault(" ".join(caption.split()), []).append(each)
+        return out
+
+    @cached_property
     def instruction_marks(self) -> dict[str, str]:
         c = self.config
-        how = {"chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()], "rules": [c.seed]}.get(c.instructions, [])
-        return {id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, how) for id, caption in self.caption_of.items()}
+        how = {"chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()], "rules": [c.seed], OWN: []}.get(c.instructions)
+
+        def of(caption: str) -> list:
+            return [dataclasses.astuple(each) for each in self.listed.get(caption, [])] if how is None else how
+
+        return {id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, of(caption)) for id, caption in self.caption_of.items()}
 
     @cached_property
     def jobs(self) -> dict[str, Edit]:
         """Id -> edit, of every proposal that was taken."""
-        c, out = self.config, {}
-        how = mark(TRUTH) if c.editor == TRUTH else mark(c.editor, dataclasses.asdict(self.settings), self.base.folder.fingerprint(), c.seed)
-        for line in self.manifest("instructions").accepted(self.instruction_marks):
-            clip = self.kept[line["id"]]
-            for each in line["proposals"]:
-                words = (each["instruction"], each["edited_caption"])
-                id = f"{line['id']}.{mark(words)[:8]}"
-                decides = mark(clip["mark"], line["caption"], words, how)
-                spec = each.get("spec") or self.spec(line["id"], each["edited_caption"])
-                out[id] = Edit(id, line["id"], clip["video"], line["caption"], *words, each["edit_type"], spec, decides)
-        return out
+        c = self.config
+        how = mark(TRUTH) if c.editor == TRUTH else mark(c.editor, dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)), self.base_folder.fingerprint(), c.seed)
+        lines = self.manifest("instructions").accepted(self.instruction_marks)
+        edits = (self.job(line, each, how, sample) for line in lines for each in line["proposals"] for sample in range(c.samples))
+        return {edit.id: edit for edit in edits}
+
+    def job(self, line: dict, proposal: dict, how: str, sample: int) -> Edit:
+        """A sample of a proposal of a clip's line; the first is what it is where it is the only one."""
+        clip, words, number = line["id"], (proposal["instruction"], proposal["edited_caption"]), [sample] if sample else []
+        id = "-".join([f"{clip}.{mark(words)[:8]}", *map(str, number)])
+        decides = mark(self.kept[clip]["mark"], line["caption"], words, how, *number)
+        spec = proposal.get("spec") or self.spec(clip, proposal["edited_caption"])
+        return Edit(id, clip, self.kept[clip]["video"], line["caption"], *words, proposal["edit_type"], spec, self.seed(clip, *number), decides)
 
     @property
     def edit_marks(self) -> dict[str, str]:
@@ -250,8 +292,15 @@ class Engine:
     @cached_property
     def score_marks(self) -> dict[str, str]:
         """Of the edits that have been made."""
-        config = dataclasses.asdict(dataclasses.replace(self.config.filter, keep=1))
+        config = dataclasses.asdict(dataclasses.replace(self.config.filter, keep=1, model=weights_of(self.config.filter.model)))
         return {line["id"]: mark(line["mark"], config) for line in self.manifest("edits").accepted(self.edit_marks)}
+
+    @cached_property
+    def base_folder(self) -> Folder:
+        """The base's, its weights unread. UserError for clips of a size that its nets cannot take."""
+        folder = open_folder(hub.resolve(self.config.base))
+        check_size(folder, (self.config.clips.size,) * 2)
+        return folder
 
     @cached_property
     def base(self):
@@ -282,8 +331,8 @@ class Engine:
     def edited(self, id: str) -> np.ndarray:
         return np.load(self.folder / "edits" / f"{id}.npy")
 
-    def seed(self, clip: str) -> int:
-        return int(mark(self.config.seed, clip)[:8], 16)
+    def seed(self, clip: str, *sample: int) -> int:
+        return int(mark(self.config.seed, clip, *sample)[:8], 16)
 
     def manifest(self, stage: str) -> Manifest:
         return Manifest(self.folder, stage, self.shard)
@@ -311,6 +360,13 @@ def proposal(spec: shapes.Spec) -> dict:
     """The shapes world's own instruction, as a proposal."""
     edited = shapes.caption(spec.edited)
     return {"instruction": shapes.instruction(spec.scene, spec.edit), "edited_caption": edited, "edit_type": spec.edit.kind, "spec": spec.to_json()}
+
+
+def weights_of(model: str):
+    """What decides a model: of a folder, whose weights may change under its name, the sha256 of its files; else the name."""
+    if not Path(model).expanduser().is_dir():
+        return model
+    return {file.name: sha256(file) for file in sorted(hub.resolve(model).iterdir()) if file.is_file()}
 
 
 def middle(clip: np.ndarray) -> np.ndarray:

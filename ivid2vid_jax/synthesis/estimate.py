@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
+from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.planning import flops
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
@@ -23,11 +24,12 @@ REPLY = 45  # tokens of one proposal
 def estimate(engine: Engine) -> str:
     """A table of what is left to do. Clips that are still to be cut are not counted: run --stages clips first."""
     c, kept = engine.config, engine.kept
-    known = engine.instruction_marks
-    asked = engine.manifest("instructions").missing({id: known.get(id, "") for id in kept})
+    captions, known = engine.manifest("captions"), engine.instruction_marks
+    without = {id for id, each in engine.caption_marks.items() if captions.settled(id, each) and id not in known}  # no caption, so no instructions
+    asked = engine.manifest("instructions").missing({id: known.get(id, "") for id in kept if id not in without})
     jobs = engine.jobs
     waiting = engine.manifest("edits").missing(engine.edit_marks)
-    edits, clips = len(waiting) + len(asked) * c.per_clip, len({jobs[id].clip for id in waiting} | set(asked))
+    edits, clips = len(waiting) + len(asked) * c.per_clip * c.samples, len({jobs[id].clip for id in waiting} | set(asked))
     out = [f"{len(kept)} clips; to do: instructions for {len(asked)} of them, {edits} edits of {clips}"]
     if c.instructions == "chat" and asked:
         told = sum(len(message["content"]) for message in instructions.messages(" " * 60, list(instructions.TYPES)[: c.per_clip])) // LETTERS
@@ -48,15 +50,15 @@ def estimate(engine: Engine) -> str:
 
 def of_clips(engine: Engine, clips: int, edits: int) -> float:
     """Floating point operations of tuning, inverting and sampling."""
-    c, pipe, settings = engine.config, engine.base, engine.settings
-    unet = dataclasses.replace(pipe.folder.unet, **EDITORS[c.editor].changes)
-    side, text = c.clips.size // pipe.folder.vae.downscale, pipe.folder.text_encoder
+    c, folder, settings = engine.config, engine.base_folder, engine.settings
+    unet = dataclasses.replace(folder.unet, **EDITORS[c.editor].changes)
+    side, text = c.clips.size // folder.vae.downscale, folder.text_encoder
     x = jax.ShapeDtypeStruct((1, c.clips.frames, side, side, unet.in_channels), jnp.float32)
     told = jax.ShapeDtypeStruct((1, text.max_position_embeddings, text.hidden_size), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     net = denoiser(unet)
     once = flops.count(lambda params, x, t, text: net(params, x, t, Condition(text, None)), abstract_params(unet), x, t, told).useful
     sampled = steps_left(settings) * 2 * edits
-    inverted = len(ascent(pipe.schedule, settings)) * clips
+    inverted = len(ascent(NoiseSchedule.from_json(folder.scheduler), settings)) * clips
     tuned = 3 * settings.steps * clips if isinstance(settings, TuneAVideoConfig) else 0
     return float(once) * (sampled + inverted + tuned)

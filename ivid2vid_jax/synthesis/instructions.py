@@ -136,11 +136,11 @@ def likeness(a: str, b: str) -> float:
     return len(one & two) / max(1, len(one | two))
 
 
-def sift(proposals: list[Proposal], caption: str) -> tuple[list[Proposal], list[dict]]:
-    """(those that are taken, the others with their reasons)."""
+def sift(proposals: list[Proposal], caption: str, most: int) -> tuple[list[Proposal], list[dict]]:
+    """(the first `most` that can be taken, the others with their reasons)."""
     taken, refused = [], []
     for proposal in proposals:
-        if reason := refusal(proposal, caption, taken):
+        if reason := f"more than the {most} asked for" if len(taken) == most else refusal(proposal, caption, taken):
             refused.append(dataclasses.asdict(proposal) | {"reason": reason})
         else:
             taken.append(proposal)
@@ -159,7 +159,7 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
             return FAILED, facts | {"reason": str(error)}
         facts |= {"model": reply.model, "tokens_in": facts["tokens_in"] + reply.tokens_in, "tokens_out": facts["tokens_out"] + reply.tokens_out}
         try:
-            taken, refused = sift(parse(reply.text), caption)
+            taken, refused = sift(parse(reply.text), caption, len(types))
         except Malformed as error:
             facts["unread"].append(reply.text[:2000])
             told = [*told, {"role": "assistant", "content": reply.text}, {"role": "user", "content": str(error)}]
@@ -170,7 +170,7 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
 
 def by_rules(caption: str, types: list[str], seed: int) -> tuple[str, dict]:
     """The same by rules, without any model."""
-    taken, refused = sift([Proposal(*row) for row in rules.proposals(caption, types, seed)], caption)
+    taken, refused = sift([Proposal(*row) for row in rules.proposals(caption, types, seed)], caption, len(types))
     return settled({"caption": caption, "model": "rules"}, taken, refused)
 
 

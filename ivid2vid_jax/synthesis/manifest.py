@@ -5,14 +5,17 @@ mark is a hash of all that decided it, so that an item is done again where its i
 """
 
 import concurrent.futures
+import fcntl
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ivid2vid_jax import lines
+from ivid2vid_jax.errors import UserError
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 
@@ -21,8 +24,7 @@ class Manifest:
     """The lines of FOLDER/<stage>*.jsonl; new ones go to <stage>.jsonl, or <stage>-I-of-N.jsonl of a shard (I, N), which no other process writes."""
 
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
-        name = stage if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}"
-        self.file, self.lock = folder / f"{name}.jsonl", threading.Lock()
+        self.file, self.lock = file_of(folder, stage, shard), threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         lines.mend(self.file)
         others = [path for path in folder.glob("*.jsonl") if path.stem == stage or path.stem.startswith(f"{stage}-")]
@@ -46,6 +48,10 @@ class Manifest:
         """Of items, id -> mark, those that are not settled, in the order of their ids."""
         return [id for id in sorted(marks) if not self.settled(id, marks[id])]
 
+    def untried(self, marks: Mapping[str, str]) -> list[str]:
+        """Of items, id -> mark, those that no line of this mark speaks of; unlike `missing` without those that failed, which may fail for ever."""
+        return [id for id in sorted(marks) if self.lines.get(id, {}).get("mark") != marks[id]]
+
     def accepted(self, marks: Mapping[str, str]) -> list[dict]:
         """The accepted items' lines, of these marks, in the order of their ids whatever the order they were settled in."""
         return [self.lines[id] for id in sorted(marks) if self.settled(id, marks[id]) and self.lines[id]["status"] == ACCEPTED]
@@ -59,6 +65,23 @@ class Manifest:
                 key = f"{line['status']}: {line.get('reason', '')}"
                 found[key] = found.get(key, 0) + 1
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def file_of(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
+    return folder / (f"{stage}.jsonl" if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}.jsonl")
+
+
+@contextmanager
+def claim(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
+    """Holds a shard's part of the folder by its manifest of the first stage, which is there before anything else is: so a folder is known for what it
+    is wherever its first run is killed. UserError where another process is at work on the same part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(file_of(folder, stage, shard), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the kernel, also when the process is killed
+        except BlockingIOError as error:
+            raise UserError(f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; wait for it to end, or take another shard") from error
+        yield
 
 
 def settle(manifest: Manifest, marks: Mapping[str, str], work: Callable[[str], tuple[str, dict]], workers: int = 1, progress: Callable | None = None) -> None:

@@ -18,7 +18,7 @@ from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.intervals import wilson
 from ivid2vid_jax.prepare import Examples, divide
-from ivid2vid_jax.synthesis.config import OWN
+from ivid2vid_jax.synthesis.config import OWN, STAGES
 from ivid2vid_jax.synthesis.engine import Edit, Engine
 from ivid2vid_jax.synthesis.filter import best
 from ivid2vid_jax.synthesis.manifest import mark
@@ -63,9 +63,10 @@ def write(engine: Engine) -> None:
     if engine.shard != (0, 1):
         if engine.shard[0]:
             return print("write: left to shard 0")
-        unfinished = sum(len(engine.manifest(stage).missing(marks)) for stage, marks in (("edits", engine.edit_marks), ("scores", engine.score_marks)))
-        if unfinished:
-            raise UserError(f"{unfinished} edits are still to be made or scored by other shards; run --stages write when all are done")
+        engine = Engine(engine.config)  # that has not seen how far the other shards were when this one began
+        for stage in STAGES[:-1]:  # in this order: only where a stage is done are the items of the next all known
+            if unfinished := len(engine.manifest(stage).untried(engine.marks(stage))):
+                raise UserError(f"{stage}: {unfinished} of {len(engine.marks(stage))} are still to be done by other shards; run --stages write when all are")
     lines = engine.manifest("scores").accepted(engine.score_marks)
     kept, dropped = best(lines, engine.config.filter.keep)
     chosen = [line for line in lines if line["id"] in kept]
@@ -104,15 +105,13 @@ def make_dataset(engine: Engine, chosen: list[dict]) -> Path:
 
 
 def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
-    """Of each stage: how many items were accepted, and the reasons of the others; of the edits: types, scores, and where the truth is known
-    how many are what was asked for, with 95% intervals."""
-    marks = {"clips": engine.source.marks(), "captions": engine.caption_marks, "instructions": engine.instruction_marks}
-    marks |= {"edits": engine.edit_marks, "scores": engine.score_marks}
+    """Of each stage: how many items were accepted, and the reasons of the others; the clips that repeat others; of the edits: types, scores, and where
+    the truth is known how many are what was asked for, with 95% intervals."""
     stages = {}
-    for stage, each in marks.items():
-        manifest = engine.manifest(stage)
+    for stage in STAGES[:-1]:
+        each, manifest = engine.marks(stage), engine.manifest(stage)
         stages[stage] = {"items": len(each), "accepted": len(manifest.accepted(each)), "others": manifest.reasons(each)}
-    found = {"stages": stages, "triplets": len(kept), "not the best": len(dropped)}
+    found = {"stages": stages, "repeats": engine.repeats, "triplets": len(kept), "not the best": len(dropped)}
     found["edit_types"] = dict(collections.Counter(engine.jobs[id].edit_type for id in sorted(kept)))
     if engine.config.videos == OWN:
         found["truth"] = truth(engine, kept)

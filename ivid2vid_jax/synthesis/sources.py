@@ -1,6 +1,9 @@
 """Where the data engine's clips come from: videos of a folder, or the shapes world, which knows the truth of every edit."""
 
 import dataclasses
+import hashlib
+import os
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +17,7 @@ from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
 
 EDITS = tuple(kind for kind in shapes.KINDS if kind != "identity")
 ANYWHERE = tuple(kind for kind in EDITS if kind not in ("add", "remove"))  # edits that any scene can be asked for
+ENDS = 2**16  # bytes
 
 
 class Source(Protocol):
@@ -39,8 +43,12 @@ class Videos:
     config: clips.ClipsConfig
     folder: Path
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        return {id: digest(file) for id, file in self.files.items()}
+
     def marks(self):
-        return {id: mark(dataclasses.asdict(self.config), file.stat().st_size) for id, file in self.files.items()}
+        return {id: mark(dataclasses.asdict(self.config), each) for id, each in self.digests.items()}
 
     def make(self, id):
         return clips.cut(self.files[id], id, self.config, self.folder)
@@ -78,3 +86,12 @@ class Shapes:
 
     def repeats(self, lines):
         return {}
+
+
+def digest(file: Path) -> str:
+    """Tells a video from another in its place, and not from its copy, without reading all of it at every start: of its size, its first and its last bytes."""
+    with open(file, "rb") as data:
+        size = os.fstat(data.fileno()).st_size
+        first = data.read(ENDS)
+        data.seek(max(0, size - ENDS))
+        return hashlib.sha256(str(size).encode() + b" " + first + data.read()).hexdigest()
