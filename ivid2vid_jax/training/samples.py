@@ -32,8 +32,10 @@ class Samples:
             self.pipe = Pipeline(folder, {}, load_tokenizer(folder.tokenizer), starting.dtype(config), config.optim.attention)
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
+        if not self.pipeline(params, frozen):
+            return []
         with jax.transfer_guard("allow"), apart():
-            return list(self.write(self.run / "samples" / str(step))) if self.pipeline(params, frozen) else []
+            return list(self.write(self.run / "samples" / str(step)))
 
     def pipeline(self, params: dict, frozen: dict) -> Pipeline | None:
         """The pipeline with these weights; None where the task has none, and in all processes but the first."""
