@@ -57,6 +57,11 @@ def test_an_embedded_clip_is_edited_by_name_and_where_none_is_given(tiny, tmp_pa
     assert len(named) == 8 and [file.read_bytes() for file in named] == [file.read_bytes() for file in path]
 
 
+def test_a_profile_is_a_trace_of_the_sampling(tiny, tmp_path, capsys):
+    code, err, _ = run(capsys, "--model", tiny, "--video", "star", "--instruction", "make it grey", "--output", tmp_path / "out.gif", *QUICK, "--profile", tmp_path / "trace")
+    assert code == 0 and [file.stat().st_size > 1000 for file in (tmp_path / "trace").rglob("*.xplane.pb")] == [True], err
+
+
 def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, capsys):
     """Frame folders are compared: the pixels repeat bit for bit, x264's choices for the same pixels do not always."""
     options = ["--end", "1.7", "--sampler", "euler_ancestral"]

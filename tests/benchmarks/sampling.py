@@ -2,18 +2,20 @@
 
     python -m tests.benchmarks.sampling --count 20 --output runs/sampling
 
-The first point is the reference: all three branches at every step. Work is counted in evaluations of the net, which is what an edit spends
-its time on; every point edits the same clips, and the change of success is that of pairs, with its 95% interval. A stopped run goes on.
+The first point is the reference: all three branches at every step. Work is counted in evaluations of the net, which is what an edit spends its time on;
+seconds are those of one clip's whole edit, autoencoder included, the median of three in turns with the other points'. Every point edits the same clips, and
+the change of success is that of pairs, with its 95% interval. A stopped run goes on.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import numpy as np
 
 from ivid2vid_jax import pipeline
 from ivid2vid_jax.commands import Progress
-from ivid2vid_jax.data.shapes import KINDS
+from ivid2vid_jax.data.shapes import KINDS, triplet
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.evaluation import shapes
 from ivid2vid_jax.evaluation.intervals import bootstrap
@@ -37,6 +39,19 @@ def evaluations(s: EditSettings) -> int:
     return guided * len(branches(s.text_scale, s.video_scale)) + s.steps - guided
 
 
+def seconds(edits: dict, truth, repeats: int = 3) -> dict[str, float]:
+    """Name -> median seconds of an edit of this triplet's source, everything compiled."""
+    for edit in edits.values():
+        edit(truth)
+    found = {name: [] for name in edits}
+    for _ in range(repeats):
+        for name, edit in edits.items():
+            begin = time.perf_counter()
+            edit(truth)
+            found[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(each)) for name, each in found.items()}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
@@ -50,15 +65,17 @@ def main(argv=None):
     points = {name: EditSettings(**reference | changes).resolved(pipe.folder) for name, changes in POINTS.items()}
     first = next(iter(points.values()))
     wanted = list(shapes.specs(KINDS, args.count, first.size, first.frames))
+    edits = {name: shapes.editor(pipe, s) for name, s in points.items()}
     with Progress("edits") as progress:
-        items = shapes.run({name: shapes.editor(pipe, s) for name, s in points.items()}, wanted, args.output / "items.jsonl", None, progress)
+        items = shapes.run(edits, wanted, args.output / "items.jsonl", None, progress)
+    took = seconds(edits, triplet(wanted[0][2]))
     passed = {name: np.array([item.passed for item in items if item.editor == name], float) for name in points}
     base = next(iter(passed.values()))
-    print("| sampling | evaluations | passed | change, points [95%] |\n|---|---|---|---|")
+    print("| sampling | evaluations | seconds | passed | change, points [95%] |\n|---|---|---|---|---|")
     for name, s in points.items():
         low, high = bootstrap(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
         change = "" if s is first else f"{100 * (passed[name] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-        print(f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {100 * passed[name].mean():.1f}% | {change} |")
+        print(f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {took[name]:.2f} | {100 * passed[name].mean():.1f}% | {change} |")
 
 
 if __name__ == "__main__":
