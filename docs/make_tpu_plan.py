@@ -60,14 +60,14 @@ def commit() -> str:
 def row(name: str, found: dict) -> str:
     """A line of the table."""
     if "error" in found:
-        return f"| {name} | {found['error'].replace('|', '/')} |" + " |" * 9
+        return f"| {name} | {found['error'].replace('|', '/')} |" + " |" * 9 + f" {found['commit']} |"
     plan, times = found["plan"], found["seconds_at_peak"]
     memory = sum(plan["held"].values()) / 2**30
     amounts = [f"{plan['flops'] / 1e12:.2f}", f"{plan['moved'] / 1e9:.1f}", f"{sum(plan['sent'].values()) / 1e9:.2f}"]
     seconds = [f"{times[what]:.4f}" for what in ("arithmetic", "HBM", "interconnect")]
     proof = f"{'whole' if plan['whole'] else 'by layers'}, {float(found['arguments']['effort']):g}"
     ratio = f"{times['HBM'] / times['arithmetic']:.2f}"
-    return "| " + " | ".join([name, proof, f"{memory:.1f}", *amounts, *seconds, ratio, f"{plan['seconds']:.0f}"]) + " |"
+    return "| " + " | ".join([name, proof, f"{memory:.1f}", *amounts, *seconds, ratio, f"{plan['seconds']:.0f}", found["commit"]]) + " |"
 
 
 def page(record: dict) -> str:
@@ -84,10 +84,10 @@ def page(record: dict) -> str:
         "three guidance branches. `colab`: the optimiser step of `configs/colab_v5e1.py`. The number is the side in pixels. By layers: the sum of layers",
         "compiled one by one, UNPROVEN for the whole, and compiled in the seconds that this run spent beside its cache; whole: compiled as one program.", "",
         "Effort is the compiler's, 0 being a run's own. With -1 it takes a fifth of the time and moves more, most where arrays are small enough to stay on the",
-        "chip: `up_blocks.2/resnets.0` of training at 512x512 on v6e, 8.0 GB instead of 7.6, compiled in 31 s instead of 152; the whole edit step at 256x256",
-        "with frames over 4 chips, 24.8 GB instead of 4.3, in 44 s instead of 316. So bytes at -1 are an upper bound of a run's.", "",
-        "| plan | compiled, effort | GiB a chip | TFLOP | GB of HBM moved | GB sent | arithmetic, s | HBM, s | interconnect, s | HBM / arithmetic | compiled in, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "chip. So bytes at -1 are an upper bound of a run's; some plans were asked both ways. What splash attention's kernels read again (keys and values for each",
+        "block of queries) is counted since commit daa3201, as is `transformer_in`'s recomputation.", "",
+        "| plan | compiled, effort | GiB a chip | TFLOP | GB of HBM moved | GB sent | arithmetic, s | HBM, s | interconnect, s | HBM / arithmetic | compiled in, s | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(row(name, record[name]) for name in plans() if name in record), "",
     ]  # fmt: skip
     lines += ["Not asked yet: " + "; ".join(missing) + ".", ""] if missing else []
@@ -99,7 +99,18 @@ def page(record: dict) -> str:
         "  The first temporal transformer at 512x512 moved 52 GB a clip so; with the weights gathered whole (`runtime.OPTIONS`), 10 GB",
         "  (`python -m pytest -m slow tests/test_tpu_compiler.py -k whole`).",
         "- The 16 GB recipe did not fit with an EMA of the weights: 16.8 GiB, compiled whole. It has none now.",
-        "", "`configs/sd15.py` at 512x512 does not fit into a v5e chip as it is, where the table says more than 16 GiB: `--optim.accumulation 2`, or more chips.",
+        "- Reading what each layer moves, instruction by instruction, led to these. Edit step at 512x512 on v6e, by layers, effort -1, each on top of the last:", "",
+        "| change (commit 127935c) | GB of HBM moved |", "|---|---|",
+        "| before, with splash attention's repeated reads counted | 281 |",
+        "| 1x1 convolutions as matrix products: no copies between the layouts of both | 268 |",
+        "| splash attention on arrays whose innermost axis are the tokens: heads of 40 are not padded to 128 lanes | 251 |",
+        "| the softmax of text attention divides last: 16-bit weights between the products instead of 32-bit ones | 246 |",
+        "| layer and group norms take both moments in one pass (16-bit results alone), beside what makes their input | 223 |",
+        "| temporal convolutions as 1D convolutions of every position instead of products over three shifted copies | 207 |",
+        "| temporal transformers: positions are folded before the first projection, not after | 201 |", "",
+        "  Of a temporal convolution layer of 320 channels at 64x64 trained with `--optim.remat block`, 3 clips: 28.5 GB before, 12.7 GB after.",
+        "", "Where the table says more than a chip's memory, a recipe does not fit as it is: `--optim.accumulation 2`, or more chips. v6e has the most arithmetic for its",
+        "bandwidth (560 operations a byte; v5e 241, v5p 166): there HBM binds at every size.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
