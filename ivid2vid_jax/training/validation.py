@@ -22,7 +22,7 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill [0, 1) evenly
 
 
 class Validation:
-    """validation(params, frozen) -> {"loss": mean, "loss_t000_250": ..., parts}, over `log.eval_batches` batches of every dataset.
+    """validation(params, frozen) -> {"loss": mean, "noise_loss_t000_250": ..., parts}, over `log.eval_batches` batches of every dataset.
 
     A prepared dataset without a "validation" split is left out, with a note.
     """
