@@ -29,6 +29,7 @@ def plans() -> dict[str, tuple[str, ...]]:
         found |= {f"edit {size} {ONE[kind]}": (*SD15, "--topology", ONE[kind], "--edit", "--size", size) for kind in ONE}
         found[f"edit {size} v5e:2x2, frames over 4 chips"] = (*SD15, "--topology", "v5e:2x2", "--edit", "--size", size)
     found["colab v5e:1x1"] = (*COLAB, "--topology", "v5e:1x1")
+    found |= {f"colab v5e:1x1, remat {name}": (*found["colab v5e:1x1"], "--remat", name) for name in ("products", "none")}
     found |= {f"train {size} {SIXTEEN[kind]}": (*SD15, "--topology", SIXTEEN[kind], "--size", size) for size in sizes for kind in ("v6e", "v5e", "v5p")}
     found |= {f"{name}, own effort": (*found[name], "--effort", "0") for name in ("edit 512 v6e:1x1", "edit 512 v5e:1x1", "edit 256 v5e:2x2, frames over 4 chips")}
     found["edit 256 v5e:1x1, whole"] = (*SD15, "--topology", "v5e:1x1", "--edit", "--size", "256", "--full", "--effort", "0")
