@@ -103,7 +103,7 @@ def run(args: EvaluateArgs) -> None:
     if unknown := [name for name in judged if name not in (*known, *EDITORS)]:
         raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, (*known, *EDITORS)))}")
 
-    record = {"model": str(args.model), "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes.SEED}
+    record = {"model": args.model or "shapes-edit", "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes.SEED}
     if told := [name for name in judged if name in EDITORS]:
         engine = recipe(SynthesisConfig)(args.engine) if args.engine else SynthesisConfig()
         base = pipeline.load(engine.base, args.dtype)

@@ -135,7 +135,7 @@ def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
     pipe = pipeline.load(args.model, args.dtype)
     settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
     pipe.check_editor()
-    record |= {"model": str(args.model), "model_weights": pipe.folder.fingerprint(), "settings": vars(settings)}
+    record |= {"model": args.model or "shapes-edit", "model_weights": pipe.folder.fingerprint(), "settings": vars(settings)}
     return lambda clip, instruction: pipe.edit(clip, instruction, **vars(settings))
 
 
