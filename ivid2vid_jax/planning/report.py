@@ -113,12 +113,10 @@ def compiler(mesh) -> list:
 
 
 @functools.cache
-def source_mark() -> str:
-    """A hash of the code that decides what is compiled, so that no plan outlives it."""
-    from ivid2vid_jax import models
-    from ivid2vid_jax.training import sharding
-
-    files = sorted(Path(models.__file__).parent.glob("*.py")) + sorted(Path(__file__).parent.glob("*.py")) + [Path(sharding.__file__)]
+def source_mark(*parts: str) -> str:
+    """A hash of the code in these parts of the package, by default of what decides how layers are compiled, so that no plan outlives it."""
+    home = Path(__file__).parents[1]
+    files = [file for part in parts or ("models", "planning") for file in sorted((home / part).glob("*.py"))] + [home / "training" / "sharding.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -160,7 +158,9 @@ def text(plan: Plan, where: chips.Slice, per_run: str, amount: float, steps: int
     lines += [f"  {'sum':32s} {plan.memory / GIB:8.2f} GiB of {chip.hbm / GIB:.0f}: {'fits' if fits else 'DOES NOT FIT'}", ""]
     lines += [f"time of a step, at the chip's published peaks (cloud.google.com/tpu/docs/{where.name.partition(':')[0]})"]
     amounts = {"arithmetic": f"{plan.flops / 1e12:.2f} TFLOP", "HBM": f"{plan.moved / 1e9:.1f} GB", "interconnect": f"{sum(plan.sent.values()) / 1e9:.2f} GB sent"}
-    notes = {slowest: "  <- binds"} | ({"HBM": "  at most: --effort 0 moves less" + ("; binds if not" if slowest == "HBM" else "")} if effort < 0 else {})
+    notes = {slowest: "  <- binds"}
+    if effort < 0:
+        notes["HBM"] = "  at most: --effort 0 moves less" + notes.get("HBM", "").replace("binds", "may bind")
     lines += [f"  {name:14s} {amounts[name]:>16s} {seconds:9.4f} s{notes.get(name, '')}" for name, seconds in times.items()]
     lines += [f"    {kind:20s} {size / 1e9:8.3f} GB" for kind, size in sorted(plan.sent.items(), key=lambda item: -item[1])]
     bound = max(seconds for name, seconds in times.items() if effort >= 0 or name != "HBM")
@@ -175,7 +175,7 @@ class Memory:
     """Plans of one program, by layers and whole, as this code and compiler told them; program: what JSON can say of it."""
 
     def __init__(self, program: list, mesh, cache: Path):
-        mark = hashlib.sha256(json.dumps([program, compiler(mesh), source_mark()], default=str).encode()).hexdigest()[:24]
+        mark = hashlib.sha256(json.dumps([program, compiler(mesh), source_mark(), source_mark("diffusion", "training")], default=str).encode()).hexdigest()[:24]
         self.files = {whole: cache / f"{mark}-{'whole' if whole else 'layers'}.json" for whole in (True, False)}
 
     def recall(self, whole: bool, effort: float | None = None) -> Plan | None:
