@@ -57,7 +57,7 @@ def test_numbers_that_hardly_differ_are_normalised_to_something():
     assert jnp.isfinite(layer.apply(layer.init(jax.random.key(0), x), x)).all()
 
 
-@pytest.mark.parametrize("device", ["cpu", "tpu"])
+@pytest.mark.parametrize("device", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.01)])
 def test_attention_is_the_formula_on_every_device(device, dtype, tolerance, monkeypatch):
     """Small scores and large ones; in 16 bits as near as those 8 bits of mantissa allow."""
