@@ -393,9 +393,9 @@ def test_the_best_of_several_samples_are_kept(config, capsys):
         assert len({jobs[each].seed for each in three}) == 3 and min(np.abs(edits[i] - edits[i - 1]).max() for i in range(3)) > 1
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_dataset_is_the_same(config, capsys, rounds, tmp_path):
-    """Twice a round: a new run at a moment of its own part of the whole time, and the one that goes on with it anywhere. Then it is let end, and compared."""
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_dataset_is_the_same(config, capsys, kills, tmp_path):
+    """Up to twice a round: a new run, at moments that fill the whole time evenly, and the one that goes on with it, anywhere. Then it is let end, and compared."""
     told(capsys, config)
     killed = dataclasses.replace(config, output=tmp_path / "killed")
     words = [sys.executable, "-m", "ivid2vid_jax.synthesize", "--config", str(recipe_of(killed, tmp_path / "recipe.py"))]
@@ -407,21 +407,23 @@ def test_killed_at_any_moment_the_dataset_is_the_same(config, capsys, rounds, tm
         first = time.monotonic() - began
         assert process.wait() == 0
         takes = time.monotonic() - began
-    rng, died, stages = random.Random(0), 0, []
-    for number in range(rounds):
+    rng, died, begun, rounds = random.Random(0), 0, Counter(), 0
+    while died < kills:
+        assert rounds < kills, "runs end before they are killed"
         shutil.rmtree(killed.output, ignore_errors=True)
-        for share in ((number + rng.random()) / rounds, rng.random()):
+        for share in ((0.3 + 0.618 * rounds) % 1, rng.random()):
             process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
             time.sleep(first + share * (takes - first))
             process.send_signal(signal.SIGKILL)
-            died += process.wait() != 0
-            stages.append(max((STAGES.index(path.stem) for path in killed.output.glob("*.jsonl")), default=-1))
+            if process.wait() != 0:
+                died += 1
+                begun[max((path.stem for path in killed.output.glob("*.jsonl")), key=STAGES.index, default="nothing")] += 1
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert dataset(killed.output) == dataset(config.output), f"round {number}"
-        assert found(killed.output) == found(config.output), f"round {number}"
-    print(f"{died} of {2 * rounds} runs killed, in {dict(sorted(Counter(STAGES[stage] if stage >= 0 else 'nothing' for stage in stages).items()))}; {rounds} datasets alike")
-    assert died >= rounds
+        assert dataset(killed.output) == dataset(config.output), f"round {rounds}"
+        assert found(killed.output) == found(config.output), f"round {rounds}"
+        rounds += 1
+    print(f"{died} runs killed, by the last stage with an item settled {dict(begun)}; {rounds} datasets alike")
 
 
 def found(folder: Path) -> dict[str, list]:
