@@ -396,6 +396,7 @@ def test_the_best_of_several_samples_are_kept(config, capsys):
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_dataset_is_the_same(config, capsys, kills, tmp_path):
     """Up to twice a round: a new run, at moments that fill the whole time evenly, and the one that goes on with it, anywhere. Then it is let end, and compared."""
+    config = dataclasses.replace(config, count=6, shared_noise=SharedNoiseConfig(sampling=20))  # longer edits, to be killed in
     told(capsys, config)
     killed = dataclasses.replace(config, output=tmp_path / "killed")
     words = [sys.executable, "-m", "ivid2vid_jax.synthesize", "--config", str(recipe_of(killed, tmp_path / "recipe.py"))]
