@@ -51,7 +51,8 @@ def test_a_blip_of_the_real_size_captions(tmp_path):
     blip = Blip(CaptionsConfig(model=str(tmp_path / "blip")))
     loaded = time.monotonic()
     found = blip(frames)
-    print(f"{count / 1e6:.0f} M parameters: loaded in {loaded - began:.1f} s, 2 frames in {time.monotonic() - loaded:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    seconds, most = (loaded - began, time.monotonic() - loaded), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{count / 1e6:.0f} M parameters: loaded in {seconds[0]:.1f} s, 2 frames in {seconds[1]:.1f} s, at most {most / 1e6:.1f} GB")
     assert len(found) == 2 and found[0] and all(isinstance(each, str) and not each.startswith("a video of") for each in found), found
 
 

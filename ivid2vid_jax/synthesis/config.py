@@ -66,7 +66,8 @@ class SynthesisConfig:
         if self.editor == TRUTH and not self.videos == self.instructions == OWN:
             raise UserError(f"--editor {TRUTH}: the true edits are known for --videos {OWN} with --instructions {OWN} alone")
         if self.samples > 1 and (self.editor != "shared_noise" or self.shared_noise.inversion):
-            raise UserError(f"--samples {self.samples}: edits from a clip's own noise, and true ones, are the same for every seed; only --editor shared_noise with --shared-noise.inversion 0 draws others")
+            why = "edits from a clip's own noise, and true ones, are the same for every seed"
+            raise UserError(f"--samples {self.samples}: {why}; only --editor shared_noise with --shared-noise.inversion 0 draws others")
         self.part()
 
     def part(self) -> tuple[int, int]:

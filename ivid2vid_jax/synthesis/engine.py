@@ -272,7 +272,10 @@ class Engine:
     def jobs(self) -> dict[str, Edit]:
         """Id -> edit, of every proposal that was taken."""
         c = self.config
-        how = mark(TRUTH) if c.editor == TRUTH else mark(c.editor, dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)), self.base_folder.fingerprint(), c.seed)
+        if c.editor == TRUTH:
+            how = mark(TRUTH)
+        else:
+            how = mark(c.editor, dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)), self.base_folder.fingerprint(), c.seed)
         lines = self.manifest("instructions").accepted(self.instruction_marks)
         edits = (self.job(line, each, how, sample) for line in lines for each in line["proposals"] for sample in range(c.samples))
         return {edit.id: edit for edit in edits}
