@@ -271,7 +271,14 @@ class ShapesReader:
 
 
 def read_pair(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both clips in one size and length, [T, H, W, 3] uint8, and their frames/s.
+    """Both clips in one size and length, [T, H, W, 3] uint8, and their frames/s. Raises UserError as `read_both` does."""
+    first, second, fps = read_both(source, edited, settings)
+    shorter = min(len(first), len(second))
+    return first[:shorter], second[:shorter], fps
+
+
+def read_both(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both clips in one size, each of its own length, [T, H, W, 3] uint8, and their frames/s.
 
     Raises UserError where a clip cannot be read, or the two do not belong together: rates, shapes or lengths too far apart.
     """
@@ -286,7 +293,7 @@ def read_pair(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.nd
     shorter, longer = sorted(len(each) for each in frames)
     if longer - shorter > LENGTHS * longer:
         raise UserError(f"the source has {len(frames[0])} frames and the edited clip {len(frames[1])}: more than {LENGTHS:.0%} apart")
-    return frames[0][:shorter], frames[1][:shorter], float(clips[0].fps or clips[0].rate)
+    return *frames, float(clips[0].fps or clips[0].rate)
 
 
 def common_size(sizes: list[tuple[int, int]], shorter_side: int) -> tuple[int, int]:

@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ivid2vid_jax import lines
-from ivid2vid_jax.data.readers import ClipSettings, fitted, read_pair
+from ivid2vid_jax.data.readers import ClipSettings, fitted, read_both
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.distances import Moments, draw, frechet, kernel_distance
 from ivid2vid_jax.evaluation.intervals import bootstrap
@@ -88,8 +87,10 @@ class Judge:
             wants_features = set(SETS) & set(self.names) and not kept
             if before and not missing and not wants_features:
                 return before
-            source, found, _ = read_pair(task.source, edited, self.clips)
-            mask, note = self.mask(task, source), self.lengths(task.source, edited)
+            source, found, _ = read_both(task.source, edited, self.clips)
+            note = lengths(source, found)
+            source, found = source[: len(found)], found[: len(source)]
+            mask = self.mask(task, source)
         except UserError as error:
             return Item(task.id, "", error=f"{task.where}: {error}" if task.where else str(error))
         pair = Pair(source, found, mask, (task.source_caption, task.edited_caption), self.clip)
@@ -101,11 +102,6 @@ class Judge:
             except UserError as error:
                 features, reasons = (), reasons | dict.fromkeys(SETS, str(error))
         return Item(task.id, mark, source.shape[:3], (before.values if before else {}) | values, reasons, features, note=note)
-
-    def lengths(self, *paths: Path) -> str:
-        """In words where the two clips have not as many frames: `read_pair` then cuts the longer one, by a tenth at most."""
-        source, edited = (sum(1 for _ in islice(open_clip(path, fps=self.clips.fps).frames(), self.clips.frames)) for path in paths)
-        return "" if source == edited else f"the edited clip has {edited} frames, the source {source}: the first {min(source, edited)} are compared"
 
     def mask(self, task: Task, source: np.ndarray) -> np.ndarray | None:
         """A clip's or a still's pixels above half of white."""
@@ -132,6 +128,13 @@ def read(output: Path) -> list[Item]:
     """Of all shards, the last of each edit; a line that was cut off is left out."""
     found = [Item(**json.loads(line)) for file in sorted(output.glob("items-*.jsonl")) for line in lines.whole(file)]
     return list({item.id: dataclasses.replace(item, shape=tuple(item.shape), features=tuple(item.features)) for item in found}.values())
+
+
+def lengths(source: np.ndarray, edited: np.ndarray) -> str:
+    """In words where the two clips have not as many frames, of which a tenth at most is then left out."""
+    if len(source) == len(edited):
+        return ""
+    return f"the edited clip has {len(edited)} frames, the source {len(source)}: the first {min(len(source), len(edited))} are compared"
 
 
 def marked(*paths: Path | None, words: Sequence[str] = ()) -> str:
