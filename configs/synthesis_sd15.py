@@ -6,7 +6,7 @@ Hardware: GPUs or TPU chips, a clip each at once. `--chat.base-url` names a loca
 """
 
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
-from ivid2vid_jax.synthesis.clips import ClipsConfig
+from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.editors import TuneAVideoConfig
 from ivid2vid_jax.synthesis.filter import FilterConfig

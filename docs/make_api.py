@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 PUBLIC = {
-    "ivid2vid_jax.pipeline": ("load", "Pipeline.edit", "Pipeline.edit_frames", "Pipeline.generate", "EditSettings"),
+    "ivid2vid_jax.inference.pipeline": ("load", "Pipeline.edit", "Pipeline.edit_frames", "Pipeline.generate", "EditSettings"),
     "ivid2vid_jax.video.read": ("open_clip", "Clip"),
     "ivid2vid_jax.video.write": ("write_clip",),
     "ivid2vid_jax.data.dataset": ("open_dataset",),
@@ -15,13 +15,13 @@ PUBLIC = {
     "ivid2vid_jax.training.loop": ("train",),
     "ivid2vid_jax.training.config": ("TrainConfig", "NetConfig", "OptimConfig", "DropConfig", "MeshConfig", "CheckpointConfig", "LogConfig"),
     "ivid2vid_jax.diffusion.losses": ("LossConfig",),
-    "ivid2vid_jax.training.metrics": ("read_metrics",),
+    "ivid2vid_jax.training.metrics_log": ("read_metrics",),
     "ivid2vid_jax.training.checkpoints": ("Checkpoints", "Checkpoints.steps", "Checkpoints.restore"),
-    "ivid2vid_jax.weights.folder": ("open_folder", "load_params", "save_folder"),
+    "ivid2vid_jax.weights.pipeline_folder": ("open_folder", "load_params", "save_folder"),
     "ivid2vid_jax.weights.inflate": ("inflate",),
     "ivid2vid_jax.diffusion.samplers": ("sampler",),
     "ivid2vid_jax.diffusion.guidance": ("branches",),
-    "ivid2vid_jax.errors": ("UserError",),
+    "ivid2vid_jax.utils.errors": ("UserError",),
 }
 
 

@@ -98,7 +98,7 @@ def page(record: dict) -> str:
         "- The plain prototype of the edit step at 256x256 moved 122 GB for 13.6 TFLOP, an HBM time of 2.2 times the arithmetic's.",
         "- Training on 16 chips: left to itself the compiler multiplies by split weights piece by piece, in loops that move all activations at every turn.",
         "  The first temporal transformer at 512x512 moved 52 GB a clip so; with the weights gathered whole (`runtime.OPTIONS`), 10 GB",
-        "  (`python -m pytest -m slow tests/test_tpu_compiler.py -k whole`).",
+        "  (`python -m pytest -m slow tests/planning/test_tpu_compiler.py -k whole`).",
         "- The 16 GB recipe did not fit with an EMA of the weights: 16.8 GiB, compiled whole. It has none now.",
         "- Reading what each layer moves, instruction by instruction, led to these. Edit step at 512x512 on v6e, by layers, effort -1, each on top of the last:", "",
         "| change (commit 127935c) | GB of HBM moved |", "|---|---|",

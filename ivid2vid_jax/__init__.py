@@ -6,7 +6,7 @@ __all__ = ["Pipeline", "load", "__version__"]
 
 def __getattr__(name):
     if name in ("Pipeline", "load"):  # imported when asked for: `import ivid2vid_jax` stays light
-        from ivid2vid_jax import pipeline
+        from ivid2vid_jax.inference import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ivid2vid_jax.commands import main
+from ivid2vid_jax.utils.cli import main
 
 
 @dataclasses.dataclass
@@ -25,11 +25,11 @@ class ExportArgs:
     data_licence: str = ""  # of the training data, for the model card
 
     def run(self) -> None:
-        from ivid2vid_jax.conversion import card, exporting
+        from ivid2vid_jax.conversion import exporter, model_card
         from ivid2vid_jax.weights import hub
 
         source = hub.resolve(self.source)
-        held, written = exporting.export(source, self.output, self.dtype, card.gather(source, self.base_licence, self.data_licence))
+        held, written = exporter.export(source, self.output, self.dtype, model_card.gather(source, self.base_licence, self.data_licence))
         print(f"wrote {self.output}: the U-Net as {held.class_name}, {sum(path.stat().st_size for path in written) / 1e9:.2f} GB; how to use it: README.md there")
 
 
@@ -46,13 +46,13 @@ class ImportArgs:
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # of the weights that are written (default: as they are stored)
 
     def run(self) -> None:
-        from ivid2vid_jax.conversion import foreign, importing
+        from ivid2vid_jax.conversion import foreign_formats, importer
         from ivid2vid_jax.weights import hub
 
-        options = importing.Options(self.prediction_type, self.group_norm, self.motion_group_norm, self.dtype)
+        options = importer.Options(self.prediction_type, self.group_norm, self.motion_group_norm, self.dtype)
         base = hub.resolve(self.base) if self.base else None
-        told = importing.convert(foreign.recognise(self.source), base, self.output, options)
-        print("\n".join([*importing.lines(told), f"wrote {self.output}"]))
+        told = importer.convert(foreign_formats.recognise(self.source), base, self.output, options)
+        print("\n".join([*importer.lines(told), f"wrote {self.output}"]))
 
 
 @dataclasses.dataclass
@@ -62,9 +62,9 @@ class InspectArgs:
     source: tyro.conf.Positional[Path]
 
     def run(self) -> None:
-        from ivid2vid_jax.conversion import foreign, inspecting
+        from ivid2vid_jax.conversion import foreign_formats, inspector
 
-        print("\n".join(inspecting.describe(foreign.recognise(self.source))))
+        print("\n".join(inspector.describe(foreign_formats.recognise(self.source))))
 
 
 COMMANDS = (

@@ -10,8 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ivid2vid_jax.commands import Progress, main, versions
-from ivid2vid_jax.errors import UserError, check_instruction
+from ivid2vid_jax.utils.cli import Progress, main, versions
+from ivid2vid_jax.utils.errors import UserError, check_instruction
 
 
 @dataclasses.dataclass
@@ -65,7 +65,8 @@ def run(args: EditArgs) -> None:
     if is_still(args.output) and not clip.has_one_frame():
         raise UserError(f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name")
 
-    from ivid2vid_jax import pipeline, runtime  # after the checks: importing JAX takes a second
+    from ivid2vid_jax.inference import pipeline
+    from ivid2vid_jax.parallel import runtime  # after the checks: importing JAX takes a second
 
     pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
     settings = pipeline.EditSettings.of(args).resolved(pipe.folder)

@@ -17,8 +17,8 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivid2vid_jax.commands import Progress, main, recipe, versions
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.cli import Progress, main, recipe, versions
+from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,12 @@ def run(args: EvaluateArgs) -> None:
     if args.data not in WORLDS or args.edited or args.votes or args.against:
         refuse(args, OF_SHAPES, "these are for the shapes world, --data shapes or shapes-crowded")
         refuse(args, OF_SAMPLING if args.edited else (), "--edited judges finished edits, for which nothing is sampled")
-        from ivid2vid_jax.evaluation import judging
+        from ivid2vid_jax.evaluation import evaluate_clips
 
-        return judging.run(args, claim)
-    from ivid2vid_jax import pipeline
-    from ivid2vid_jax.evaluation import captioned, grid, shapes, shapes_page
+        return evaluate_clips.run(args, claim)
+    from ivid2vid_jax.inference import pipeline
+    from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
+    from ivid2vid_jax.experiments import engine_editors, guidance_grid
     from ivid2vid_jax.synthesis.config import SynthesisConfig
     from ivid2vid_jax.synthesis.editors import EDITORS
     from ivid2vid_jax.video import compare
@@ -98,40 +99,40 @@ def run(args: EvaluateArgs) -> None:
     points = list(itertools.product(args.grid_text, args.grid_video))
     if bool(args.grid_text) != bool(args.grid_video):
         raise UserError("--grid-text and --grid-video go together: each text scale is tried with each video scale")
-    known = grid.editors(pipe, settings, points) if points else shapes.editors(pipe, settings)
+    known = guidance_grid.editors(pipe, settings, points) if points else shapes_benchmark.editors(pipe, settings)
     judged = tuple(known) if points else args.editors
     if unknown := [name for name in judged if name not in (*known, *EDITORS)]:
         raise UserError(f"--editors {' '.join(map(repr, unknown))}: choose from {', '.join(map(repr, (*known, *EDITORS)))}")
 
-    record = {"model": args.model or "shapes-edit", "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes.SEED}
+    record = {"model": args.model or "shapes-edit", "weights": pipe.folder.fingerprint(), "settings": vars(settings), "world": args.data, "seed_of_clips": shapes_benchmark.SEED}
     if told := [name for name in judged if name in EDITORS]:
         engine = recipe(SynthesisConfig)(args.engine) if args.engine else SynthesisConfig()
         base = pipeline.load(engine.base, args.dtype)
-        known |= captioned.editors(base, engine, told)
+        known |= engine_editors.editors(base, engine, told)
         record |= {"base": base.folder.fingerprint()} | {name: dataclasses.asdict(getattr(engine, name)) for name in told}
     claim(args.output, record)
 
-    def animation(item: shapes.Item) -> Path:
+    def animation(item: shapes_benchmark.Item) -> Path:
         return args.output / "clips" / f"{item.kind}-{item.index}.gif"
 
-    def show(item: shapes.Item, truth, edited) -> None:
+    def show(item: shapes_benchmark.Item, truth, edited) -> None:
         if item.editor == "model" and item.index < args.sheets:
             mark = "passed" if item.passed else "failed"
             compare.panels(animation(item), [truth.source, edited, truth.edited], f"{truth.instruction} ({mark})", truth.fps)
 
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
-    wanted = list(shapes.specs(kinds, args.count, settings.size, settings.frames, args.data))
+    wanted = list(shapes_benchmark.specs(kinds, args.count, settings.size, settings.frames, args.data))
     with Progress("editing") as progress:
-        items = shapes.run({name: known[name] for name in judged}, wanted, args.output / "items.jsonl", show, progress)
-    found = shapes.report(items)
-    text = shapes.table(found)
+        items = shapes_benchmark.run({name: known[name] for name in judged}, wanted, args.output / "items.jsonl", show, progress)
+    found = shapes_benchmark.report(items)
+    text = shapes_benchmark.table(found)
     (args.output / "report.md").write_text(text + "\n")
     print(text)
     if points:
-        grid.plot(found, points, args.output / "grid.png", f"{args.model or 'shapes-edit'}: {args.count} held-out clips of each of {len(kinds)} kinds")
-        print(f"best: {grid.name(grid.best(found, points))}")
+        guidance_grid.plot(found, points, args.output / "grid.png", f"{args.model or 'shapes-edit'}: {args.count} held-out clips of each of {len(kinds)} kinds")
+        print(f"best: {guidance_grid.name(guidance_grid.best(found, points))}")
     plots = [args.output / "grid.png"] if points else []
-    shapes_page.write(args.output, record | {"versions": versions()}, items, found, shapes_page.clips(items, wanted, animation, args.shown), plots)
+    shapes_report.write(args.output, record | {"versions": versions()}, items, found, shapes_report.clips(items, wanted, animation, args.shown), plots)
     print(f"wrote {args.output / 'index.html'}")
 
 
@@ -143,7 +144,7 @@ def refuse(args: EvaluateArgs, names: Sequence[str], why: str) -> None:
 
 def run_experiment(args: EvaluateArgs) -> None:
     """Trains and judges every arm and seed of an experiment's file; prints its table."""
-    from ivid2vid_jax.evaluation import experiment
+    from ivid2vid_jax.experiments import experiment
     from ivid2vid_jax.training.loop import train
 
     if not args.experiment.is_file():

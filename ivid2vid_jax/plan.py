@@ -8,8 +8,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ivid2vid_jax.commands import main, versions
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.cli import main, versions
+from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ def run(args: PlanArgs) -> None:
     chips.without_accelerators()  # before anything imports JAX
     config = changed(args)
     from ivid2vid_jax.planning import programs, report
-    from ivid2vid_jax.training import sharding
+    from ivid2vid_jax.parallel import sharding
 
     folder = programs.folder_of(config)
     mesh = sharding.make_mesh(config.mesh, where.devices())

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ivid2vid_jax.commands import Progress, main
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.cli import Progress, main
+from ivid2vid_jax.utils.errors import UserError
 
 BAD = "bad.jsonl"
 NAMED = 20  # bad triplets named on the screen; the file has them all
@@ -129,11 +129,11 @@ def write_cache(args: PrepareArgs) -> None:
     if args.augmentations < 1:
         raise UserError(f"--augmentations {args.augmentations} must be at least 1")
     from ivid2vid_jax.data.config import LoaderConfig
-    from ivid2vid_jax.training import latents
+    from ivid2vid_jax.training import encode_latents
 
     cut = LoaderConfig(frames=args.frames or 8, size=args.size or 64, stride=args.stride, crop=args.crop, flip=args.flip)
     cut.check()
-    print(f"wrote {latents.write(Path(args.data), args.cache_for, cut, args.augmentations, args.cache_text)}")
+    print(f"wrote {encode_latents.write(Path(args.data), args.cache_for, cut, args.augmentations, args.cache_text)}")
 
 
 def reader_for(args: PrepareArgs):

@@ -5,7 +5,7 @@
     python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
 """
 
-from ivid2vid_jax.commands import main, recipe
+from ivid2vid_jax.utils.cli import main, recipe
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 
 
@@ -14,10 +14,10 @@ def run(config: SynthesisConfig) -> None:
     from ivid2vid_jax.synthesis.engine import Engine
 
     if config.shard == "auto":
-        from ivid2vid_jax.training import distributed
+        from ivid2vid_jax.parallel import processes
         from ivid2vid_jax.training.config import DistributedConfig
 
-        distributed.initialise(DistributedConfig())
+        processes.initialise(DistributedConfig())
     engine = Engine(config)
     if config.estimate:
         from ivid2vid_jax.synthesis.estimate import estimate

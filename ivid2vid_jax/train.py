@@ -4,24 +4,24 @@
     python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
 """
 
-from ivid2vid_jax import commands
+from ivid2vid_jax.utils import cli
 from ivid2vid_jax.training.config import DEFAULT, TrainConfig
 
-recipe = commands.recipe(TrainConfig)
+recipe = cli.recipe(TrainConfig)
 
 
 def run(config: TrainConfig) -> None:
     """Trains, and says what can be done with the result."""
-    from ivid2vid_jax.evaluation import learned
+    from ivid2vid_jax.evaluation import training_benchmark
     from ivid2vid_jax.training.loop import train
 
-    learned.check(config)
-    done = train(config, learned.judge if config.log.judge else None)
+    training_benchmark.check(config)
+    done = train(config, training_benchmark.judge if config.log.judge else None)
     if config.log.judge:
-        print(learned.table(done))
+        print(training_benchmark.table(done))
     if config.task == "edit" and (done / "pipeline").is_dir():
         print(f'wrote {done}; edit with: python -m ivid2vid_jax.edit --model {done} --video in.mp4 --instruction "..." --output out.mp4')
 
 
 if __name__ == "__main__":
-    commands.main(TrainConfig, run, recipe, DEFAULT)
+    cli.main(TrainConfig, run, recipe, DEFAULT)

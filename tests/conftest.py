@@ -31,7 +31,7 @@ def quiet():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny random InstructPix2Pix-shaped folder, written by diffusers and transformers themselves."""
-    from tests import factory
+    from tests.support import factory
 
     return factory.save(tmp_path_factory.mktemp("models") / "tiny", factory.tiny())
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivid2vid_jax.commands import recipe
+from ivid2vid_jax.utils.cli import recipe
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import NetConfig, TrainConfig
-from ivid2vid_jax.training.metrics import read_metrics
+from ivid2vid_jax.training.metrics_log import read_metrics
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments" and not path.stem.startswith("synthesis_"))
 
@@ -23,7 +23,7 @@ def load(path: Path) -> TrainConfig:
 
 def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainConfig:
     """The recipe at sizes that compile in seconds. What it trains, drops, weighs and caches stays."""
-    from tests.tiny_run import NET
+    from tests.support.tiny_run import NET
 
     loader = dataclasses.replace(config.loader, batch=4, frames=min(2, config.loader.frames), size=16, workers=0)
     net = dataclasses.replace(NET, temporal=config.net.temporal, prediction_type=config.net.prediction_type)
@@ -55,7 +55,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny 4-channel folder, as Stable Diffusion is one."""
-    from tests import factory
+    from tests.support import factory
 
     return factory.save(tmp_path_factory.mktemp("base") / "sd", factory.tiny(in_channels=4))
 
@@ -77,9 +77,9 @@ def test_twin_trains(path, base, tiny, prepared, tmp_path):
     model = tiny if config.model and "pix2pix" in config.model else base
     small = twin(config, model, prepared, tmp_path / "run")
     if config.loader.cached:
-        from ivid2vid_jax.training import latents
+        from ivid2vid_jax.training import encode_latents
 
-        latents.write(prepared, str(model), small.loader, augmentations=1)
+        encode_latents.write(prepared, str(model), small.loader, augmentations=1)
     run = train(small)
     lines = read_metrics(run, "train")
     assert [line["step"] for line in lines] == [1, 2, 3] and np.isfinite([line["loss"] for line in lines]).all()

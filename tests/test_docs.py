@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from ivid2vid_jax.commands import config_classes, split_config
+from ivid2vid_jax.utils.cli import config_classes, split_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]

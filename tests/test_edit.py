@@ -13,8 +13,8 @@ from PIL import Image
 
 from ivid2vid_jax import assets, edit
 from ivid2vid_jax.video.read import open_clip
-from tests.command import run_command
-from tests.test_video import bad_file, packets_of, read, write
+from tests.support.command import run_command
+from tests.video.test_video import bad_file, packets_of, read, write
 
 QUICK = ["--steps", "2", "--size", "32"]
 

@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax import evaluate, pipeline
+from ivid2vid_jax import evaluate
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.data import shapes as world
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation import captioned, grid, shapes, shapes_page
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
+from ivid2vid_jax.experiments import engine_editors, guidance_grid
 from ivid2vid_jax.video import compare
-from tests import browser, factory
-from tests.command import run_command
-from tests.test_editors import ONE_LEVEL
+from tests.support import browser, factory
+from tests.support.command import run_command
+from tests.synthesis.test_editors import ONE_LEVEL
 
 KINDS = ("colour", "remove", "grey", "identity")
 
 
 def wanted(count=3):
-    return list(shapes.specs(KINDS, count, 64, 4))
+    return list(shapes_benchmark.specs(KINDS, count, 64, 4))
 
 
 def perfect(truth):
@@ -37,12 +39,12 @@ def test_the_clips_are_held_out_and_their_own():
     assert [(kind, index) for kind, index, _ in specs] == [(kind, index) for kind in KINDS for index in range(3)]
     assert all(world.held_out(spec.scene, spec.edit) and spec.edit.kind == kind for kind, _, spec in specs)
     assert len({spec.to_json() for _, _, spec in specs}) == len(specs)
-    assert [spec for *_, spec in shapes.specs(("grey",), 3, 64, 4)] == [spec for kind, _, spec in specs if kind == "grey"]  # whatever else is asked
+    assert [spec for *_, spec in shapes_benchmark.specs(("grey",), 3, 64, 4)] == [spec for kind, _, spec in specs if kind == "grey"]  # whatever else is asked
 
 
 def test_true_edits_pass_and_copies_fail(tmp_path):
-    items = shapes.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")
-    found = shapes.report(items)
+    items = shapes_benchmark.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")
+    found = shapes_benchmark.report(items)
     everything = found["truth"]["all"]
     assert everything["passed"]["share"] == 1 and everything["count"] == 12 and everything["flicker"]["mean"] == 0
     assert everything["psnr"]["db"] == np.inf and everything["psnr"]["interval"] is None
@@ -58,19 +60,19 @@ def test_numbers_of_an_item_are_what_they_say(tmp_path):
     truth = world.triplet(spec)
     edited = np.asarray(truth.edited, int) + 1
     edited[1::2] += 3
-    item = shapes.judge("x", "colour", 0, spec, truth, edited.clip(0, 255).astype(np.uint8))
+    item = shapes_benchmark.judge("x", "colour", 0, spec, truth, edited.clip(0, 255).astype(np.uint8))
     assert item.error == pytest.approx((1 + 16) / 2) and item.error_outside == pytest.approx((1 + 16) / 2, rel=0.05)
     static = np.repeat(truth.source[:1], 4, axis=0)
-    assert shapes.warping_errors(static, static, 255 - static) == [pytest.approx(0, abs=1e-6)] * 2 and shapes.warping_errors(static[:1], static[:1]) == [None]
+    assert shapes_benchmark.warping_errors(static, static, 255 - static) == [pytest.approx(0, abs=1e-6)] * 2 and shapes_benchmark.warping_errors(static[:1], static[:1]) == [None]
     assert item.warping > item.warping_truth > 0, "a clip that flickers does not follow the source's flow"
     assert item.flicker == pytest.approx(3) and abs(item.difference - item.difference_truth) <= 3
-    assert shapes.psnr(np.array([item.error])) == pytest.approx(10 * np.log10(255**2 / 8.5))
+    assert shapes_benchmark.psnr(np.array([item.error])) == pytest.approx(10 * np.log10(255**2 / 8.5))
 
 
 def test_nothing_moves_in_a_single_frame():
-    (_, _, spec), *_ = shapes.specs(("grey",), 1, 64, 1)
+    (_, _, spec), *_ = shapes_benchmark.specs(("grey",), 1, 64, 1)
     truth = world.triplet(spec)
-    item = shapes.judge("x", "grey", 0, spec, truth, truth.edited)
+    item = shapes_benchmark.judge("x", "grey", 0, spec, truth, truth.edited)
     assert item.passed and (item.flicker, item.difference, item.difference_truth, item.warping) == (0, 0, 0, None)
 
 
@@ -81,17 +83,17 @@ def test_a_stopped_run_goes_on(tmp_path):
         calls.append(truth.id)
         return truth.edited
 
-    first = shapes.run({"truth": counting}, wanted(2), file)
+    first = shapes_benchmark.run({"truth": counting}, wanted(2), file)
     file.write_text(file.read_text()[:-20])  # killed within the last line
     seen = []
-    again = shapes.run({"truth": counting, "copy": copy}, wanted(2), file, lambda item, *_: seen.append(item), lambda done, total: None)
+    again = shapes_benchmark.run({"truth": counting, "copy": copy}, wanted(2), file, lambda item, *_: seen.append(item), lambda done, total: None)
     assert len(calls) == len(first) + 1 and again[: len(first)] == first
     assert len(seen) == 1 + len(first) and [item.editor for item in again] == ["truth"] * 8 + ["copy"] * 8
-    assert len(shapes.read(file)) == 16
+    assert len(shapes_benchmark.read(file)) == 16
 
 
 def test_the_table_holds_the_numbers(tmp_path):
-    text = shapes.table(shapes.report(shapes.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")))
+    text = shapes_benchmark.table(shapes_benchmark.report(shapes_benchmark.run({"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl")))
     lines = text.splitlines()
     assert lines[2].startswith("| truth | 12 | 100.0% [76, 100] | 100.0% | 100.0% | exact | exact | 0.00 |")
     assert lines[3].startswith("| copy | 12 | 25.0% [9, 53] |")
@@ -103,15 +105,15 @@ def trained(tmp_path_factory):
     """A tiny editor, never trained, whose temporal layers do something: no output projection is zero."""
     import flax
 
-    from ivid2vid_jax.training import run_folder, start
-    from ivid2vid_jax.weights.folder import initialiser, save_folder
-    from ivid2vid_jax.weights.initial import fresh
-    from tests.tiny_run import tiny
+    from ivid2vid_jax.training import init_state, run_folder
+    from ivid2vid_jax.weights.pipeline_folder import initialiser, save_folder
+    from ivid2vid_jax.weights.random_init import fresh
+    from tests.support.tiny_run import tiny
 
     home = tmp_path_factory.mktemp("model")
     config, rng = tiny(home), np.random.default_rng(0)
-    start.learn_vocabulary(config, lambda: run_folder.texts(config), home / "tokenizer")
-    folder, params = start.from_scratch(config, home), {}
+    init_state.learn_vocabulary(config, lambda: run_folder.texts(config), home / "tokenizer")
+    folder, params = init_state.from_scratch(config, home), {}
     for name, net in folder.models.items():
         flat = {path: leaf if leaf.any() else 0.05 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in fresh(initialiser(name, net), 0).items()}
         params[name] = flax.traverse_util.unflatten_dict(flat)
@@ -122,7 +124,7 @@ def trained(tmp_path_factory):
 def test_the_baseline_without_temporal_layers_sees_one_frame_at_a_time(trained):
     pipe = pipeline.load(trained)
     settings = pipeline.EditSettings(steps=2).resolved(pipe.folder)
-    judged = shapes.editors(pipe, settings)
+    judged = shapes_benchmark.editors(pipe, settings)
     truth = world.triplet(world.sample_spec(0, 0, size=16, frames=2))
     shown = {name: judged[name](truth) for name in judged}
     truth.source[1] = 255 - truth.source[1]
@@ -159,10 +161,10 @@ def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
 
 
 def test_the_page_opens_in_a_browser(tmp_path):
-    items, made = shapes.run({"model": perfect, "copy": copy}, wanted(1), tmp_path / "items.jsonl"), tmp_path / "colour-0.gif"
+    items, made = shapes_benchmark.run({"model": perfect, "copy": copy}, wanted(1), tmp_path / "items.jsonl"), tmp_path / "colour-0.gif"
     compare.panels(made, [np.zeros((2, 16, 16, 3), np.uint8)] * 3, "black", 8)
-    shown = shapes_page.clips(items, wanted(1), lambda item: tmp_path / f"{item.kind}-{item.index}.gif", 12)
-    shapes_page.write(tmp_path, {"model": "<perfect>"}, items, shapes.report(items), shown)
+    shown = shapes_report.clips(items, wanted(1), lambda item: tmp_path / f"{item.kind}-{item.index}.gif", 12)
+    shapes_report.write(tmp_path, {"model": "<perfect>"}, items, shapes_benchmark.report(items), shown)
     assert len(shown) == 1 and shown[0][0].endswith("(colour: passed)")
     with browser.page() as page:
         page.goto((tmp_path / "index.html").as_uri())
@@ -201,11 +203,11 @@ def test_editors_of_captions_are_told_both_captions():
         told.extend(tasks)
         return [[truth.edited]]
 
-    assert np.array_equal(captioned.editor(edit, 7)(truth), truth.edited)
+    assert np.array_equal(engine_editors.editor(edit, 7)(truth), truth.edited)
     assert (told[0].caption, told[0].edited_captions, told[0].seed) == (truth.source_caption, (truth.edited_caption,), 7)
     assert np.array_equal(told[0].clip, truth.source)
     with pytest.raises(UserError, match="not finite"):
-        captioned.editor(lambda tasks: [[None]], 7)(truth)
+        engine_editors.editor(lambda tasks: [[None]], 7)(truth)
 
 
 def test_other_ways_of_editing_are_judged_on_the_same_tasks(trained, tmp_path, capsys):
@@ -226,8 +228,8 @@ def test_the_best_point_passes_most_and_then_is_nearest():
         return {"all": {"passed": {"share": share}, "psnr": {"db": db}}}
 
     points = [(1.0, 1.0), (2.0, 1.0), (2.0, 1.5)]
-    report = dict(zip(map(grid.name, points), (found(0.5, 40), found(0.9, 20), found(0.9, 25)), strict=True))
-    assert grid.best(report, points) == (2.0, 1.5)
+    report = dict(zip(map(guidance_grid.name, points), (found(0.5, 40), found(0.9, 20), found(0.9, 25)), strict=True))
+    assert guidance_grid.best(report, points) == (2.0, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu, torch_side
-from tests.devices import QUICK
+from tests.support.devices import QUICK
 
 ABSENT = ("diffusers", "grain", "tensorflow_datasets", "av", "tyro")
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ivid2vid_jax.training.checkpoints import Checkpoints
-from ivid2vid_jax.training.metrics import read_metrics
+from ivid2vid_jax.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

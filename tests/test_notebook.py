@@ -35,7 +35,7 @@ def test_it_holds_no_output_and_every_step_of_the_way():
 def test_it_runs_from_top_to_bottom(tiny, tmp_path):
     """Tiny nets and clips in the place of the real ones."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    (tmp_path / "small.py").write_text("from tests.tiny_run import tiny\n\nconfig = tiny('runs/x', steps=2, checkpoint__pipeline=True)\n")
+    (tmp_path / "small.py").write_text("from tests.support.tiny_run import tiny\n\nconfig = tiny('runs/x', steps=2, checkpoint__pipeline=True)\n")
     clip = next(iter(assets.clips().values()))
     with open(tmp_path / "clips.csv", "w", newline="") as file:
         csv.writer(file).writerows([["src_video", "tgt_video", "prompt"], *([str(clip), str(clip), f"keep it, number {i}"] for i in range(60))])

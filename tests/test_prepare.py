@@ -18,9 +18,9 @@ from ivid2vid_jax.data import readers, shapes
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.errors import UserError
-from tests.command import run_command
-from tests.test_video import moving_square, psnr, write
+from ivid2vid_jax.utils.errors import UserError
+from tests.support.command import run_command
+from tests.video.test_video import moving_square, psnr, write
 
 
 def run(capsys, data, output, *words):

@@ -20,24 +20,24 @@ import pytest
 from ivid2vid_jax import synthesize
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.dataset import open_dataset
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis import output
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
-from ivid2vid_jax.synthesis.clips import ClipsConfig, write
+from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig, write
 from ivid2vid_jax.synthesis.config import STAGES, SynthesisConfig
 from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.manifest import FAILED, claim
 from ivid2vid_jax.synthesis.sources import Shapes, digest, source
-from tests import factory
-from tests.chat_server import EDITS, Server, completion
+from tests.support import factory
+from tests.support.chat_server import EDITS, Server, completion
 from tests.conftest import VIDEOS
-from tests.devices import environment
-from tests.test_clip import VISION_TINY, save_clip
-from tests.test_editors import ONE_LEVEL
-from tests.test_video import write as write_video
+from tests.support.devices import environment
+from tests.models.test_clip import VISION_TINY, save_clip
+from tests.synthesis.test_editors import ONE_LEVEL
+from tests.video.test_video import write as write_video
 
 ROOT = Path(__file__).parents[1]
 ANY = FilterConfig(image=-1, text=-1, direction=-1, consistency=-1)
@@ -312,7 +312,7 @@ def test_a_model_that_changes_under_its_name_is_asked_again(config, models, caps
 def test_marks_do_not_need_the_bases_weights(config, capsys, monkeypatch):
     """Scores, the dataset and the estimate are made without them."""
     told(capsys, config)
-    monkeypatch.setattr("ivid2vid_jax.pipeline.load", lambda *_, **__: pytest.fail("the base is loaded"))
+    monkeypatch.setattr("ivid2vid_jax.inference.pipeline.load", lambda *_, **__: pytest.fail("the base is loaded"))
     said = told(capsys, dataclasses.replace(config, stages=("scores", "write"), filter=dataclasses.replace(config.filter, image=-2.0)))
     assert "scores: 8 accepted" in said and "write: 8 triplets" in said
     assert "PFLOP" in told(capsys, dataclasses.replace(config, count=4, estimate=True, shared_noise=SharedNoiseConfig(sampling=3, inversion=2)))

@@ -16,21 +16,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ivid2vid_jax import edit, pipeline
+from ivid2vid_jax import edit
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax import train as command
-from ivid2vid_jax.clip import load_clip
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.training import export, run_folder, sharding, start
+from ivid2vid_jax.evaluation.clip_scores import load_clip
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.parallel import sharding
+from ivid2vid_jax.training import init_state, pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints, named
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train
-from ivid2vid_jax.training.metrics import MetricsLog, read_metrics
+from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
-from ivid2vid_jax.training.program import StepProgram
-from ivid2vid_jax.weights.folder import load_params, open_folder
-from tests.command import run_command
-from tests.test_video import write
-from tests.tiny_run import tiny as config_of
+from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from tests.support.command import run_command
+from tests.video.test_video import write
+from tests.support.tiny_run import tiny as config_of
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"time", "step_time", "data_wait", "eta", "clips_per_s", "frames_per_s_per_chip", "model_flops_per_s", "host_mib"}
@@ -189,13 +191,13 @@ def test_a_run_killed_between_checkpoint_and_pipeline_writes_the_pipeline_when_s
 
     for steps in (8, 10):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(export, "write", killed)
+            patch.setattr(pipeline_export, "write", killed)
             shutil.rmtree(copy / "pipeline", ignore_errors=True) if steps == 8 else None
             train(cheap(copy, steps=steps, **unwatched))
-        assert export.written_step(copy) == (None if steps == 8 else 8) and steps_of(copy)[-1] == steps
+        assert pipeline_export.written_step(copy) == (None if steps == 8 else 8) and steps_of(copy)[-1] == steps
         train(cheap(copy, steps=steps, **unwatched))
         kept, weights = state(copy, steps), flatten(load_params(open_folder(copy / "pipeline")))
-        assert export.written_step(copy) == steps
+        assert pipeline_export.written_step(copy) == steps
         assert all(np.array_equal(leaf, kept[f"ema/{name}"]) for name, leaf in weights.items() if name.startswith("vae/"))
         factor = open_folder(copy / "pipeline").vae.scaling_factor
         assert factor == wanted if steps == 8 else factor not in (1.0, wanted)
@@ -371,28 +373,28 @@ def test_frozen_weights_leave_as_they_came(edited):
 def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path, kinds):
     """The net is inflated anew: the 2D weights stay, and the layers that its first training made are gone."""
     config = config_of(tmp_path, model=edited.output, net__temporal=kinds, net__fresh_temporal=True)
-    folder, source = start.plan(config, lambda: (), tmp_path)
-    begun = start.start(config, folder, source, sharding.make_mesh(config.mesh))
+    folder, source = init_state.plan(config, lambda: (), tmp_path)
+    begun = init_state.start(config, folder, source, sharding.make_mesh(config.mesh))
     ours, theirs = begun.trained | begun.frozen, flatten(load_params(open_folder(edited.model)))
     assert folder.unet.temporal == kinds
     assert all(np.array_equal(ours[name], leaf) for name, leaf in theirs.items())
     fresh = ours.keys() - theirs.keys()
     assert bool(fresh) == bool(kinds) and not any(np.any(ours[name]) for name in fresh if name.endswith("kernel") and ("conv4" in name or "proj_out" in name))
-    export.write(tmp_path / "run", 1, folder, source, begun.trained, begun.frozen)
+    pipeline_export.write(tmp_path / "run", 1, folder, source, begun.trained, begun.frozen)
     assert flatten(load_params(open_folder(tmp_path / "run" / "pipeline"))).keys() == ours.keys()
     with pytest.raises(UserError, match="unexpected .*temp"):  # without the word, stray temporal weights are refused as before
         stray = dataclasses.replace(source, left_out=None)
-        start.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, stray, sharding.make_mesh(config.mesh))
+        init_state.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, stray, sharding.make_mesh(config.mesh))
 
 
 def test_fresh_temporal_layers_must_be_named(edited, tmp_path):
     with pytest.raises(UserError, match="--net.fresh-temporal: say which"):
-        start.plan(config_of(tmp_path, model=edited.output, net__temporal=None, net__fresh_temporal=True), lambda: (), tmp_path)
+        init_state.plan(config_of(tmp_path, model=edited.output, net__temporal=None, net__fresh_temporal=True), lambda: (), tmp_path)
 
 
 @pytest.mark.parametrize(("kinds", "given", "seen"), [(None, 1, 2), (None, 3, 3), ((), 1, 1)])
 def test_still_images_leave_the_window_of_a_video_editor(edited, tmp_path, kinds, given, seen):
-    folder, _ = start.plan(config_of(tmp_path, model=edited.output, net__temporal=kinds, loader__frames=given), lambda: (), tmp_path)
+    folder, _ = init_state.plan(config_of(tmp_path, model=edited.output, net__temporal=kinds, loader__frames=given), lambda: (), tmp_path)
     assert folder.unet.num_frames == folder.sampling["frames"] == seen
 
 

@@ -13,7 +13,7 @@ import runpy
 from pathlib import Path
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.evaluation.experiment import Experiment, Made
+from ivid2vid_jax.experiments.experiment import Experiment, Made
 
 shared = runpy.run_path(str(Path(__file__).with_name("data_engine.py")))
 engine = dataclasses.replace(shared["engine"], editor="shared_noise", count=100, filter=shared["no_filter"])

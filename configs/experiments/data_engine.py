@@ -13,7 +13,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from ivid2vid_jax.evaluation.experiment import Experiment, Made
+from ivid2vid_jax.experiments.experiment import Experiment, Made
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import LogConfig, NetConfig, OptimConfig
 

@@ -15,8 +15,8 @@ import dataclasses
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.evaluation.experiment import Experiment
-from ivid2vid_jax.pipeline import EditSettings
+from ivid2vid_jax.experiments.experiment import Experiment
+from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
 
 base = TrainConfig(

@@ -11,7 +11,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from ivid2vid_jax.evaluation.experiment import Experiment
+from ivid2vid_jax.experiments.experiment import Experiment
 from ivid2vid_jax.training.config import NetConfig
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))

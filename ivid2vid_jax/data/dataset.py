@@ -15,7 +15,7 @@ from google.protobuf.json_format import ParseError
 
 from ivid2vid_jax.data.shards import ARGUMENTS
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 CODECS = ("npy", "mp4")
 CLIPS = ("source", "edited", "mask")  # stored as bytes

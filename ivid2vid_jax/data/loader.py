@@ -26,7 +26,7 @@ from absl import flags
 from ivid2vid_jax.data import augment, shapes
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def open_latents(name: str, keys: tuple[str, ...], split: str):
     """The latent cache of a prepared dataset; UserError where there is none."""
     if name in shapes.WORLDS:
         raise UserError(f"the endless world {name!r} has no latent cache: prepare a dataset of it first (prepare --data {name})")
-    from ivid2vid_jax.data.cache import open_cache
+    from ivid2vid_jax.data.latent_cache import open_cache
 
     return open_cache(Path(name), keys, split)
 
@@ -99,7 +99,7 @@ class Stream:
     tokenize: Callable[[str], np.ndarray] | None
     seed: int
     config: LoaderConfig
-    cache: Any = None  # latents of the same records (data/cache.py): rows then hold them instead of pixels
+    cache: Any = None  # latents of the same records (data/latent_cache.py): rows then hold them instead of pixels
 
     def example(self, position: int) -> dict[str, Any]:
         """One row of a batch; "bad" is a JSON list of (name, reason) of the records that this one stands in for, or empty."""

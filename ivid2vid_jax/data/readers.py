@@ -16,7 +16,7 @@ import numpy as np
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.errors import UserError, check_instruction
+from ivid2vid_jax.utils.errors import UserError, check_instruction
 
 LISTS = (".csv", ".jsonl", ".json")
 WANTED = ("src_video", "tgt_video", "prompt")

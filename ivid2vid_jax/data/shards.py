@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 LEDGER = "shards.jsonl"
 ARGUMENTS = "prepare.json"

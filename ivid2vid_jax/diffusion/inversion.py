@@ -14,7 +14,7 @@ import numpy as np
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.samplers import predicted_x0, visited
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.spread import FRAMES, Spread
+from ivid2vid_jax.parallel.device_group import FRAMES, Spread
 
 
 class Rise(NamedTuple):

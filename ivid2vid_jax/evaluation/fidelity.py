@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation.flow import opencv
 
 SIGMA, RADIUS = 1.5, 5  # pixels, of SSIM's Gaussian window

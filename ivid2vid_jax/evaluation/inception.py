@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.weights.folder import sha256
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.weights.pipeline_folder import sha256
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import fidelity, flow, temporal
 from ivid2vid_jax.synthesis.filter import score, unit
 
@@ -26,7 +26,7 @@ class Pair:
     edited: np.ndarray
     mask: np.ndarray | None = None
     captions: tuple[str, str] = ("", "")  # of the source and of the edited clip
-    clip: Any = None  # ivid2vid_jax.clip.Clip
+    clip: Any = None  # ivid2vid_jax.evaluation.clip_scores.Clip
 
     @cached_property
     def source_flow(self) -> np.ndarray:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.evaluation.clips import SETS, Item, summary
+from ivid2vid_jax.evaluation.clip_metrics import Item, SETS, summary
 from ivid2vid_jax.evaluation.metrics import METRICS
-from ivid2vid_jax.evaluation.sets import Task
+from ivid2vid_jax.evaluation.clip_sets import Task
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.write import aside
 

@@ -1,7 +1,7 @@
 """Pure Flax (linen) modules and their config dataclasses.
 
 Every module is named by its PyTorch path segment (linen accepts dots: "down_blocks.0"), so a parameter's Flax path joined
-by dots is its PyTorch key, up to the name of the leaf (`weights/names.py`).
+by dots is its PyTorch key, up to the name of the leaf (`weights/torch_keys.py`).
 """
 
 from ivid2vid_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.models.layers import Dense, platform, precise, short
-from ivid2vid_jax.models.mesh import axes
+from ivid2vid_jax.models.sharded_reshape import axes
 
 SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
 LONG = 1024  # queries and keys from which on scores are too many to be kept

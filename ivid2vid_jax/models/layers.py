@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.models.mesh import alone, fold
+from ivid2vid_jax.models.sharded_reshape import alone, fold
 
 
 def precise(dtype):

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,16 +15,17 @@ from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.diffusion.denoiser import denoiser
 from ivid2vid_jax.diffusion.samplers import Step
-from ivid2vid_jax.diffusion.sampling import Guidance, Noise, State, whole_step
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.training import params as names
-from ivid2vid_jax.training import sharding, start
+from ivid2vid_jax.parallel import sharding
+from ivid2vid_jax.training import init_state
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import objective
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state, train_step
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.folder import Folder, abstract, open_folder
+from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, open_folder
 
 TEXT_SD15 = CLIPTextConfig(
     vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77
@@ -57,13 +58,13 @@ def folder_of(config: TrainConfig) -> Folder:
         raise UserError(f"--task {config.task}: plans are made of the editor's training only")
     if config.model in KNOWN:
         unet, text = KNOWN[config.model]
-        source = Folder(Path(config.model), unet, AutoencoderConfig(), text, start.SCHEDULER | {"prediction_type": "epsilon"}, {})
+        source = Folder(Path(config.model), unet, AutoencoderConfig(), text, init_state.SCHEDULER | {"prediction_type": "epsilon"}, {})
     elif config.model is None:
         net = config.net
-        source = Folder(Path("scratch"), dataclasses.replace(net.unet, temporal=()), net.vae, net.text_encoder, start.SCHEDULER | {"prediction_type": net.prediction_type}, {})
+        source = Folder(Path("scratch"), dataclasses.replace(net.unet, temporal=()), net.vae, net.text_encoder, init_state.SCHEDULER | {"prediction_type": net.prediction_type}, {})
     else:
         source = open_folder(hub.resolve(config.model))
-    return dataclasses.replace(source, unet=start.target_unet(config, source.unet, source.vae.latent_channels))
+    return dataclasses.replace(source, unet=init_state.target_unet(config, source.unet, source.vae.latent_channels))
 
 
 def on_chip(tree: Any) -> int:

@@ -14,15 +14,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ivid2vid_jax import runtime
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
-from ivid2vid_jax.planning import chips, flops, hlo
+from ivid2vid_jax.planning import chips, hlo
+from ivid2vid_jax.training import flops
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.weights.files import write_json
-from ivid2vid_jax.weights.folder import Folder
+from ivid2vid_jax.weights.safetensors_io import write_json
+from ivid2vid_jax.weights.pipeline_folder import Folder
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ivid2vid_jax.clip import load_clip
-from ivid2vid_jax.commands import Progress, main
+from ivid2vid_jax.evaluation.clip_scores import load_clip
+from ivid2vid_jax.utils.cli import Progress, main
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes_scene import STYLES, apply
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation.intervals import wilson
-from ivid2vid_jax.pipeline import load
+from ivid2vid_jax.data.shapes.scene import STYLES, apply
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.inference.pipeline import load
 from ivid2vid_jax.synthesis.filter import FilterConfig, Scores, calibrated, refusal, scorer
 from ivid2vid_jax.synthesis.sources import ANYWHERE, EDITS
 

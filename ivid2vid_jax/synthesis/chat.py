@@ -7,7 +7,7 @@ import os
 import threading
 import time
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 MOST_PAUSE = 60.0  # s between two tries, whatever a server asks for
 

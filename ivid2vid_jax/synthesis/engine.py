@@ -1,8 +1,8 @@
 """The data engine: videos -> clips -> captions -> instructions -> edits -> scores -> triplets. Each stage can be run alone and goes on where it was.
 
 An item's mark (`synthesis/manifest.py`) hangs on the marks of what it is made from and on its stage's settings, so a stage that is run
-again does what is missing or was made of something else, and nothing twice. How many are worked on at once is in no mark: by tests/test_editors.py and
-tests/test_captions.py it changes an edit by at most one grey level, and no caption. Sharded over processes, a stage does its own items alone;
+again does what is missing or was made of something else, and nothing twice. How many are worked on at once is in no mark: by tests/synthesis/test_editors.py and
+tests/synthesis/test_captions.py it changes an edit by at most one grey level, and no caption. Sharded over processes, a stage does its own items alone;
 `clips` must be done by all before the others begin, and all before `write`, which is one process's.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax import assets
-from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis import captions, instructions
 from ivid2vid_jax.synthesis.chat import Chat
-from ivid2vid_jax.synthesis.clips import write
-from ivid2vid_jax.synthesis.config import OWN, STAGES, TRUTH, SynthesisConfig
+from ivid2vid_jax.synthesis.clip_cutting import write
+from ivid2vid_jax.synthesis.config import OWN, STAGES, SynthesisConfig, TRUTH
 from ivid2vid_jax.synthesis.editors import EDITORS, Task, check_size
 from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Manifest, claim, mark, part_of, settle, settle_groups
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, Manifest, REJECTED, claim, mark, part_of, settle, settle_groups
 from ivid2vid_jax.synthesis.sources import source
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.folder import Folder, open_folder, sha256
+from ivid2vid_jax.weights.pipeline_folder import Folder, open_folder, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Engine:
         marks = self.score_marks
         manifest, mine = self.manifest("scores"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
         if manifest.missing(mine):
-            from ivid2vid_jax.clip import load_clip
+            from ivid2vid_jax.evaluation.clip_scores import load_clip
 
             judge = scorer(load_clip(self.config.filter.model))
 
@@ -308,7 +308,7 @@ class Engine:
     @cached_property
     def base(self):
         """The pipeline that edits."""
-        from ivid2vid_jax import pipeline
+        from ivid2vid_jax.inference import pipeline
 
         return pipeline.load(self.config.base, devices=1)
 

@@ -90,7 +90,7 @@ def calibrated(true: Sequence[Scores], false: Sequence[Scores], config: FilterCo
 
 
 def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
-    """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`ivid2vid_jax.clip.Clip`); clips are uint8 [T, H, W, 3]."""
+    """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`ivid2vid_jax.evaluation.clip_scores.Clip`); clips are uint8 [T, H, W, 3]."""
 
     def run(source, edited, source_caption, edited_caption):
         frames = np.asarray(clip.images(np.concatenate([source, edited])))

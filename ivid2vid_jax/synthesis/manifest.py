@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivid2vid_jax import lines
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils import jsonl
+from ivid2vid_jax.utils.errors import UserError
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 
@@ -26,9 +26,9 @@ class Manifest:
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
         self.file, self.lock = file_of(folder, stage, shard), threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        lines.mend(self.file)
+        jsonl.mend(self.file)
         others = [path for path in folder.glob("*.jsonl") if path.stem == stage or path.stem.startswith(f"{stage}-")]
-        found = sorted((json.loads(line) for path in others for line in lines.whole(path)), key=lambda line: line["time"])
+        found = sorted((json.loads(line) for path in others for line in jsonl.whole(path)), key=lambda line: line["time"])
         self.lines = {line["id"]: line for line in found}
 
     def add(self, id: str, mark: str, status: str, **facts) -> dict:

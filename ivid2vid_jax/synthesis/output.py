@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data import dataset, shapes, shards
 from ivid2vid_jax.data.readers import Item
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.evaluation.intervals import wilson
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import wilson
 from ivid2vid_jax.prepare import Examples, divide
 from ivid2vid_jax.synthesis.config import OWN, STAGES
 from ivid2vid_jax.synthesis.engine import Edit, Engine
 from ivid2vid_jax.synthesis.filter import best
 from ivid2vid_jax.synthesis.manifest import mark
 from ivid2vid_jax.video import compare
-from ivid2vid_jax.weights.files import write_json
+from ivid2vid_jax.weights.safetensors_io import write_json
 
 SHOWN = 24  # contact sheets of accepted edits on the page, and as many of rejected ones
 PER_SHARD = 500

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes_scene import ATTRIBUTES, RADII
-from ivid2vid_jax.synthesis import clips
+from ivid2vid_jax.data.shapes.scene import ATTRIBUTES, RADII
+from ivid2vid_jax.synthesis import clip_cutting
 from ivid2vid_jax.synthesis.config import OWN, SynthesisConfig
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
 
@@ -34,13 +34,13 @@ class Source(Protocol):
 def source(config: SynthesisConfig) -> Source:
     """UserError for a folder that holds no video."""
     folder = config.output / "clips"
-    return Shapes(config, folder) if config.videos == OWN else Videos(clips.videos(Path(config.videos)), config.clips, folder)
+    return Shapes(config, folder) if config.videos == OWN else Videos(clip_cutting.videos(Path(config.videos)), config.clips, folder)
 
 
 @dataclasses.dataclass
 class Videos:
     files: dict[str, Path]
-    config: clips.ClipsConfig
+    config: clip_cutting.ClipsConfig
     folder: Path
 
     @cached_property
@@ -51,10 +51,10 @@ class Videos:
         return {id: mark(dataclasses.asdict(self.config), each) for id, each in self.digests.items()}
 
     def make(self, id):
-        return clips.cut(self.files[id], id, self.config, self.folder)
+        return clip_cutting.cut(self.files[id], id, self.config, self.folder)
 
     def repeats(self, lines):
-        return clips.unlike(lines, self.config)[1]
+        return clip_cutting.unlike(lines, self.config)[1]
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ class Shapes:
                 continue  # a larger one would leave the frame
             if len(specs) < c.per_clip and not shapes.held_out(first.scene, edit):
                 specs.append(dataclasses.replace(first, edit=edit))
-        clips.write(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
+        clip_cutting.write(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
         return ACCEPTED, {"clips": [{"id": id, "specs": [each.to_json() for each in specs]}], "refused": []}
 
     def repeats(self, lines):

@@ -14,18 +14,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ivid2vid_jax import remote, runtime
-from ivid2vid_jax.commands import versions
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.utils import storage
+from ivid2vid_jax.utils.cli import versions
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.pipeline import Pipeline, load_tokenizer
-from ivid2vid_jax.training import distributed, export, run_folder, sharding
-from ivid2vid_jax.training import start as starting
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.inference.pipeline import Pipeline, load_tokenizer
+from ivid2vid_jax.parallel import processes, sharding
+from ivid2vid_jax.training import pipeline_export, run_folder
+from ivid2vid_jax.training import init_state as starting
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.metrics import Clock, MetricsLog, Trace, memory
+from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, Trace, memory
 from ivid2vid_jax.training.objectives import objective as make_objective
-from ivid2vid_jax.training.program import StepProgram
+from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.samples import Samples, apart
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.training.validation import Validation
@@ -45,19 +47,19 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     Raises UserError for a config that cannot be run, a run of another config, a damaged checkpoint, and a loss that is no number.
     """
     config.check()
-    run = remote.here(config.output)
+    run = storage.here(config.output)
 
     # ---- processes, devices, the run folder
-    distributed.initialise(config.distributed)
+    processes.initialise(config.distributed)
     runtime.enable_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
     sharding.warn_of_micro_batches(config.loader.batch, config.optim.accumulation, mesh)
-    kept = config.output if remote.is_remote(config.output) else run
-    mirror = remote.mirrored(config.output, writes=jax.process_index() == 0)
+    kept = config.output if storage.is_remote(config.output) else run
+    mirror = storage.mirrored(config.output, writes=jax.process_index() == 0)
     with mirror as push, run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(kept, config.checkpoint.keep) as checkpoints:
-        asked, config = config, dataclasses.replace(config, data=tuple(map(remote.fetched, config.data)))
+        asked, config = config, dataclasses.replace(config, data=tuple(map(storage.fetched, config.data)))
         at = resume_from(config, run, checkpoints)
-        stale = config.checkpoint.pipeline and bool(at) and export.written_step(run) != at  # killed between a checkpoint and its pipeline
+        stale = config.checkpoint.pipeline and bool(at) and pipeline_export.written_step(run) != at  # killed between a checkpoint and its pipeline
         if at >= config.steps and not stale:
             log.info("%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps)
             return run
@@ -92,11 +94,11 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
         samples = Samples(config, run, folder)
 
         def write_pipeline(step: int) -> None:
-            weights = export.averaged(state)
-            export.write(run, step, validation.calibrated(folder, weights, begun.frozen), source, weights, begun.frozen)
+            weights = pipeline_export.averaged(state)
+            pipeline_export.write(run, step, validation.calibrated(folder, weights, begun.frozen), source, weights, begun.frozen)
 
         def judged(when: str) -> None:
-            pipe = samples.pipeline(export.averaged(state), begun.frozen) if judge else None
+            pipe = samples.pipeline(pipeline_export.averaged(state), begun.frozen) if judge else None
             if pipe:
                 with apart():
                     judge(config, run, when, pipe)
@@ -132,9 +134,9 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                     reporter.flush()
                 with clock.pause(), jax.transfer_guard("allow"):
                     if validate:
-                        metrics_log.write(step, validation(export.averaged(state), begun.frozen), kind="validation")
+                        metrics_log.write(step, validation(pipeline_export.averaged(state), begun.frozen), kind="validation")
                     if sample:
-                        for picture in samples(step, export.averaged(state), begun.frozen):
+                        for picture in samples(step, pipeline_export.averaged(state), begun.frozen):
                             metrics_log.images(step, "samples", picture)
                     if step == config.steps:
                         judged("after")
@@ -153,7 +155,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
 
 def cache_keys(config: TrainConfig, folder, trained) -> tuple[str, ...]:
     """The latent caches of this model and these cuts. Raises UserError where what is cached would be trained."""
-    from ivid2vid_jax.training.latents import keys
+    from ivid2vid_jax.training.encode_latents import keys
 
     if config.model is None or config.task in ("autoencoder", "clip"):
         raise UserError("--loader.cached needs --model, whose frozen autoencoder made the cache")

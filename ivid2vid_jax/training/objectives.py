@@ -21,7 +21,7 @@ from ivid2vid_jax.models import AutoencoderKL, CLIPModel, CLIPTextModel
 from ivid2vid_jax.models.autoencoder import Posterior
 from ivid2vid_jax.models.clip import normalise, unit
 from ivid2vid_jax.training.config import DropConfig, TrainConfig
-from ivid2vid_jax.weights.folder import ClipFolder, Folder
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder
 
 
 class Losses(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.training.config import TrainConfig
 
 # What may change between two starts of a run: how it is computed and watched, not what is learned.

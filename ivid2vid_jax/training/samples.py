@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from ivid2vid_jax.data.loader import held_out_split, open_source
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.pipeline import EditSettings, Pipeline, load_tokenizer
-from ivid2vid_jax.spread import mesh
-from ivid2vid_jax.training import export
-from ivid2vid_jax.training import start as starting
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline, load_tokenizer
+from ivid2vid_jax.parallel.device_group import mesh
+from ivid2vid_jax.training import pipeline_export
+from ivid2vid_jax.training import init_state as starting
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
-from ivid2vid_jax.weights.folder import ClipFolder, Folder
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder
 
 
 class Samples:
@@ -44,7 +44,7 @@ class Samples:
         weights = {**frozen, **params}
         with jax.transfer_guard("allow"):
             if jax.process_count() > 1:
-                weights = export.on_host(weights)
+                weights = pipeline_export.on_host(weights)
             if jax.process_index():
                 return None
             self.pipe.params = unflatten(weights)

@@ -6,14 +6,14 @@ import logging
 import jax
 import numpy as np
 
-from ivid2vid_jax import runtime
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.data.loader import Loader, held_out_split
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.training import sharding
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.training.step import clip_keys
-from ivid2vid_jax.weights.folder import Folder
+from ivid2vid_jax.weights.pipeline_folder import Folder
 
 log = logging.getLogger(__name__)
 

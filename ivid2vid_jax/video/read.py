@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATIONS = (".gif", ".webp")

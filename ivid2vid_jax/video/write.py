@@ -12,11 +12,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import Clip
 
 # Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip in a thousand or ten thousand
-# differs where other threads run (tests/test_video.py).
+# differs where other threads run (tests/video/test_video.py).
 SAME_BYTES = {"x264-params": "mbtree=0"}
 
 # container -> video encoder, its options, sound codecs that may be copied, encoder for others

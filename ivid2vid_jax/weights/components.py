@@ -11,8 +11,8 @@ import flax
 import jax
 import numpy as np
 
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.weights import files, names
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.weights import safetensors_io, torch_keys
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "clip": "model"}
 
@@ -37,7 +37,7 @@ class Stored:
     origin: tuple[Path, str]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return names.from_torch(self.path, self.read())
+        return torch_keys.from_torch(self.path, self.read())
 
 
 def canonical(component: str, key: str) -> str:
@@ -78,24 +78,24 @@ def arrays(component: str, folder: Path, abstract: Any, variant: str | None = No
 def stored(component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None) -> Any:
     """The tree of `abstract` with `Stored` leaves; only headers are read. Raises as `load` does."""
     tensors = {}
-    for key, entry in files.headers(files.find(Path(folder), STEMS[component], variant)).items():
+    for key, entry in safetensors_io.headers(safetensors_io.find(Path(folder), STEMS[component], variant)).items():
         if key.rpartition(".")[2] not in IGNORED and not (skip and skip(key)):
-            tensors[canonical(component, key)] = (key, entry, partial(files.read, key, entry))
+            tensors[canonical(component, key)] = (key, entry, partial(safetensors_io.read, key, entry))
     return fitted(component, folder, abstract, tensors)
 
 
-def fitted(component: str, where: Path, abstract: Any, tensors: dict[str, tuple[str, files.Entry, Callable]]) -> Any:
+def fitted(component: str, where: Path, abstract: Any, tensors: dict[str, tuple[str, safetensors_io.Entry, Callable]]) -> Any:
     """The tree of `abstract` with `Stored` leaves, of tensors by today's name: (name in the file, entry, reader). UserError where they do not fit."""
     flat = flax.traverse_util.flatten_dict(abstract)
-    check(component, where, {names.torch_key(path): names.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, tensors)
+    check(component, where, {torch_keys.torch_key(path): torch_keys.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, tensors)
     leaves = {}
     for path, leaf in flat.items():
-        key, entry, read = tensors[names.torch_key(path)]
-        leaves[path] = Stored(path, leaf.shape, np.dtype(files.DTYPES[entry.dtype]), read, (entry.file, key))
+        key, entry, read = tensors[torch_keys.torch_key(path)]
+        leaves[path] = Stored(path, leaf.shape, np.dtype(safetensors_io.DTYPES[entry.dtype]), read, (entry.file, key))
     return flax.traverse_util.unflatten_dict(leaves)
 
 
-def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, files.Entry, Callable]]) -> None:
+def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, safetensors_io.Entry, Callable]]) -> None:
     """UserError where the stored tensors are not exactly the expected ones in name, shape and kind."""
     problems = [f"missing {key} {list(shape)}" for key, shape in expected.items() if key not in entries]
     for key, (name, entry, _) in entries.items():
@@ -115,9 +115,9 @@ def save(component: str, folder: Path, params: Any, dtype=None, variant: str | N
 
     dtype: cast floating leaves to it; None keeps each. More than `max_shard_bytes` are cut into shards with an index.
     """
-    flat = {names.torch_key(path): (path, leaf) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
+    flat = {torch_keys.torch_key(path): (path, leaf) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
     shapes = {
-        key: (names.torch_shape(path, leaf.shape), np.dtype(dtype or leaf.dtype)) for key, (path, leaf) in sorted(flat.items())
+        key: (torch_keys.torch_shape(path, leaf.shape), np.dtype(dtype or leaf.dtype)) for key, (path, leaf) in sorted(flat.items())
     }
     groups = split(shapes, max_shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +126,12 @@ def save(component: str, folder: Path, params: Any, dtype=None, variant: str | N
     for i, keys in enumerate(groups):
         part = f"-{i + 1:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
         name = f"{STEMS[component]}{middle}{part}.safetensors"
-        leaves = (names.to_torch(path, np.asarray(leaf)).astype(shapes[key][1], copy=False) for key in keys for path, leaf in [flat[key]])
-        files.write(folder / name, leaves, {key: shapes[key] for key in keys})
+        leaves = (torch_keys.to_torch(path, np.asarray(leaf)).astype(shapes[key][1], copy=False) for key in keys for path, leaf in [flat[key]])
+        safetensors_io.write(folder / name, leaves, {key: shapes[key] for key in keys})
         weight_map |= dict.fromkeys(keys, name)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(map(size, shapes.values()))}, "weight_map": weight_map}
-        files.write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
+        safetensors_io.write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
 
 
 def size(shape_dtype) -> int:

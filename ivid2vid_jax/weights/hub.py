@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from ivid2vid_jax import assets, remote
-from ivid2vid_jax.errors import UserError
+from ivid2vid_jax import assets
+from ivid2vid_jax.utils import storage
+from ivid2vid_jax.utils.errors import UserError
 
 FILES = [
     "model_index.json", "sampling.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors",
@@ -19,8 +20,8 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     Raises UserError where there is no such folder and no such model on the hub.
     """
     model = assets.DEFAULT if model is None else model
-    if remote.is_remote(model):
-        model = remote.fetched(model)
+    if storage.is_remote(model):
+        model = storage.fetched(model)
     path = Path(model).expanduser()
     if any((path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")):  # a pipeline's, a CLIP's
         return path / "pipeline"

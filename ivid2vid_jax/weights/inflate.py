@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.models.unet3d import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.weights import initial
-from ivid2vid_jax.weights.names import torch_key
+from ivid2vid_jax.weights import random_init
+from ivid2vid_jax.weights.torch_keys import torch_key
 
 
 def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> Any:
@@ -26,7 +26,7 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> A
     if stray:
         raise ValueError(f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}")
 
-    made = initial.fresh(lambda key: initialise(target, key), seed, new) if new else {}
+    made = random_init.fresh(lambda key: initialise(target, key), seed, new) if new else {}
     out = {path: jnp.asarray(made[path]) if path in made else flat[path] for path in abstract}
     kernel = out[("conv_in", "kernel")]
     extra = target.in_channels - source.in_channels

@@ -13,8 +13,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.weights.files import Entry
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.weights.safetensors_io import Entry
 
 SUFFIXES = (".bin", ".ckpt", ".pth", ".pt")
 PICKLE_BYTES = 2**26  # of the names and shapes; a U-Net's are a quarter of a megabyte

@@ -12,7 +12,7 @@ parameters, 20 bytes each, twice): training wants a GPU of more than 80 GB, or -
 
     model FLOP/s utilisation = evaluations x F / (seconds x peak)
 
-F: operations of one forward evaluation, counted over the jaxpr (planning/flops.py), a multiply-add being two; evaluations: 3 for a training step (backward is
+F: operations of one forward evaluation, counted over the jaxpr (training/flops.py), a multiply-add being two; evaluations: 3 for a training step (backward is
 twice forward; what is recomputed counts nothing), one a step for an edit; peak: of PEAKS. The machine needs jax, flax, optax, einops, safetensors and torch:
 diffusers, grain, tensorflow-datasets, av and tyro it does not.
 """
@@ -35,26 +35,26 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ivid2vid_jax import runtime
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.diffusion.samplers import sampler
-from ivid2vid_jax.diffusion.sampling import Guidance, SamplingLoop
+from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from ivid2vid_jax.planning import flops
+from ivid2vid_jax.training import flops
 from ivid2vid_jax.planning.programs import SD15, TEXT_SD15, batch_shapes
 from ivid2vid_jax.training import params as by_name
 from ivid2vid_jax.training.config import OptimConfig, TrainConfig
 from ivid2vid_jax.training.objectives import objective
-from ivid2vid_jax.training.program import StepProgram
-from ivid2vid_jax.training.start import SCHEDULER
+from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.init_state import SCHEDULER
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
-from ivid2vid_jax.weights import names
-from ivid2vid_jax.weights.folder import Folder, abstract, initialiser
-from ivid2vid_jax.weights.initial import fresh
+from ivid2vid_jax.weights import torch_keys
+from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, initialiser
+from ivid2vid_jax.weights.random_init import fresh
 from tests.benchmarks import torch_side
 from tests.benchmarks.turns import sync, turns
 
@@ -132,7 +132,7 @@ class Bench:
 def flax_params(net: torch.nn.Module, config: UNetConfig) -> dict:
     """PyTorch's weights as our tree."""
     state, flat = net.state_dict(), flax.traverse_util.flatten_dict(abstract("unet", config))
-    return flax.traverse_util.unflatten_dict({path: jnp.asarray(names.from_torch(path, state[names.torch_key(path)].cpu().numpy())) for path in flat})
+    return flax.traverse_util.unflatten_dict({path: jnp.asarray(torch_keys.from_torch(path, state[torch_keys.torch_key(path)].cpu().numpy())) for path in flat})
 
 
 def assert_equal(bench: Bench, params: dict, net: torch.nn.Module, clips: int, cast: bool) -> float:

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from ivid2vid_jax import pipeline
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import Fit
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair
-from tests.clips import moving
+from tests.support.clips import moving
 
 
 def frames_per_second(name: str, measure, frames: int, repeats: int) -> dict[str, float]:
@@ -41,7 +41,7 @@ def metrics(args) -> dict[str, dict[str, float]]:
     mask[:, : args.size // 2] = True
     clip = None
     if args.clip_model:
-        from ivid2vid_jax.clip import load_clip
+        from ivid2vid_jax.evaluation.clip_scores import load_clip
 
         clip = load_clip(args.clip_model)
     found = {}
@@ -58,7 +58,7 @@ def inception(args):
     import torch
 
     from ivid2vid_jax.evaluation import inception as module
-    from tests.inception_reference import random_weights
+    from tests.support.inception_reference import random_weights
 
     file = Path(args.folder) / module.FILE
     torch.save(random_weights(), file)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax import pipeline
-from ivid2vid_jax.commands import Progress
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data.shapes import KINDS, triplet
 from ivid2vid_jax.diffusion.guidance import branches
-from ivid2vid_jax.evaluation import shapes
-from ivid2vid_jax.evaluation.intervals import bootstrap
-from ivid2vid_jax.pipeline import EditSettings
+from ivid2vid_jax.evaluation import shapes_benchmark
+from ivid2vid_jax.utils.intervals import bootstrap
+from ivid2vid_jax.inference.pipeline import EditSettings
 
 POINTS = {
     "ddim, 20 steps, guided throughout": {},
@@ -64,10 +64,10 @@ def main(argv=None):
     reference = dict(steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale)
     points = {name: EditSettings(**reference | changes).resolved(pipe.folder) for name, changes in POINTS.items()}
     first = next(iter(points.values()))
-    wanted = list(shapes.specs(KINDS, args.count, first.size, first.frames))
-    edits = {name: shapes.editor(pipe, s) for name, s in points.items()}
+    wanted = list(shapes_benchmark.specs(KINDS, args.count, first.size, first.frames))
+    edits = {name: shapes_benchmark.editor(pipe, s) for name, s in points.items()}
     with Progress("edits") as progress:
-        items = shapes.run(edits, wanted, args.output / "items.jsonl", None, progress)
+        items = shapes_benchmark.run(edits, wanted, args.output / "items.jsonl", None, progress)
     took = seconds(edits, triplet(wanted[0][2]))
     passed = {name: np.array([item.passed for item in items if item.editor == name], float) for name in points}
     base = next(iter(passed.values()))

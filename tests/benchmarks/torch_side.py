@@ -23,7 +23,7 @@ from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.training.config import TrainConfig
 from tests.benchmarks.turns import sync
 
-SHIPPED = Path(ivid2vid_jax.__file__).parent / "conversion" / "shipped" / "inflated_unet.py"
+SHIPPED = Path(ivid2vid_jax.__file__).parent / "conversion" / "pytorch" / "inflated_unet.py"
 MODES = ("max-autotune", "default", "none")  # of torch.compile, the best first; none: the net as it is
 
 

@@ -1,0 +1,1 @@
+"""Editing clips: the pipeline, the VAE codec and the sampling loop."""

@@ -1,0 +1,1 @@
+"""Meshes, placement and processes."""

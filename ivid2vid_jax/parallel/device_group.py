@@ -1,0 +1,52 @@
+"""The devices of one edit: with several, a clip's frames are split over them, or a long clip's windows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.utils.errors import UserError
+
+FRAMES, WINDOWS = "frames", "data"  # axes of the meshes, under the names that models/sharded_reshape.py knows
+
+
+class Spread:
+    """`count` devices of this process (None: all). With one, everything here is what plain jit and device_put do."""
+
+    def __init__(self, count: int | None = None):
+        there = jax.local_devices()
+        count = len(there) if count is None else count
+        if not 1 <= count <= len(there):
+            raise UserError(f"--devices {count} must be between 1 and the {len(there)} there are")
+        self.count = count
+        self.meshes = {FRAMES: mesh(there[:count], (1, 1, count)), WINDOWS: mesh(there[:count], (count, 1, 1))} if count > 1 else {}
+
+    def jit(self, function: Callable, by: str = FRAMES, **options) -> Callable:
+        """`runtime.jit`, the program being one for the mesh whose axis `by` is split."""
+        compiled = runtime.jit(function, **options)
+        if not self.meshes:
+            return compiled
+
+        def run(*args):
+            with jax.set_mesh(self.meshes[by]):
+                return compiled(*args)
+
+        return run
+
+    def put(self, tree: Any, by: str | None = None) -> Any:
+        """Arrays from the host; split along their first axis where `by` names it and its length allows, else one copy a device."""
+        if not self.meshes:
+            return jax.device_put(tree)
+
+        def where(x):
+            split = by and x.ndim and len(x) % self.count == 0
+            return NamedSharding(self.meshes[by or FRAMES], P(by) if split else P())
+
+        return jax.device_put(tree, jax.tree.map(where, tree))
+
+
+def mesh(devices: list, shape: tuple[int, int, int]) -> Mesh:
+    return jax.make_mesh(shape, ("data", "fsdp", "frames"), axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -1,0 +1,1 @@
+"""Files, storage, command lines and statistics that every package may use."""

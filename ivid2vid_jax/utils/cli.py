@@ -1,0 +1,131 @@
+"""What every command shares: parsing, one-line errors with exit code 2, progress with an ETA, the log."""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import logging
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tqdm import tqdm
+
+from ivid2vid_jax.utils.errors import UserError, check_types
+
+PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
+
+
+def main(args_class: type, run: Callable, recipe: Callable | None = None, default: Any = None) -> None:
+    """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback.
+
+    recipe: for commands that take `--config FILE`: makes the defaults of a file's path. default: those without one (None: args_class()).
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
+    try:
+        if recipe:
+            path, argv = split_config(sys.argv[1:])
+            args = tyro.cli(args_class, args=argv, default=recipe(path) if path else default or args_class())
+        else:
+            args = tyro.cli(args_class)
+        run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, nothing is half written", file=sys.stderr)
+        sys.exit(130)
+
+
+def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of --config, and the other arguments."""
+    for i, word in enumerate(argv):
+        if word == "--config":
+            if i + 1 == len(argv):
+                raise UserError("--config needs the path of a recipe file")
+            return Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config=")), argv[:i] + argv[i + 1 :]
+    return None, argv
+
+
+def recipe(cls: type) -> Callable[[Path], Any]:
+    """What reads the `config`, one of `cls`, of a recipe file; it raises UserError for a file that is none, naming the nearest right key where
+    one is misspelt."""
+
+    def read(path: Path):
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else [], 1)
+            raise UserError(f"--config {path}: no such file{f'; did you mean {path.with_name(near[0])}?' if near else ''}")
+        try:
+            config = runpy.run_path(str(path)).get("config")
+        except TypeError as error:  # an unknown keyword
+            raise UserError(f"--config {path}: {error}{nearest(str(error), cls)}") from error
+        except Exception as error:
+            raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {error})") from error
+        if not isinstance(config, cls):
+            raise UserError(f"--config {path}: says no `config = {cls.__name__}(...)`")
+        try:
+            check_types(config)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from error
+        return config
+
+    return read
+
+
+def nearest(message: str, cls: type) -> str:
+    """"; did you mean ...?" for an error that quotes an unknown keyword of a config's class or of its parts'."""
+    word = message.rpartition("'")[0].rpartition("'")[2]
+    known = {field.name for each in config_classes(cls) for field in dataclasses.fields(each)}
+    near = difflib.get_close_matches(word, sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def config_classes(cls: type) -> list[type]:
+    """A config's class and those of its parts."""
+    parts = [field.type for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
+    return [cls] + [each for part in parts for each in config_classes(part)]
+
+
+class Progress:
+    """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`. It shows from its first item on."""
+
+    def __init__(self, what: str, total: int | None = None):
+        self.what, self.total = what, total
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if "bar" in vars(self):
+            self.bar.close()
+
+    @cached_property
+    def bar(self) -> tqdm:
+        return tqdm(desc=self.what, total=self.total, mininterval=0.5, dynamic_ncols=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def over(self, items: Iterable) -> Iterator:
+        """The items, each counted as it passes."""
+        for item in items:
+            self.bar.update()
+            yield item
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
