@@ -10,7 +10,12 @@ Time and quality: not measured here.
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     output="runs/colab",

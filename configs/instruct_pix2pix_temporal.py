@@ -9,7 +9,12 @@ Hardware: 4 chips of 16 GB, or one GPU of 40 GB. Time and quality: not measured 
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     output="runs/ip2p",

@@ -11,7 +11,13 @@ InstructPix2Pix's.
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, MeshConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.parallel.mesh import MeshConfig
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     output="runs/sd15",

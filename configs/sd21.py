@@ -8,7 +8,13 @@ Hardware: TPU v5e-16 or larger. Time and quality: not measured here.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, MeshConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.parallel.mesh import MeshConfig
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     output="runs/sd21",

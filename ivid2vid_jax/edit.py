@@ -10,8 +10,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import Progress, main, versions
+from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError, check_instruction
+from ivid2vid_jax.utils.progress import Progress
+from ivid2vid_jax.utils.versions import versions
 
 
 @dataclasses.dataclass
@@ -66,7 +68,9 @@ def run(args: EditArgs) -> None:
         raise UserError(f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name")
 
     from ivid2vid_jax.inference import pipeline
-    from ivid2vid_jax.parallel import runtime  # after the checks: importing JAX takes a second
+    from ivid2vid_jax.parallel import (
+        runtime,  # after the checks: importing JAX takes a second
+    )
 
     pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
     settings = pipeline.EditSettings.of(args).resolved(pipe.folder)

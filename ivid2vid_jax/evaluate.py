@@ -17,8 +17,10 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import Progress, main, recipe, versions
+from ivid2vid_jax.utils.cli import main, recipe
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.progress import Progress
+from ivid2vid_jax.utils.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +82,9 @@ def run(args: EvaluateArgs) -> None:
         from ivid2vid_jax.evaluation import evaluate_clips
 
         return evaluate_clips.run(args, claim)
-    from ivid2vid_jax.inference import pipeline
     from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
     from ivid2vid_jax.experiments import engine_editors, guidance_grid
+    from ivid2vid_jax.inference import pipeline
     from ivid2vid_jax.synthesis.config import SynthesisConfig
     from ivid2vid_jax.synthesis.editors import EDITORS
     from ivid2vid_jax.video import compare

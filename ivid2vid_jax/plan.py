@@ -8,8 +8,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import main, versions
+from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.versions import versions
 
 
 @dataclasses.dataclass
@@ -41,11 +42,11 @@ def run(args: PlanArgs) -> None:
     where = chips.Slice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
     chips.without_accelerators()  # before anything imports JAX
     config = changed(args)
+    from ivid2vid_jax.parallel.mesh import make_mesh
     from ivid2vid_jax.planning import programs, report
-    from ivid2vid_jax.parallel import sharding
 
     folder = programs.folder_of(config)
-    mesh = sharding.make_mesh(config.mesh, where.devices())
+    mesh = make_mesh(config.mesh, where.devices())
     program = (programs.editing if args.edit else programs.training)(config, folder, mesh)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     clips = "1 clip, 3 guidance branches," if args.edit else f"{config.loader.batch} clips"
@@ -75,8 +76,9 @@ def steps_of(args: PlanArgs, config) -> int:
 
 def changed(args: PlanArgs):
     """The recipe with what the command line says in its place. Raises UserError that names a value out of its range."""
+    from ivid2vid_jax.parallel.mesh import MeshConfig
     from ivid2vid_jax.train import recipe
-    from ivid2vid_jax.training.config import DEFAULT, MeshConfig
+    from ivid2vid_jax.training.config import DEFAULT
 
     config = recipe(args.config) if args.config else DEFAULT
     if not -1 <= args.effort <= 1:
@@ -94,7 +96,7 @@ def changed(args: PlanArgs):
 
 def mesh_of(words: str):
     """"data=1,fsdp=16" as a MeshConfig."""
-    from ivid2vid_jax.training.config import MeshConfig
+    from ivid2vid_jax.parallel.mesh import MeshConfig
 
     try:
         sizes = {name: int(size) for name, _, size in (word.partition("=") for word in words.split(","))}

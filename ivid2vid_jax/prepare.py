@@ -6,15 +6,14 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import Progress, main
+from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.progress import Progress
 
 BAD = "bad.jsonl"
 NAMED = 20  # bad triplets named on the screen; the file has them all
@@ -65,28 +64,6 @@ class PrepareArgs:
             raise UserError("fps: the shapes world has its own 8 frames/s; leave --fps out")
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Items to records, or to why there is none; travels to worker processes."""
-
-    reader: object
-    codec: str
-
-    def __call__(self, items: Sequence) -> Iterator:
-        from ivid2vid_jax.data.dataset import to_record
-        from ivid2vid_jax.data.shards import Bad
-
-        for item in items:
-            try:
-                triplet = self.reader.read(item)
-            except UserError as error:
-                yield Bad(item.id, item.where, str(error))
-            except Exception as error:  # a file can break a decoder in ways of its own: it is named and counted against the limit
-                yield Bad(item.id, item.where, f"{type(error).__name__}: {error}")
-            else:
-                yield to_record(triplet, self.codec)
-
-
 def run(args: PrepareArgs) -> None:
     """Writes the dataset, or goes on with it, and reports what was read, written and left out. UserError for bad input."""
     args.check()
@@ -95,6 +72,7 @@ def run(args: PrepareArgs) -> None:
     if args.output is None:
         raise UserError("--output is missing: name the dataset's folder")
     from ivid2vid_jax.data import dataset, shards
+    from ivid2vid_jax.data.records import Examples, divide
 
     reader = reader_for(args)
     items = reader.items()[: args.count]
@@ -152,16 +130,6 @@ def settings(args: PrepareArgs) -> dict:
     values = {name: value for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
     paths = {name: str(Path(values[name]).expanduser().resolve()) for name in ("data", "root") if values[name] and values[name] not in WORLDS}
     return values | paths
-
-
-def divide(items: Sequence, validation: float) -> dict[str, list]:
-    """Items by split. Which go to validation depends on their origins alone, so instructions on one clip stay together; at least one origin
-    does and one does not, where there are two."""
-    scores = [int.from_bytes(hashlib.sha256(item.origin.encode()).digest()[:8], "big") / 2**64 for item in items]
-    low, high = min(scores, default=0.0), max(scores, default=0.0)
-    chosen = [validation > 0 and (score < validation or score == low) and score != high for score in scores]
-    parts = {name: [item for item, each in zip(items, chosen, strict=True) if each == wanted] for name, wanted in (("train", False), ("validation", True))}
-    return {split: part for split, part in parts.items() if part}
 
 
 def already_finished(args: PrepareArgs, planned: list) -> None:

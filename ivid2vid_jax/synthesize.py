@@ -5,17 +5,18 @@
     python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
 """
 
-from ivid2vid_jax.utils.cli import main, recipe
 from ivid2vid_jax.synthesis.config import SynthesisConfig
+from ivid2vid_jax.utils.cli import main, recipe
 
 
 def run(config: SynthesisConfig) -> None:
     """Runs the stages, or says what they would take."""
     from ivid2vid_jax.synthesis.engine import Engine
+    from ivid2vid_jax.synthesis.run_stages import run_stages
 
     if config.shard == "auto":
         from ivid2vid_jax.parallel import processes
-        from ivid2vid_jax.training.config import DistributedConfig
+        from ivid2vid_jax.parallel.processes import DistributedConfig
 
         processes.initialise(DistributedConfig())
     engine = Engine(config)
@@ -24,7 +25,7 @@ def run(config: SynthesisConfig) -> None:
 
         print(estimate(engine))
     else:
-        engine.run()
+        run_stages(engine)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
 """
 
-from ivid2vid_jax.utils import cli
 from ivid2vid_jax.training.config import DEFAULT, TrainConfig
+from ivid2vid_jax.utils import cli
 
 recipe = cli.recipe(TrainConfig)
 

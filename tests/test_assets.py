@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import assets
-from ivid2vid_jax.experiments import pack_assets
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import Edit
+from ivid2vid_jax.experiments import pack_assets
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import hub

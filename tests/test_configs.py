@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivid2vid_jax.utils.cli import recipe
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import NetConfig, TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
+from ivid2vid_jax.utils.cli import recipe
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments" and not path.stem.startswith("synthesis_"))
 

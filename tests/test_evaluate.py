@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax import evaluate
-from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.data import shapes as world
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
 from ivid2vid_jax.experiments import engine_editors, guidance_grid
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video import compare
 from tests.support import browser, factory
 from tests.support.command import run_command

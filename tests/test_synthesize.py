@@ -20,8 +20,7 @@ import pytest
 from ivid2vid_jax import synthesize
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.dataset import open_dataset
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.synthesis import output
+from ivid2vid_jax.synthesis import dataset_writer
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig, write
@@ -30,12 +29,14 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.manifest import FAILED, claim
+from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import Shapes, digest, source
+from ivid2vid_jax.utils.errors import UserError
+from tests.conftest import VIDEOS
+from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.support.chat_server import EDITS, Server, completion
-from tests.conftest import VIDEOS
 from tests.support.devices import environment
-from tests.models.test_clip import VISION_TINY, save_clip
 from tests.synthesis.test_editors import ONE_LEVEL
 from tests.video.test_video import write as write_video
 
@@ -181,18 +182,18 @@ def test_write_drops_nothing_of_other_shards(config, capsys, monkeypatch):
             told(capsys, zero)
         told(capsys, dataclasses.replace(one, stages=(stage,)))
     engine = Engine(dataclasses.replace(zero, stages=("scores",)))
-    engine.run()  # has looked, and knows of no edit of the other shard
+    run_stages(engine)  # has looked, and knows of no edit of the other shard
     told(capsys, dataclasses.replace(one, stages=("edits",)))
     with pytest.raises(UserError, match="scores: 4 of 8 are still"):
-        output.write(engine)
+        dataset_writer.write(engine)
     monkeypatch.setattr("ivid2vid_jax.synthesis.engine.refusal", lambda *_: "a disc that is full")
     monkeypatch.setattr("ivid2vid_jax.synthesis.engine.REJECTED", FAILED)
     told(capsys, dataclasses.replace(one, stages=("scores",)))
-    output.write(engine)
+    dataset_writer.write(engine)
     assert "write: 4 triplets" in capsys.readouterr().out, "what fails does not keep the others waiting for ever"
     monkeypatch.undo()
     told(capsys, dataclasses.replace(one, stages=("scores",)))
-    output.write(engine)
+    dataset_writer.write(engine)
     assert "write: 8 triplets" in capsys.readouterr().out
 
 
@@ -239,7 +240,7 @@ def test_a_run_killed_in_its_first_clip_can_be_gone_on_with(config, capsys, monk
     with monkeypatch.context() as patch:
         patch.setattr(Shapes, "make", killed)
         with pytest.raises(SystemExit):
-            Engine(config).run()
+            run_stages(Engine(config))
     assert list((config.output / "clips").iterdir())
     told(capsys, dataclasses.replace(config, stages=("clips",)))
 
@@ -320,7 +321,7 @@ def test_marks_do_not_need_the_bases_weights(config, capsys, monkeypatch):
 
 def test_clips_that_the_base_cannot_take_are_refused_at_once(config, models):
     with pytest.raises(UserError, match="clips of 17x17 pixels: .* takes multiples of 2 alone; cut them with another --clips.size"):
-        Engine(dataclasses.replace(config, clips=dataclasses.replace(config.clips, size=17))).run()
+        run_stages(Engine(dataclasses.replace(config, clips=dataclasses.replace(config.clips, size=17))))
     assert not (config.output / "clips").exists()
 
 
@@ -483,7 +484,7 @@ def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
 def test_what_cannot_be_is_named(config, change, message, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match=message):
-        Engine(dataclasses.replace(config, **change)).run()
+        run_stages(Engine(dataclasses.replace(config, **change)))
 
 
 def test_a_folder_of_other_things_is_left_alone(config):

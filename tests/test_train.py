@@ -17,22 +17,23 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ivid2vid_jax import edit
-from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax import train as command
 from ivid2vid_jax.evaluation.clip_scores import load_clip
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.parallel import sharding
+from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import init_state, pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints, named
+from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
-from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
 from tests.support.command import run_command
-from tests.video.test_video import write
 from tests.support.tiny_run import tiny as config_of
+from tests.video.test_video import write
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"time", "step_time", "data_wait", "eta", "clips_per_s", "frames_per_s_per_chip", "model_flops_per_s", "host_mib"}
@@ -374,7 +375,7 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
     """The net is inflated anew: the 2D weights stay, and the layers that its first training made are gone."""
     config = config_of(tmp_path, model=edited.output, net__temporal=kinds, net__fresh_temporal=True)
     folder, source = init_state.plan(config, lambda: (), tmp_path)
-    begun = init_state.start(config, folder, source, sharding.make_mesh(config.mesh))
+    begun = init_state.start(config, folder, source, make_mesh(config.mesh))
     ours, theirs = begun.trained | begun.frozen, flatten(load_params(open_folder(edited.model)))
     assert folder.unet.temporal == kinds
     assert all(np.array_equal(ours[name], leaf) for name, leaf in theirs.items())
@@ -384,7 +385,7 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
     assert flatten(load_params(open_folder(tmp_path / "run" / "pipeline"))).keys() == ours.keys()
     with pytest.raises(UserError, match="unexpected .*temp"):  # without the word, stray temporal weights are refused as before
         stray = dataclasses.replace(source, left_out=None)
-        init_state.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, stray, sharding.make_mesh(config.mesh))
+        init_state.start(config_of(tmp_path, model=edited.output, net__temporal=kinds), folder, stray, make_mesh(config.mesh))
 
 
 def test_fresh_temporal_layers_must_be_named(edited, tmp_path):

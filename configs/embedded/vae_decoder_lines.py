@@ -7,7 +7,13 @@ Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.shapes import KINDS
-from ivid2vid_jax.training.config import AutoencoderLossConfig, CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    AutoencoderLossConfig,
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     output="runs/embedded/vae_decoder_lines",

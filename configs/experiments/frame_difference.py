@@ -17,7 +17,13 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.experiments.experiment import Experiment
 from ivid2vid_jax.inference.pipeline import EditSettings
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    NetConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 base = TrainConfig(
     model="shapes-edit",

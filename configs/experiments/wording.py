@@ -14,7 +14,12 @@ from pathlib import Path
 
 from ivid2vid_jax.data.shapes import UNSEEN_STYLE
 from ivid2vid_jax.experiments.experiment import Experiment
-from ivid2vid_jax.training.config import CheckpointConfig, DEFAULT, LogConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    DEFAULT,
+    CheckpointConfig,
+    LogConfig,
+    TrainConfig,
+)
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
 TESTED = (3, 4)

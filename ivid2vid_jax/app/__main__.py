@@ -14,9 +14,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ivid2vid_jax.app.jobs import Limits, Request, Result, edit, forget
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.app.jobs import Limits, Request, Result, edit, forget
 
 HOUR = 3600  # s after which an uploaded or made file, and a history that nobody has used since, are removed
 HEIGHT = 300  # pixels of a video on the page

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.utils.cli import versions
-from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+from ivid2vid_jax.utils.errors import UserError, check_instruction
+from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare
 from ivid2vid_jax.video.fit import Fit
 from ivid2vid_jax.video.read import Clip, open_clip, open_container

@@ -8,10 +8,17 @@ from importlib import resources
 from pathlib import Path
 
 from ivid2vid_jax.conversion import model_card
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io
-from ivid2vid_jax.weights.pipeline_folder import Folder, model_index, open_folder, save_folder, stored_params
+from ivid2vid_jax.weights.pipeline_folder import (
+    Folder,
+    model_index,
+    open_folder,
+    save_folder,
+    stored_params,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +98,7 @@ def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None
     """What makes a PyTorch folder of the one that was written aside: the U-Net's config, the code, the index, the card."""
 
     def finish(path: Path) -> None:
-        safetensors_io.write_json(path / "unet" / "config.json", held.config)
+        write_json(path / "unet" / "config.json", held.config)
         index = model_index(folder)
         if held.class_name != "UNet2DConditionModel":
             index["_class_name"] = ["pipeline", "InstructVid2VidPipeline"]
@@ -102,7 +109,7 @@ def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None
         index["unet"] = ["diffusers", held.class_name] if held.stock else ["inflated_unet", held.class_name]
         if not held.stock:
             copy("inflated_unet.py", path / "unet")
-        safetensors_io.write_json(path / "model_index.json", index)
+        write_json(path / "model_index.json", index)
         (path / "README.md").write_text(readme)
 
     return finish

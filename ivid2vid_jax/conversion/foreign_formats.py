@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ivid2vid_jax.conversion import infer_config, layouts
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, pickles, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import CONFIGS
 
@@ -96,7 +97,7 @@ def of_folder(path: Path) -> Source:
     if not (path / "config.json").is_file():
         held = ", ".join(sorted(each.name for each in path.iterdir())[:8])
         raise UserError(f"{path}: has neither model_index.json nor config.json (it holds: {held}); give a pipeline's folder, a U-Net's, or a file")
-    config = safetensors_io.read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if config.get("_class_name") == "MotionAdapter":
         return of_adapter(path, config)
     if "UNet" not in str(config.get("_class_name")):
@@ -105,16 +106,16 @@ def of_folder(path: Path) -> Source:
 
 
 def of_pipeline(path: Path) -> Source:
-    index = safetensors_io.read_json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     name = index.get("_class_name")
     source = Source(path, f"pipeline folder, {name[-1] if isinstance(name, list) else name}", folder=path)
     for component, cls in CONFIGS.items():
-        config = safetensors_io.read_json(path / component / "config.json")
+        config = read_json(path / component / "config.json")
         source.configs[component] = unet_config(config) if component == "unet" else cls.from_json(config)
         source.parts[component] = component_weights(component, path / component)
-    source.scheduler = safetensors_io.read_json(path / "scheduler" / "scheduler_config.json")
+    source.scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     sampling = path / "sampling.json"
-    source.sampling = safetensors_io.read_json(sampling) if sampling.is_file() else {}
+    source.sampling = read_json(sampling) if sampling.is_file() else {}
     source.left = {key: "not needed here" for key, value in index.items() if isinstance(value, list) and value[0] and key in ("safety_checker", "feature_extractor")}
     if "tune_a_video" in source.configs["unet"].temporal:
         source.family = f"Tune-A-Video, {source.family}"

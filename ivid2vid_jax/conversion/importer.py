@@ -11,8 +11,15 @@ from ivid2vid_jax.conversion import foreign_formats
 from ivid2vid_jax.conversion.exporter import DTYPES
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import components, safetensors_io
-from ivid2vid_jax.weights.pipeline_folder import CONFIGS, Folder, abstract, open_folder, save_folder
+from ivid2vid_jax.weights.pipeline_folder import (
+    CONFIGS,
+    Folder,
+    abstract,
+    open_folder,
+    save_folder,
+)
 
 SHOWN = 8  # names of what was left that are printed
 
@@ -46,7 +53,7 @@ def convert(source: foreign_formats.Source, base: Path | None, output: Path, opt
     folder = Folder(home, **configs, scheduler=scheduler, sampling=source.sampling or (kept.sampling if kept else {}))
     told = report(source, base, params, configs)
     dtype = safetensors_io.DTYPES[DTYPES[options.dtype]] if options.dtype else None
-    save_folder(output, folder, params, dtype, finish=lambda path: safetensors_io.write_json(path / "import.json", told))
+    save_folder(output, folder, params, dtype, finish=lambda path: write_json(path / "import.json", told))
     return told
 
 

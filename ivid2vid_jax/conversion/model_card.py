@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ivid2vid_jax.data.shapes import WORLDS
-from ivid2vid_jax.weights import safetensors_io
+from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights.pipeline_folder import Folder
 
 UNKNOWN = "not recorded: name it before you publish this"
@@ -33,10 +33,10 @@ def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Fact
     record, step = folder.parent / "config.json", folder / "training.json"
     if not (record.is_file() and step.is_file()):
         return Facts(base_licence=base_licence, data_licence=data_licence)
-    config = safetensors_io.read_json(record)
+    config = read_json(record)
     optim, loader, loss = (config.get(name, {}) for name in ("optim", "loader", "loss"))
     training = {
-        "steps": safetensors_io.read_json(step).get("step"), "batch": loader.get("batch"), "frames": loader.get("frames"), "size": loader.get("size"),
+        "steps": read_json(step).get("step"), "batch": loader.get("batch"), "frames": loader.get("frames"), "size": loader.get("size"),
         "optimizer": optim.get("optimizer"), "learning rate": optim.get("lr"), "schedule": optim.get("schedule"), "trained parameters": optim.get("trainable"),
         "averaged weights (EMA decay)": optim.get("ema") or "none kept: these are the last step's", "loss": loss, "seed": config.get("seed"),
     }  # fmt: skip

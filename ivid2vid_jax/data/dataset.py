@@ -112,7 +112,9 @@ def from_npy(data: bytes) -> np.ndarray:
 
 
 def from_image(data: bytes) -> np.ndarray:
-    from PIL import Image  # here and not above: a bare accelerator machine reads npy clips without it
+    from PIL import (
+        Image,  # here and not above: a bare accelerator machine reads npy clips without it
+    )
 
     try:
         with Image.open(io.BytesIO(data)) as image:

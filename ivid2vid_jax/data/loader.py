@@ -64,7 +64,9 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
         return Shapes(name, config, seed, split)
     if not Path(name).expanduser().is_dir():
         raise UserError(f"data {name!r} is neither a procedural world ({', '.join(shapes.WORLDS)}) nor a folder; name one that the prepare command wrote")
-    from ivid2vid_jax.data.dataset import open_dataset  # the shapes world needs no reader of files, nor the seconds its import takes
+    from ivid2vid_jax.data.dataset import (
+        open_dataset,  # the shapes world needs no reader of files, nor the seconds its import takes
+    )
 
     source = open_dataset(name, split)
     if not len(source):

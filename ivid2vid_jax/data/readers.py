@@ -282,7 +282,9 @@ def read_both(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.nd
 
     Raises UserError where a clip cannot be read, or the two do not belong together: rates, shapes or lengths too far apart.
     """
-    from ivid2vid_jax.video.read import open_clip  # here and not above: the shapes world needs no av
+    from ivid2vid_jax.video.read import (
+        open_clip,  # here and not above: the shapes world needs no av
+    )
 
     clips = [open_clip(path, fps=settings.fps) for path in (source, edited)]
     rates = [float(clip.rate) for clip in clips]

@@ -9,7 +9,6 @@ without one is not finished.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.locks import file_lock
 
 LEDGER = "shards.jsonl"
 ARGUMENTS = "prepare.json"
@@ -87,11 +87,7 @@ def claim(folder: Path, arguments: dict):
         raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); name another") from error
     if not path.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and was not made by this command; name a new folder")
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the kernel, also when the process is killed
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is at work in this folder; wait for it to end") from error
+    with file_lock(path, f"{folder}: another process is at work in this folder; wait for it to end", "a+") as file:
         file.seek(0)
         text = file.read()
         if text.endswith("\n"):

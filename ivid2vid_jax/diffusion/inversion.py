@@ -3,8 +3,7 @@
 The net is asked at the noise level that a step goes to, with latents of the level it comes from, as Tune-A-Video's inversion does.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.samplers import predicted_x0, visited
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.parallel.device_group import FRAMES, Spread
 
 
 class Rise(NamedTuple):
@@ -46,19 +44,3 @@ def rise(denoise: Callable, prediction_type: str, params: Any, x, text, step: Ri
     x0 = predicted_x0(x, prediction, step, prediction_type)
     eps = prediction if prediction_type == "epsilon" else step.sigma * x + step.alpha * prediction
     return step.alpha_after * x0 + step.sigma_after * eps
-
-
-class Inversion:
-    """invert(params, latents, text, steps) yields None after each step and the noise at the end; compiled once for equal shapes."""
-
-    def __init__(self, denoise: Callable, schedule: NoiseSchedule, spread: Spread | None = None):
-        self.schedule, self.spread = schedule, spread or Spread(1)
-        self.rise = self.spread.jit(partial(rise, denoise, schedule.prediction_type), donate_argnums=1)
-
-    def __call__(self, params: Any, latents: np.ndarray, text, steps: int) -> Iterator[np.ndarray | None]:
-        """latents: scaled, [T, h, w, C] on the host; text: [K, D], of the empty prompt as a rule. The noise is [T, h, w, C] on the host."""
-        x = self.spread.put(np.asarray(latents, np.float32), FRAMES)[None]
-        for step in jax.device_put(rises(self.schedule, steps)):
-            x = self.rise(params, x, text[None], step)
-            yield None
-        yield jax.device_get(x[0])

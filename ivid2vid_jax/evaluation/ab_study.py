@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ivid2vid_jax.evaluation.ab_study_page import PAGE
+from ivid2vid_jax.evaluation.report import animation, uri
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson
-from ivid2vid_jax.evaluation.report import animation, uri
-from ivid2vid_jax.evaluation.ab_study_page import PAGE
-from ivid2vid_jax.video.write import aside
 
 QUESTIONS = {
     "text": "Which clip follows the instruction better?",
@@ -67,9 +67,9 @@ def write(output: Path, questions: Sequence[Question], names: tuple[str, str], s
         first, second = (question.edits[i] for i in order)
         pairs.append({"pair": number, "instruction": question.instruction, "source": question.source, "first": first, "second": second})
         key.append({"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]})
-    with aside(output / "key.json") as file:
+    with atomic_path(output / "key.json") as file:
         file.write_text(json.dumps({"editors": names, "pairs": key}, indent=2) + "\n")
-    with aside(output / "index.html") as file:
+    with atomic_path(output / "index.html") as file:
         file.write_text(PAGE.replace("__PAIRS__", script(pairs)).replace("__QUESTIONS__", script(QUESTIONS)).replace("__COLUMNS__", script(COLUMNS)))
     return output / "index.html"
 
@@ -168,7 +168,7 @@ def server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
             if len(people) != 1 or not re.fullmatch("[0-9a-f]{16}", name := people.pop()):
                 return self.answer(400, b"one participant's answers are wanted")
             (folder / "answers").mkdir(exist_ok=True)
-            with aside(folder / "answers" / f"{name}.csv") as file:
+            with atomic_path(folder / "answers" / f"{name}.csv") as file:
                 file.write_text(text)
             self.answer(200, b"kept")
 

@@ -7,20 +7,25 @@ each clip, from which FID and KID are computed in parts at the end. Several proc
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.data.readers import ClipSettings, fitted, read_both
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.evaluation.distribution_distances import Moments, draw, frechet, kernel_distance
-from ivid2vid_jax.utils.intervals import bootstrap
-from ivid2vid_jax.evaluation.metrics import METRICS, Pair, measure
 from ivid2vid_jax.evaluation.clip_sets import Task, find_edited
+from ivid2vid_jax.evaluation.distribution_distances import (
+    Moments,
+    draw,
+    frechet,
+    kernel_distance,
+)
+from ivid2vid_jax.evaluation.metrics import METRICS, Pair, measure
+from ivid2vid_jax.utils import jsonl
+from ivid2vid_jax.utils.atomic import atomic_path
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import bootstrap
 from ivid2vid_jax.video.read import open_clip
 
 SETS = ("fid", "kid")  # of all clips together
@@ -117,10 +122,8 @@ class Judge:
         file = self.output / "features" / f"{hashlib.sha256(f'{name} {clip.shape} {self.inception.sha256}'.encode()).hexdigest()[:24]}.npy"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_suffix(f".{os.getpid()}.tmp")
-            with open(aside, "wb") as out:
+            with atomic_path(file) as temporary, open(temporary, "wb") as out:
                 np.save(out, self.inception.features(clip))
-            aside.replace(file)
         return str(file.relative_to(self.output))
 
 

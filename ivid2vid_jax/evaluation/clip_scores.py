@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.models import CLIPModel
 from ivid2vid_jax.models.clip import normalise
-from ivid2vid_jax.inference.pipeline import load_tokenizer
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, load_params, open_clip
 
@@ -123,3 +123,40 @@ def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> Clip
     except UserError as error:
         raise UserError(f"{error}; the usual CLIP comes with: {FETCH}") from error
     return Clip(folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Cosines, -1 to 1."""
+
+    image: float
+    text_source: float
+    text_edited: float
+    direction: float
+    consistency: float
+
+
+def score(source, edited, captions) -> Scores:
+    """source, edited: embeddings of the frames [T, D]; captions: of the source's and the edited caption [2, D]."""
+    source, edited, captions = (unit(np.asarray(x, np.float64)) for x in (source, edited, captions))
+    change, wanted = unit(edited - source), unit(captions[1] - captions[0])
+    neighbours = (edited[1:] * edited[:-1]).sum(-1) if len(edited) > 1 else np.ones(1)
+    return Scores(
+        float((source * edited).sum(-1).mean()), float((source @ captions[0]).mean()), float((edited @ captions[1]).mean()),
+        float((change @ wanted).mean()), float(neighbours.mean()),
+    )  # fmt: skip
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Of length 1 along the last axis; zero where there is no direction."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
+    """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`Clip`); clips are uint8 [T, H, W, 3]."""
+
+    def run(source, edited, source_caption, edited_caption):
+        frames = np.asarray(clip.images(np.concatenate([source, edited])))
+        return score(frames[: len(source)], frames[len(source) :], np.asarray(clip.texts([source_caption, edited_caption])))
+
+    return run

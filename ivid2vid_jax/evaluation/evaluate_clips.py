@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, load_clip
-from ivid2vid_jax.utils.cli import Progress, versions
 from ivid2vid_jax.data.readers import ClipSettings, common_size, fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
-from ivid2vid_jax.utils.errors import UserError, shard_of
 from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
+from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, load_clip
 from ivid2vid_jax.evaluation.metrics import METRICS
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.utils.atomic import atomic_path
+from ivid2vid_jax.utils.errors import UserError, shard_of
+from ivid2vid_jax.utils.progress import Progress
+from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video.read import open_clip
-from ivid2vid_jax.video.write import aside
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def edit(make: Callable, tasks: Sequence[clip_sets.Task], folder: Path, settings
                 log.warning("%s: not edited: %s", task.id, error)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with aside(target) as frames:
+            with atomic_path(target) as frames:
                 frames.mkdir()
                 for i, pixels in enumerate(edited):
                     Image.fromarray(pixels).save(frames / f"{i:05d}.png")

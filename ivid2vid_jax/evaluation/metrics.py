@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import fidelity, flow, temporal
-from ivid2vid_jax.synthesis.filter import score, unit
+from ivid2vid_jax.evaluation.clip_scores import score, unit
+from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.evaluation.clip_metrics import Item, SETS, summary
-from ivid2vid_jax.evaluation.metrics import METRICS
+from ivid2vid_jax.evaluation.clip_metrics import SETS, Item, summary
 from ivid2vid_jax.evaluation.clip_sets import Task
+from ivid2vid_jax.evaluation.metrics import METRICS
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.video.fit import resize
-from ivid2vid_jax.video.write import aside
 
 HOW = "Clips were first reduced to a shorter side of {size} pixels where it was longer. 95% intervals by resampling source clips, each with all its edits."
 SIDE = 192  # pixels of a shown clip's longer side
@@ -46,11 +46,11 @@ def write(output: Path, record: dict, tasks: Sequence[Task], items: Sequence[Ite
     types = by_type(tasks, items, [name for name in found if name not in SETS])
     document = record | {"edits": len(tasks), "judged": len(items) - len(unread), "not_judged": unread, "unlike_lengths": cut, "metrics": found}
     document |= {"by_edit_type": types} if types else {}
-    with aside(output / "report.json") as file:
+    with atomic_path(output / "report.json") as file:
         file.write_text(json.dumps(plain(document), indent=2) + "\n")
-    with aside(output / "items.csv") as file:
+    with atomic_path(output / "items.csv") as file:
         write_csv(file, tasks, items, list(found))
-    with aside(output / "index.html") as file:
+    with atomic_path(output / "index.html") as file:
         file.write_text(page(record, tasks, items, found, types, {"Not judged": unread, "Clips of unlike length": cut}, shown))
 
 

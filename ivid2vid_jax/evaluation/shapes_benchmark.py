@@ -15,15 +15,15 @@ from pathlib import Path
 import flax
 import numpy as np
 
-from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import flow
 from ivid2vid_jax.evaluation.fidelity import psnr
-from ivid2vid_jax.utils.intervals import bootstrap, wilson
-from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+from ivid2vid_jax.models.temporal import is_temporal_key
+from ivid2vid_jax.utils import jsonl
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import bootstrap, wilson
 from ivid2vid_jax.weights.torch_keys import torch_key
 
 SEED = 1_000_003  # of the benchmark's clips: no training uses it, and the combinations are held out besides

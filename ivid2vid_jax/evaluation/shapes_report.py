@@ -13,7 +13,7 @@ from PIL import Image
 
 from ivid2vid_jax.data import shapes as world
 from ivid2vid_jax.evaluation import report, shapes_benchmark
-from ivid2vid_jax.video.write import aside
+from ivid2vid_jax.utils.atomic import atomic_path
 
 DEFINITIONS = {
     "passed": "the edit is shown and the rest is kept, by the checker of the shapes world (data/shapes/checker.py), which knows the scene; share of clips, Wilson's 95% interval",
@@ -30,13 +30,13 @@ DEFINITIONS = {
 def write(output: Path, record: dict, items: Sequence[shapes_benchmark.Item], found: dict, shown: Sequence[tuple[str, Path]], pictures: Sequence[Path] = ()) -> None:
     """found: `shapes.report`'s. shown: (words, animation of source, edit and truth side by side). pictures: more plots."""
     document = record | {"definitions": DEFINITIONS, "report": found}
-    with aside(output / "report.json") as file:
+    with atomic_path(output / "report.json") as file:
         file.write_text(json.dumps(report.plain(document), indent=2) + "\n")
-    with aside(output / "items.csv") as file, open(file, "w", newline="") as out:
+    with atomic_path(output / "items.csv") as file, open(file, "w", newline="") as out:
         rows = csv.DictWriter(out, [field.name for field in dataclasses.fields(shapes_benchmark.Item)])
         rows.writeheader()
         rows.writerows(map(dataclasses.asdict, items))
-    with aside(output / "index.html") as file:
+    with atomic_path(output / "index.html") as file:
         file.write_text(page(record, items, found, shown, pictures))
 
 

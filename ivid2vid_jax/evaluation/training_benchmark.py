@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import Progress
-from ivid2vid_jax.data.shapes import Spec, UNSEEN_STYLE, WORLDS
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.data.shapes import UNSEEN_STYLE, WORLDS, Spec
 from ivid2vid_jax.evaluation import shapes_benchmark
-from ivid2vid_jax.utils.intervals import wilson
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.engine import Engine
+from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import source
-from ivid2vid_jax.weights.safetensors_io import write_json
+from ivid2vid_jax.utils.atomic import atomic_path
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 
 STATISTICS = "statistics.json"
 
@@ -36,13 +38,12 @@ def make(made: Made, folder: Path, shared: Path) -> Path:
         if json.loads((folder / "recipe.json").read_text()) != recipe:
             raise UserError(f"{folder}: holds triplets of another recipe of the data engine; delete it, or name a new --output")
         return folder / "dataset"
-    Engine(engine).run()
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(engine.output / "dataset", aside / "dataset")
-    shutil.copy(engine.output / STATISTICS, aside)
-    write_json(aside / "recipe.json", recipe)
-    aside.rename(folder)
+    run_stages(Engine(engine))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder) as temporary:
+        shutil.copytree(engine.output / "dataset", temporary / "dataset")
+        shutil.copy(engine.output / STATISTICS, temporary)
+        write_json(temporary / "recipe.json", recipe)
     return folder / "dataset"
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.data.shapes import KINDS
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.experiments import engine_triplets as making
 from ivid2vid_jax.evaluation import shapes_benchmark
-from ivid2vid_jax.utils.intervals import ratio, wilson
-from ivid2vid_jax.experiments.engine_triplets import Made
 from ivid2vid_jax.evaluation.report import plain
+from ivid2vid_jax.experiments import engine_triplets as making
+from ivid2vid_jax.experiments.engine_triplets import Made
 from ivid2vid_jax.inference.pipeline import EditSettings, load
 from ivid2vid_jax.training import encode_latents
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.pipeline_export import written_step
 from ivid2vid_jax.training.metrics_log import read_metrics
+from ivid2vid_jax.training.pipeline_export import written_step
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import ratio, wilson
 
 # Student's t, two-sided 95%, by degrees of freedom (seeds less one)
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

@@ -10,14 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax import assets
-from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import Edit, Object, Scene
 from ivid2vid_jax.data.shapes.scene import Path as Way
+from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.write import write_clip
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_clip, open_folder, save_folder
+from ivid2vid_jax.weights.pipeline_folder import (
+    load_params,
+    open_clip,
+    open_folder,
+    save_folder,
+)
 
 LEFT, RIGHT, MIDDLE = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7), (0.25, 0.3, 0.75, 0.7)
 CLIPS = {

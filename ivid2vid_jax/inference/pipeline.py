@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.inference.vae_codec import FrameCodec
 from ivid2vid_jax.diffusion.denoiser import denoiser
 from ivid2vid_jax.diffusion.guidance import Branch, branches
 from ivid2vid_jax.diffusion.samplers import CLASSES, SAMPLERS, sampler
-from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.utils.errors import UserError, check_instruction
+from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
+from ivid2vid_jax.inference.vae_codec import FrameCodec
 from ivid2vid_jax.models import CLIPTextModel
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.device_group import Spread
+from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import Fit
 from ivid2vid_jax.weights import hub
@@ -214,7 +214,9 @@ class Pipeline:
             raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; EditSettings has {', '.join(f.name for f in dataclasses.fields(EditSettings))}")
         resolved = EditSettings(**settings).resolved(self.folder)
         if isinstance(video, str | Path):
-            from ivid2vid_jax.video.read import open_clip  # here, so that arrays can be edited where PyAV is not installed
+            from ivid2vid_jax.video.read import (
+                open_clip,  # here, so that arrays can be edited where PyAV is not installed
+            )
 
             clip = open_clip(video)
             size, frames = (clip.height, clip.width), (frame.pixels for frame in clip.frames())

@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.guidance import combine
-from ivid2vid_jax.diffusion.samplers import Sampler, Step, frame_noise, predicted_x0, step_rows, update
-from ivid2vid_jax.parallel.device_group import FRAMES, Spread, WINDOWS
+from ivid2vid_jax.diffusion.samplers import (
+    Sampler,
+    Step,
+    frame_noise,
+    predicted_x0,
+    step_rows,
+    update,
+)
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.parallel.device_group import FRAMES, WINDOWS, Spread
 
 
 class Guidance(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.device_group import FRAMES, Spread
 
 CHUNK_PIXELS = 2**20  # pixels that go through the autoencoder at once: 16 frames of 256x256

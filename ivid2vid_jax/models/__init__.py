@@ -5,7 +5,13 @@ by dots is its PyTorch key, up to the name of the leaf (`weights/torch_keys.py`)
 """
 
 from ivid2vid_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from ivid2vid_jax.models.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+from ivid2vid_jax.models.clip import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+)
 from ivid2vid_jax.models.unet3d import InflatedUNet3D, UNetConfig
 
 __all__ = [

@@ -110,8 +110,12 @@ def chunked(q_BQHD, k_BKHD, v_BKHD):
 
 def splash(q_BQHD, k_BKHD, v_BKHD):
     """Splash attention, jax's pallas kernel for TPUs; elsewhere it is interpreted, slowly. Ragged lengths are padded, padded keys masked."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
 
     Q, K, H = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[2]
     more_q, more_k = -Q % LANES, -K % LANES

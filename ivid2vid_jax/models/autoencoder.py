@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, precise
+from ivid2vid_jax.models.layers import (
+    Dense,
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    Upsample,
+    precise,
+)
 
 FIXED = dict(
     act_fn=("silu",), latents_mean=(None,), latents_std=(None,), shift_factor=(None, 0), mid_block_add_attention=(True, None),

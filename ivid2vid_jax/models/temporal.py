@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.layers import Dense, GroupNorm, matmul, platform
-from ivid2vid_jax.models.sharded_reshape import fold_behind_time, fold_positions, over_frames, over_positions
+from ivid2vid_jax.models.sharded_reshape import (
+    fold_behind_time,
+    fold_positions,
+    over_frames,
+    over_positions,
+)
 from ivid2vid_jax.models.transformer import TransformerBlock
 
 ZERO = dict(kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)

@@ -9,7 +9,12 @@ from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
 from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul, short
-from ivid2vid_jax.models.sharded_reshape import fold, fold_positions, over_frames, over_positions
+from ivid2vid_jax.models.sharded_reshape import (
+    fold,
+    fold_positions,
+    over_frames,
+    over_positions,
+)
 
 
 def layer_norm(name, dtype):

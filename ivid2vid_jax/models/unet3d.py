@@ -13,7 +13,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import from_json, known_default
-from ivid2vid_jax.models.layers import Conv, Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, precise, timestep_embedding
+from ivid2vid_jax.models.layers import (
+    Conv,
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    precise,
+    timestep_embedding,
+)
 from ivid2vid_jax.models.remat import recomputed
 from ivid2vid_jax.models.temporal import SLOTS
 from ivid2vid_jax.models.transformer import SpatialTransformer

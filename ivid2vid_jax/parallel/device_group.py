@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.parallel.mesh import mesh_of
 from ivid2vid_jax.utils.errors import UserError
 
 FRAMES, WINDOWS = "frames", "data"  # axes of the meshes, under the names that models/sharded_reshape.py knows
@@ -22,7 +23,7 @@ class Spread:
         if not 1 <= count <= len(there):
             raise UserError(f"--devices {count} must be between 1 and the {len(there)} there are")
         self.count = count
-        self.meshes = {FRAMES: mesh(there[:count], (1, 1, count)), WINDOWS: mesh(there[:count], (count, 1, 1))} if count > 1 else {}
+        self.meshes = {FRAMES: mesh_of((1, 1, count), there[:count]), WINDOWS: mesh_of((count, 1, 1), there[:count])} if count > 1 else {}
 
     def jit(self, function: Callable, by: str = FRAMES, **options) -> Callable:
         """`runtime.jit`, the program being one for the mesh whose axis `by` is split."""
@@ -46,7 +47,3 @@ class Spread:
             return NamedSharding(self.meshes[by or FRAMES], P(by) if split else P())
 
         return jax.device_put(tree, jax.tree.map(where, tree))
-
-
-def mesh(devices: list, shape: tuple[int, int, int]) -> Mesh:
-    return jax.make_mesh(shape, ("data", "fsdp", "frames"), axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -1,5 +1,6 @@
 """One run of many processes: how they find each other."""
 
+import dataclasses
 import glob
 import importlib.util
 import logging
@@ -8,11 +9,20 @@ import os
 import jax
 
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.training.config import DistributedConfig
 
 log = logging.getLogger(__name__)
 
 PORT = "8476"  # JAX's default moved to 8482, which the usual cloud firewall blocks: processes would hang at start
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of one run find each other. TPU pods and SLURM are recognised; other clusters name the coordinator."""
+
+    coordinator: str | None = None  # host:port of process 0; port 8476 unless told
+    processes: int | None = None
+    process: int | None = None  # this one's number
+    off: bool = False  # do not look for a cluster
 
 
 def initialise(config: DistributedConfig) -> None:

@@ -9,37 +9,19 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.training.config import MeshConfig
 
 log = logging.getLogger(__name__)
 
-AXES = ("data", "fsdp", "frames")
 SMALL = 2**14  # elements; smaller leaves are copied to every device: norms, biases, and what is not worth a gather
 
 # First match wins. The same rules serve parameters, EMA and optimiser state, whose leaves carry the parameter's name and shape.
 RULES = (
     (r".*", "fsdp"),
 )
-
-
-def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh over all devices of all processes. Raises UserError where the axes do not multiply to their number."""
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"--mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and at most one may be -1, what is left")
-    known = math.prod(size for size in sizes if size > 0)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise UserError(f"--mesh {' x '.join(map(str, sizes))} is not the {len(devices)} devices there are; let one of data, fsdp, frames be -1")
-    local = sum(device.process_index == jax.process_index() for device in devices)
-    if local % sizes[2]:
-        raise UserError(f"--mesh.frames {sizes[2]} does not divide the {local} devices of one process; frames are split within a host")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -16,14 +16,19 @@ from jax.sharding import PartitionSpec as P
 from ivid2vid_jax.diffusion.denoiser import denoiser
 from ivid2vid_jax.diffusion.samplers import Step
 from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from ivid2vid_jax.training import params as names
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import init_state
+from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import objective
-from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state, train_step
+from ivid2vid_jax.training.step import (
+    learning_rate,
+    make_optimizer,
+    new_state,
+    train_step,
+)
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, open_folder
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning import chips, hlo
-from ivid2vid_jax.training import flops
 from ivid2vid_jax.planning import stages as layers
 from ivid2vid_jax.planning.programs import Program
+from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.weights.safetensors_io import write_json
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights.pipeline_folder import Folder
 
 log = logging.getLogger(__name__)
@@ -101,9 +101,7 @@ def cached(stage: layers.Stage, mesh, remat: str | None, effort: float, cache: P
     cost = layers.compile_stage(stage, mesh, remat, effort)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(dataclasses.asdict(cost)))
-        aside.replace(file)
+        write_json(file, dataclasses.asdict(cost))
     return cost
 
 

@@ -16,16 +16,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample
+from ivid2vid_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+)
 from ivid2vid_jax.models.remat import POLICIES
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
+from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.planning import hlo
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training import params as names
-from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.weights.pipeline_folder import abstract
 
 LAYERS = (ResnetBlock, SpatialTransformer, TemporalConvLayer, TemporalTransformer, Downsample, Upsample, TimestepMLP)

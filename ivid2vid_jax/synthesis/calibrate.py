@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ivid2vid_jax.evaluation.clip_scores import load_clip
-from ivid2vid_jax.utils.cli import Progress, main
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import STYLES, apply
+from ivid2vid_jax.evaluation.clip_scores import Scores, load_clip, scorer
+from ivid2vid_jax.inference.pipeline import load
+from ivid2vid_jax.synthesis.filter import FilterConfig, calibrated, refusal
+from ivid2vid_jax.synthesis.sources import ANYWHERE, EDITS
+from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson
-from ivid2vid_jax.inference.pipeline import load
-from ivid2vid_jax.synthesis.filter import FilterConfig, Scores, calibrated, refusal, scorer
-from ivid2vid_jax.synthesis.sources import ANYWHERE, EDITS
+from ivid2vid_jax.utils.progress import Progress
 
 GROUPS = ("true edits", "unedited", "wrong edits")
 LEAST = 20  # clips on either side

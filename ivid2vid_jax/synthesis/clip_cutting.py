@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED
+from ivid2vid_jax.utils.atomic import atomic_path
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.read import ANIMATIONS, open_clip
 from ivid2vid_jax.weights.pipeline_folder import sha256
@@ -164,7 +165,5 @@ def unlike(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[
 def write(path: Path, array: np.ndarray) -> None:
     """An .npy file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.tmp")
-    with open(aside, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
-    aside.replace(path)

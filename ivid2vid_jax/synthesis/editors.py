@@ -19,19 +19,19 @@ import optax
 from jax import random
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.diffusion import losses
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.inversion import Rise, rise, rises
 from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
-from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.inference.pipeline import Pipeline
-from ivid2vid_jax.parallel.device_group import Spread, WINDOWS
+from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
+from ivid2vid_jax.parallel import runtime
+from ivid2vid_jax.parallel.device_group import WINDOWS, Spread
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
-from ivid2vid_jax.weights.pipeline_folder import Folder
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.pipeline_folder import Folder
 
 TRAINED = (r"/attn1/to_q/", r"/attn2/to_q/", r"/attn_temp/")  # Tune-A-Video's; its norm_temp stays as it is
 

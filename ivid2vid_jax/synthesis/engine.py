@@ -15,18 +15,27 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax import assets
-from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.evaluation.clip_scores import Scores, scorer
 from ivid2vid_jax.synthesis import captions, instructions
 from ivid2vid_jax.synthesis.chat import Chat
 from ivid2vid_jax.synthesis.clip_cutting import write
-from ivid2vid_jax.synthesis.config import OWN, STAGES, SynthesisConfig, TRUTH
+from ivid2vid_jax.synthesis.config import OWN, TRUTH, SynthesisConfig
 from ivid2vid_jax.synthesis.editors import EDITORS, Task, check_size
-from ivid2vid_jax.synthesis.filter import Scores, refusal, scorer
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, Manifest, REJECTED, claim, mark, part_of, settle, settle_groups
+from ivid2vid_jax.synthesis.filter import refusal
+from ivid2vid_jax.synthesis.manifest import (
+    ACCEPTED,
+    FAILED,
+    REJECTED,
+    Manifest,
+    mark,
+    part_of,
+    settle,
+    settle_groups,
+)
 from ivid2vid_jax.synthesis.sources import source
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import Folder, open_folder, sha256
 
@@ -56,17 +65,6 @@ class Engine:
         self.source = source(config)
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "clips.jsonl").is_file() and not any(self.folder.glob("clips-*.jsonl")):
             raise UserError(f"--output {self.folder}: holds other things and was not made by this command; name a new folder")
-
-    def run(self) -> None:
-        from ivid2vid_jax.synthesis import output
-
-        if self.config.editor != TRUTH and (Path(self.config.base).expanduser().exists() or self.config.base in assets.MODELS):
-            _ = self.base_folder  # what it refuses is refused before anything is paid for, unless it would have to be fetched
-        with claim(self.folder, "clips", self.shard):
-            for stage in STAGES:
-                if stage in self.config.stages:
-                    output.write(self) if stage == "write" else getattr(self, stage)()
-                    self.meet(stage)
 
     def meet(self, stage: str) -> None:
         """Waits for the other processes of `--shard auto`: the next stage may need what all have made, and one that left would end them all."""

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.training import flops
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
 from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, ascent, steps_left
 from ivid2vid_jax.synthesis.engine import Engine
+from ivid2vid_jax.training import flops
 from ivid2vid_jax.weights.inflate import abstract_params
 
 EFFICIENCY = 0.3  # of a chip's peak that editing reaches; an assumption, until edits have been timed

@@ -4,9 +4,11 @@ Frame by frame, features of length 1, means over the frames.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from ivid2vid_jax.evaluation.clip_scores import Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,33 +21,6 @@ class FilterConfig:
     direction: float = 0.2  # of the change of the frames to that of the captions
     consistency: float = 0.0  # between neighbouring edited frames
     keep: int = 4  # most edits of one clip by one instruction, the best by direction
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Cosines, -1 to 1."""
-
-    image: float
-    text_source: float
-    text_edited: float
-    direction: float
-    consistency: float
-
-
-def score(source, edited, captions) -> Scores:
-    """source, edited: embeddings of the frames [T, D]; captions: of the source's and the edited caption [2, D]."""
-    source, edited, captions = (unit(np.asarray(x, np.float64)) for x in (source, edited, captions))
-    change, wanted = unit(edited - source), unit(captions[1] - captions[0])
-    neighbours = (edited[1:] * edited[:-1]).sum(-1) if len(edited) > 1 else np.ones(1)
-    return Scores(
-        float((source * edited).sum(-1).mean()), float((source @ captions[0]).mean()), float((edited @ captions[1]).mean()),
-        float((change @ wanted).mean()), float(neighbours.mean()),
-    )  # fmt: skip
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Of length 1 along the last axis; zero where there is no direction."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def refusal(scores: Scores, config: FilterConfig) -> str:
@@ -87,13 +62,3 @@ def calibrated(true: Sequence[Scores], false: Sequence[Scores], config: FilterCo
     if not any(refusal(each, found) for each in false):
         raise ValueError("this CLIP tells no false edit from a true one")
     return found
-
-
-def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
-    """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`ivid2vid_jax.evaluation.clip_scores.Clip`); clips are uint8 [T, H, W, 3]."""
-
-    def run(source, edited, source_caption, edited_caption):
-        frames = np.asarray(clip.images(np.concatenate([source, edited])))
-        return score(frames[: len(source)], frames[len(source) :], np.asarray(clip.texts([source_caption, edited_caption])))
-
-    return run

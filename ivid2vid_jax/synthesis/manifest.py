@@ -5,7 +5,6 @@ mark is a hash of all that decided it, so that an item is done again where its i
 """
 
 import concurrent.futures
-import fcntl
 import hashlib
 import json
 import threading
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ivid2vid_jax.utils import jsonl
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.locks import file_lock
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 
@@ -76,11 +75,8 @@ def claim(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
     """Holds a shard's part of the folder by its manifest of the first stage, which is there before anything else is: so a folder is known for what it
     is wherever its first run is killed. UserError where another process is at work on the same part."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(file_of(folder, stage, shard), "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the kernel, also when the process is killed
-        except BlockingIOError as error:
-            raise UserError(f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; wait for it to end, or take another shard") from error
+    busy = f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; wait for it to end, or take another shard"
+    with file_lock(file_of(folder, stage, shard), busy):
         yield
 
 

@@ -6,8 +6,16 @@ from typing import Literal
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.shapes import KINDS, UNSEEN_STYLE
 from ivid2vid_jax.diffusion.losses import LossConfig
+from ivid2vid_jax.models import (
+    AutoencoderConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNetConfig,
+)
+from ivid2vid_jax.parallel.mesh import MeshConfig
+from ivid2vid_jax.parallel.processes import DistributedConfig
 from ivid2vid_jax.utils.errors import UserError, check_types
-from ivid2vid_jax.models import AutoencoderConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +85,6 @@ class AutoencoderLossConfig:
     """The autoencoder's loss: mean absolute error + kl * KL divergence to the unit Gaussian, both a pixel."""
 
     kl: float = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How the devices are used: data * fsdp * frames = number of devices; one of them may be -1, what is left."""
-
-    data: int = -1  # the batch is split, parameters are copied
-    fsdp: int = 1  # the batch is split, and parameters, optimiser state and EMA too
-    frames: int = 1  # the clip's frames are split
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributedConfig:
-    """How the processes of one run find each other. TPU pods and SLURM are recognised; other clusters name the coordinator."""
-
-    coordinator: str | None = None  # host:port of process 0; port 8476 unless told
-    processes: int | None = None
-    process: int | None = None  # this one's number
-    off: bool = False  # do not look for a cluster
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data import latent_cache
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.loader import Stream
-from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.inference.pipeline import Pipeline, load
+from ivid2vid_jax.models import AutoencoderKL
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.training.objectives import to_pixels
+from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.weights.pipeline_folder import Folder, sha256
 
 log = logging.getLogger(__name__)

@@ -14,23 +14,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.utils import storage
-from ivid2vid_jax.utils.cli import versions
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.inference.pipeline import Pipeline, load_tokenizer
-from ivid2vid_jax.parallel import processes, sharding
-from ivid2vid_jax.training import pipeline_export, run_folder
+from ivid2vid_jax.parallel import processes, runtime, sharding
+from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import init_state as starting
+from ivid2vid_jax.training import pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
+from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, Trace, memory
 from ivid2vid_jax.training.objectives import objective as make_objective
-from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.samples import Samples, apart
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.training.validation import Validation
+from ivid2vid_jax.utils import storage
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     # ---- processes, devices, the run folder
     processes.initialise(config.distributed)
     runtime.enable_compilation_cache()
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     sharding.warn_of_micro_batches(config.loader.batch, config.optim.accumulation, mesh)
     kept = config.output if storage.is_remote(config.output) else run
     mirror = storage.mirrored(config.output, writes=jax.process_index() == 0)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
+from ivid2vid_jax.utils.atomic import atomic_write_text
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +98,7 @@ def truncate(path: Path, step: int) -> None:
     """Drops the lines after `step`, and those a kill left torn; whole or not at all."""
     if not path.exists():
         return
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        for record in records(path):
-            if record["step"] <= step:
-                file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in records(path) if record["step"] <= step))
 
 
 def records(path: Path) -> Iterator[dict]:

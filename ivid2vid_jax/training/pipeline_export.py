@@ -8,8 +8,14 @@ import numpy as np
 
 from ivid2vid_jax.training.params import flatten, unflatten
 from ivid2vid_jax.training.step import TrainState
-from ivid2vid_jax.weights import components, safetensors_io
-from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder, abstract, save_folder
+from ivid2vid_jax.utils.json_files import read_json, write_json
+from ivid2vid_jax.weights import components
+from ivid2vid_jax.weights.pipeline_folder import (
+    ClipFolder,
+    Folder,
+    abstract,
+    save_folder,
+)
 
 
 def averaged(state: TrainState) -> dict[str, jax.Array]:
@@ -38,13 +44,13 @@ def write(
         if source is not None:
             weights |= stored(source, {name: weights[name].shape for name in frozen})
         save_folder(run / "pipeline", folder, unflatten(weights), replace=True)
-        safetensors_io.write_json(run / "pipeline" / "training.json", {"step": step})
+        write_json(run / "pipeline" / "training.json", {"step": step})
 
 
 def written_step(run: Path) -> int | None:
     """The step whose weights RUN/pipeline holds; None where there is no whole one."""
     file = run / "pipeline" / "training.json"
-    return safetensors_io.read_json(file)["step"] if file.is_file() else None
+    return read_json(file)["step"] if file.is_file() else None
 
 
 def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:

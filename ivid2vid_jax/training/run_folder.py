@@ -1,9 +1,7 @@
 """The RUN folder's config.json: written once, compared ever after; and one run a folder at a time."""
 
 import dataclasses
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +9,10 @@ from pathlib import Path
 import jax
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
+from ivid2vid_jax.utils.locks import file_lock
 
 # What may change between two starts of a run: how it is computed and watched, not what is learned.
 FREE = (
@@ -43,16 +43,11 @@ def claimed(run: Path, config: TrainConfig) -> Iterator[None]:
     if run.is_dir() and not file.exists() and any(path.name not in ("lock", "tokenizer", "checkpoints") for path in run.iterdir()):
         raise UserError(f"--output {run}: is a folder of something else (no config.json in it); name a new one")
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"--output {run}: another process is training there; wait for it, stop it, or name another folder") from error
+    busy = f"--output {run}: another process is training there; wait for it, stop it, or name another folder"
+    with file_lock(run / "lock", busy, "w"):
         if file.exists():
             compare(run, json.loads(file.read_text()), plain(config))
-        aside = file.with_name("config.json.tmp")
-        aside.write_text(json.dumps(plain(config), indent=2) + "\n")
-        os.replace(aside, file)
+        write_json(file, plain(config))
         yield
 
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from ivid2vid_jax.data.loader import held_out_split, open_source
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline, load_tokenizer
-from ivid2vid_jax.parallel.device_group import mesh
-from ivid2vid_jax.training import pipeline_export
+from ivid2vid_jax.parallel.mesh import mesh_of
 from ivid2vid_jax.training import init_state as starting
+from ivid2vid_jax.training import pipeline_export
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder
 
 
@@ -84,4 +84,4 @@ class Samples:
 def apart():
     """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
     devices of the others, which wait."""
-    return jax.set_mesh(mesh(jax.local_devices()[:1], (1, 1, 1))) if jax.process_count() > 1 else contextlib.nullcontext()
+    return jax.set_mesh(mesh_of((1, 1, 1), jax.local_devices()[:1])) if jax.process_count() > 1 else contextlib.nullcontext()

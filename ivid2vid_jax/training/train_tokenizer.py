@@ -14,7 +14,14 @@ BYTES = 512  # every byte, within a word and at its end, so that no text is unkn
 
 def learn(texts: Iterable[str], size: int, folder: Path) -> None:
     """Writes vocab.json, merges.txt and tokenizer_config.json of at most `size` tokens to a folder. The same texts give the same files."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
     if size < BYTES + 2:
         raise UserError(f"--net.text-encoder.vocab-size {size} must be at least {BYTES + 2}: every byte twice, and two marks")

@@ -6,13 +6,12 @@ import logging
 import jax
 import numpy as np
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.data.loader import Loader, held_out_split
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.parallel import sharding
+from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.training.step import clip_keys
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import Folder
 
 log = logging.getLogger(__name__)

@@ -2,21 +2,16 @@
 
 import dataclasses
 import difflib
-import importlib.metadata
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tyro
-from tqdm import tqdm
 
 from ivid2vid_jax.utils.errors import UserError, check_types
-
-PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
 
 
 def main(args_class: type, run: Callable, recipe: Callable | None = None, default: Any = None) -> None:
@@ -90,42 +85,3 @@ def config_classes(cls: type) -> list[type]:
     """A config's class and those of its parts."""
     parts = [field.type for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
     return [cls] + [each for part in parts for each in config_classes(part)]
-
-
-class Progress:
-    """A progress bar with an ETA on stderr, that can be called as `progress(done, total)`. It shows from its first item on."""
-
-    def __init__(self, what: str, total: int | None = None):
-        self.what, self.total = what, total
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if "bar" in vars(self):
-            self.bar.close()
-
-    @cached_property
-    def bar(self) -> tqdm:
-        return tqdm(desc=self.what, total=self.total, mininterval=0.5, dynamic_ncols=True)
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-    def over(self, items: Iterable) -> Iterator:
-        """The items, each counted as it passes."""
-        for item in items:
-            self.bar.update()
-            yield item
-
-
-def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

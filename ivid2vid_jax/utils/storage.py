@@ -4,7 +4,6 @@ Array_record, safetensors and the logs want real files; checkpoints alone go str
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import fsspec
 
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.locks import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,9 @@ class Copy:
                 if known.get(name) == [version, *stamp(file)]:
                     continue
                 log.info("fetching %s/%s", self.url, name)
-                aside = file.with_name(f".{file.name}.fetching")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with self.told("fetched"):
-                    self.fs.get_file(path, str(aside))
-                os.replace(aside, file)
+                with self.told("fetched"), atomic_path(file) as temporary:
+                    self.fs.get_file(path, str(temporary))
                 known[name] = [version, *stamp(file)]
             return len(names)
 
@@ -112,8 +111,7 @@ class Copy:
     @contextlib.contextmanager
     def known(self) -> Iterator[dict]:
         """Name -> [the bucket's version, size, time here]; held by one process of this machine at a time."""
-        with open(self.ledger, "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with file_lock(self.ledger, None, "a+") as file:
             file.seek(0)
             try:
                 known = json.loads(file.read() or "{}")

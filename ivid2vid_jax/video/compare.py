@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.read import Clip, open_clip
-from ivid2vid_jax.video.write import CONTAINERS, aside, write_clip
+from ivid2vid_jax.video.write import CONTAINERS, write_clip
 
 COLUMNS = 6  # frames shown on a sheet
 CELL = 256  # pixels of a shown frame's longer side
@@ -24,7 +25,7 @@ def write(source: Clip, edited: Path, instruction: str, times: list[Fraction], r
     write_clip(pair, side_by_side(source, edited), times, rate)
     shown = set(np.linspace(0, len(times) - 1, min(COLUMNS, len(times))).round().astype(int))
     columns = [halves for i, halves in enumerate(halves_of(source, edited)) if i in shown]
-    with aside(picture) as target:
+    with atomic_path(picture) as target:
         sheet(columns, instruction).save(target, format="PNG")
     return [pair, picture]
 
@@ -48,7 +49,7 @@ def panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> 
     write_clip(animation, iter(wide), [i / rate for i in range(len(wide))], rate)
     shown = np.unique(np.linspace(0, len(wide) - 1, min(COLUMNS, len(wide))).round().astype(int))
     picture = animation.with_name(f"{animation.stem}_sheet.png")
-    with aside(picture) as target:
+    with atomic_path(picture) as target:
         sheet([tuple(clip[i] for clip in clips) for i in shown], title).save(target, format="PNG")
     return picture
 

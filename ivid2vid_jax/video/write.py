@@ -1,10 +1,7 @@
 """Clips to files: mp4 and webm (through PyAV, sound kept), gif and webp, folders of frames. Whole or not at all."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import Clip
 
@@ -48,19 +46,6 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path}: is a file; give it an ending ({', '.join(CONTAINERS)}) or name a new folder")
 
 
-@contextmanager
-def aside(path: Path):
-    """A temporary name beside `path`, moved onto it when the block ends well and removed when it does not."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    try:
-        yield folder / path.name
-        if path.is_dir():
-            path.rmdir()  # empty, or this fails
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def write_clip(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction, sound: Clip | None = None) -> None:
     """Writes frames ([H, W, 3] uint8, one size) shown at `times` (seconds) to `path`, by its ending; no ending: a folder of PNGs.
 
@@ -69,7 +54,7 @@ def write_clip(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], 
     """
     suffix, begin = path.suffix.lower(), times[0]
     times = [time - begin for time in times]
-    with aside(path) as target:
+    with atomic_path(path) as target:
         if suffix in CONTAINERS:
             write_container(target, frames, times, rate, sound, begin)
         elif suffix in ANIMATIONS:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io, torch_keys
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "clip": "model"}
@@ -131,7 +132,7 @@ def save(component: str, folder: Path, params: Any, dtype=None, variant: str | N
         weight_map |= dict.fromkeys(keys, name)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(map(size, shapes.values()))}, "weight_map": weight_map}
-        safetensors_io.write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
+        write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
 
 
 def size(shape_dtype) -> int:

@@ -32,7 +32,11 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         raise UserError(f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     skipped = [] if variant else ["*.fp16.*", "*.non_ema.*"]
     try:

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ivid2vid_jax.models import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    UNetConfig,
+)
+from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, UNetConfig
+from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.inflate import initialise
 
@@ -71,13 +80,13 @@ class Folder:
         """Everything that makes up the folder, into an empty one."""
         for name, config in self.models.items():
             components.save(name, path / name, params[name], dtype, variant, max_shard_bytes)
-            safetensors_io.write_json(path / name / "config.json", config.to_json())
+            write_json(path / name / "config.json", config.to_json())
         shutil.copytree(self.tokenizer, path / "tokenizer")
         (path / "scheduler").mkdir()
-        safetensors_io.write_json(path / "scheduler" / "scheduler_config.json", self.scheduler)
-        safetensors_io.write_json(path / "model_index.json", model_index(self))
+        write_json(path / "scheduler" / "scheduler_config.json", self.scheduler)
+        write_json(path / "model_index.json", model_index(self))
         if self.sampling:
-            safetensors_io.write_json(path / "sampling.json", self.sampling)
+            write_json(path / "sampling.json", self.sampling)
 
 
 @dataclasses.dataclass
@@ -112,8 +121,8 @@ class ClipFolder:
 
     def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
         components.save("clip", path, params["clip"], dtype, variant, max_shard_bytes)
-        safetensors_io.write_json(path / "config.json", self.clip.to_json())
-        safetensors_io.write_json(path / "preprocessor_config.json", self.preprocessor)
+        write_json(path / "config.json", self.clip.to_json())
+        write_json(path / "preprocessor_config.json", self.preprocessor)
         for name in TOKENIZER_FILES:
             if (self.tokenizer / name).is_file():
                 shutil.copy(self.tokenizer / name, path / name)
@@ -130,13 +139,13 @@ def open_clip(path: str | os.PathLike) -> ClipFolder:
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder")
     try:
-        config = safetensors_io.read_json(path / "config.json")
+        config = read_json(path / "config.json")
         if config.get("model_type") != "clip":
             raise UserError(f"{path}: is a {config.get('model_type', 'folder without model_type')}, not a CLIP model")
         clip = CLIPConfig.from_json(config)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path / 'config.json'}: {error}") from error
-    return ClipFolder(path, clip, safetensors_io.read_json(path / "preprocessor_config.json"), path)
+    return ClipFolder(path, clip, read_json(path / "preprocessor_config.json"), path)
 
 
 def open_folder(path: str | os.PathLike) -> Folder:
@@ -149,7 +158,7 @@ def open_folder(path: str | os.PathLike) -> Folder:
         raise UserError(f"{path}: no such model folder")
     if not (path / "model_index.json").is_file():
         raise UserError(f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder above unet/ and vae/")
-    index = safetensors_io.read_json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     for name, value in index.items():
         if not name.startswith("_") and name not in PARTS and isinstance(value, list) and value[0]:
             log.info("%s: %s is not needed and left unread", path.name, name)
@@ -157,15 +166,15 @@ def open_folder(path: str | os.PathLike) -> Folder:
     for name, cls in CONFIGS.items():
         file = path / name / "config.json"
         try:
-            configs[name] = cls.from_json(safetensors_io.read_json(file))
+            configs[name] = cls.from_json(read_json(file))
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise error if isinstance(error, UserError) else UserError(f"{file}: {error}") from error
     unet, text = configs["unet"], configs["text_encoder"]
     if unet.cross_attention_dim != text.hidden_size:
         raise UserError(f"{path}: the U-Net wants text of width {unet.cross_attention_dim}, the text encoder gives {text.hidden_size}")
     sampling = path / "sampling.json"
-    scheduler = safetensors_io.read_json(path / "scheduler" / "scheduler_config.json")
-    return Folder(path, **configs, scheduler=scheduler, sampling=safetensors_io.read_json(sampling) if sampling.is_file() else {})
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    return Folder(path, **configs, scheduler=scheduler, sampling=read_json(sampling) if sampling.is_file() else {})
 
 
 def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
@@ -219,20 +228,10 @@ def save_folder(
     if path.exists() and not replace:
         raise UserError(f"{path}: exists already; give a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder.write(aside, params, dtype, variant, max_shard_bytes)
-        finish(aside)
-        aside.chmod(0o755)
-        if path.exists():
-            path.rename(old := path.with_name(f"{aside.name}.old"))
-            aside.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            aside.rename(path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with atomic_path(path, replace) as temporary:
+        temporary.mkdir()
+        folder.write(temporary, params, dtype, variant, max_shard_bytes)
+        finish(temporary)
 
 
 def model_index(folder: Folder) -> dict:

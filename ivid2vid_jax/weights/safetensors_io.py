@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json
 
 DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
@@ -49,22 +50,6 @@ def shards(index: Path) -> list[Path]:
         if path.parent != index.parent or not path.is_file():
             raise UserError(f"{index}: names the shard {path.name}, which is not in {index.parent}")
     return paths
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; UserError where it is missing or not JSON."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    """A JSON object to a file, indented."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def headers(paths: list[Path]) -> dict[str, Entry]:

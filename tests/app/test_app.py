@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import app, assets
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.app.jobs import Limits, Request, checked, edit, forget
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.write import write_clip
 from ivid2vid_jax.weights.pipeline_folder import open_folder

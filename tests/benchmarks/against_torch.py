@@ -20,14 +20,14 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 import ivid2vid_jax
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.diffusion.samplers import sampler
+from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.inference.sampling_loop import Condition
 from ivid2vid_jax.models import InflatedUNet3D
-from ivid2vid_jax.inference.pipeline import EditSettings
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.video.fit import Fit
-from tests.support import factory
 from tests.benchmarks.turns import sync, turns
+from tests.support import factory
 
 EMBEDDED = dict(
     unet=dict(

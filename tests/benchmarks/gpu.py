@@ -35,22 +35,22 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.diffusion.samplers import sampler
-from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from ivid2vid_jax.training import flops
+from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning.programs import SD15, TEXT_SD15, batch_shapes
+from ivid2vid_jax.training import flops
 from ivid2vid_jax.training import params as by_name
-from ivid2vid_jax.training.config import OptimConfig, TrainConfig
-from ivid2vid_jax.training.objectives import objective
 from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.config import OptimConfig, TrainConfig
 from ivid2vid_jax.training.init_state import SCHEDULER
+from ivid2vid_jax.training.objectives import objective
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.weights import torch_keys
 from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, initialiser

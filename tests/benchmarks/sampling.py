@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data.shapes import KINDS, triplet
 from ivid2vid_jax.diffusion.guidance import branches
 from ivid2vid_jax.evaluation import shapes_benchmark
-from ivid2vid_jax.utils.intervals import bootstrap
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.inference.pipeline import EditSettings
+from ivid2vid_jax.utils.intervals import bootstrap
+from ivid2vid_jax.utils.progress import Progress
 
 POINTS = {
     "ddim, 20 steps, guided throughout": {},

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.diffusion.inversion import rises
 from ivid2vid_jax.diffusion.samplers import sampler, step_rows
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.inference.sampling_loop import State
 from ivid2vid_jax.synthesis.editors import TRAINED, TuneAVideo, TuneAVideoConfig
 from ivid2vid_jax.training.params import trainable

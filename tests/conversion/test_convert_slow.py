@@ -15,14 +15,26 @@ from ivid2vid_jax.conversion import exporter
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.training.loop import train
-from ivid2vid_jax.weights import components, safetensors_io, torch_keys
-from ivid2vid_jax.weights.pipeline_folder import abstract, load_params, open_folder, save_folder
+from ivid2vid_jax.utils.json_files import write_json
+from ivid2vid_jax.weights import components, torch_keys
 from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.pipeline_folder import (
+    abstract,
+    load_params,
+    open_folder,
+    save_folder,
+)
+from tests.conversion.test_exporter import (
+    INSTRUCTION,
+    KINDS,
+    assert_the_same_edit,
+    fresh_edits,
+    jax_edit,
+)
+from tests.conversion.test_importer import adapter, assert_same, imported, state
 from tests.support import factory
 from tests.support.foreign import animatediff
 from tests.support.memory import PEAK
-from tests.conversion.test_exporter import INSTRUCTION, KINDS, assert_the_same_edit, fresh_edits, jax_edit
-from tests.conversion.test_importer import adapter, assert_same, imported, state
 from tests.support.tiny_run import tiny as config_of
 
 pytestmark = pytest.mark.slow
@@ -82,11 +94,11 @@ def hollow(path):
         with open(path / name / f"{components.STEMS[name]}.safetensors", "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + offset)
-        safetensors_io.write_json(path / name / "config.json", config.to_json())
+        write_json(path / name / "config.json", config.to_json())
         size += offset
     factory.write_tokenizer(path / "tokenizer")
     factory.ddim().save_pretrained(path / "scheduler")
-    safetensors_io.write_json(path / "model_index.json", {"_class_name": "InstructVid2VidPipeline"})
+    write_json(path / "model_index.json", {"_class_name": "InstructVid2VidPipeline"})
     return size
 
 

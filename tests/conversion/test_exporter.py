@@ -16,12 +16,18 @@ from safetensors.numpy import load_file
 import ivid2vid_jax
 from ivid2vid_jax import assets, convert
 from ivid2vid_jax.conversion import exporter, model_card
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.inference.pipeline import EditSettings
+from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import safetensors_io
-from ivid2vid_jax.weights.pipeline_folder import abstract, load_params, open_folder, save_folder
+from ivid2vid_jax.weights.pipeline_folder import (
+    abstract,
+    load_params,
+    open_folder,
+    save_folder,
+)
 from tests.support import factory
 from tests.support.command import run_command
 
@@ -224,8 +230,8 @@ def test_a_runs_own_records_are_on_its_card(edits, tmp_path):
     run = tmp_path / "run"
     exporter.export(edits["motion"][0], run / "pipeline")
     config = dict(data=["shapes"], model=None, seed=3, optim=dict(ema=0.999, lr=1e-3), loader=dict(batch=4, frames=8), loss=dict(mode="match"))
-    safetensors_io.write_json(run / "config.json", config)
-    safetensors_io.write_json(run / "pipeline" / "training.json", {"step": 400})
+    write_json(run / "config.json", config)
+    write_json(run / "pipeline" / "training.json", {"step": 400})
     facts = model_card.gather(run / "pipeline")
     assert facts.training["steps"] == 400 and facts.training["averaged weights (EMA decay)"] == 0.999
     assert facts.data_licence.startswith("Apache-2.0") and facts.base == "scratch"

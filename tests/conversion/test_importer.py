@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from ivid2vid_jax import convert
 from ivid2vid_jax.conversion import foreign_formats, importer
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D
-from ivid2vid_jax.weights import safetensors_io, torch_keys
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json, write_json
+from ivid2vid_jax.weights import torch_keys
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
 from tests.support import factory
 from tests.support import foreign as theirs
@@ -208,10 +209,10 @@ def test_tune_a_video_folders(tiny, tmp_path):
     from tests.synthesis.test_tune_a_video import TARGET, reference
 
     net, source = reference(), shutil.copytree(tiny, tmp_path / "tuned")
-    config = safetensors_io.read_json(source / "unet" / "config.json") | {"_class_name": "UNet3DConditionModel", "in_channels": 4, "mid_block_type": "UNetMidBlock3DCrossAttn"}
+    config = read_json(source / "unet" / "config.json") | {"_class_name": "UNet3DConditionModel", "in_channels": 4, "mid_block_type": "UNetMidBlock3DCrossAttn"}
     for name in ("down_block_types", "up_block_types"):
         config[name] = [kind.replace("2D", "3D") for kind in config[name]]
-    safetensors_io.write_json(source / "unet" / "config.json", config)
+    write_json(source / "unet" / "config.json", config)
     next((source / "unet").glob("*.safetensors")).unlink()
     torch.save(net.state_dict(), source / "unet" / "diffusion_pytorch_model.bin")
     told, folder, params = imported(source, tmp_path / "out")

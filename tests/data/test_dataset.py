@@ -15,7 +15,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ivid2vid_jax.data import dataset, shapes, shards
-from ivid2vid_jax.data.dataset import DamagedClip, clip_length, decode_clip, encode_clip, open_dataset
+from ivid2vid_jax.data.dataset import (
+    DamagedClip,
+    clip_length,
+    decode_clip,
+    encode_clip,
+    open_dataset,
+)
 from ivid2vid_jax.utils.errors import UserError
 from tests.test_edit import faststart
 from tests.video.test_video import moving_square, psnr, write

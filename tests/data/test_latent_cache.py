@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import prepare
-from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.data.latent_cache import open_cache
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
+from ivid2vid_jax.data.latent_cache import open_cache
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.training import encode_latents
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import open_folder
 
 CUT = LoaderConfig(batch=4, frames=2, size=16)

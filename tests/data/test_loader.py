@@ -301,7 +301,10 @@ def test_a_fault_of_the_program_is_no_damaged_record(opened, workers):
 
 def on_disk(folder, count, damaged):
     """Shapes as a prepared dataset; the edited clip of one is not a clip."""
-    from ivid2vid_jax.data import dataset, shards  # here: workers import this module for its fakes, and tfds takes seconds
+    from ivid2vid_jax.data import (  # here: workers import this module for its fakes, and tfds takes seconds
+        dataset,
+        shards,
+    )
 
     def make(indices):
         for index in indices:

@@ -10,8 +10,14 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, apply, contrasts
 from ivid2vid_jax.data.shapes.language import PHRASINGS, STYLE_PHRASINGS
+from ivid2vid_jax.data.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    apply,
+    contrasts,
+)
 from ivid2vid_jax.utils.errors import UserError
 
 GOLDEN_HELD_OUT = "000000011001000100000000000000100000000001001000001001000000"

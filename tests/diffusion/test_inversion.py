@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 
-from ivid2vid_jax.diffusion.inversion import Inversion, rise, rises
+from ivid2vid_jax.diffusion.inversion import rise, rises
 from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler, step_rows, update
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from ivid2vid_jax.inference.inversion_loop import Inversion
 from tests.support import factory
 
 RNG = np.random.default_rng(0)

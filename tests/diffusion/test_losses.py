@@ -8,7 +8,15 @@ import torch
 from diffusers import DDPMScheduler
 from jax.test_util import check_grads
 
-from ivid2vid_jax.diffusion.losses import LossConfig, add_noise, frame_difference, min_snr_weight, square_mean, target, timestep_weight
+from ivid2vid_jax.diffusion.losses import (
+    LossConfig,
+    add_noise,
+    frame_difference,
+    min_snr_weight,
+    square_mean,
+    target,
+    timestep_weight,
+)
 from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler, step_rows
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 

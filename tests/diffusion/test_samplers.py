@@ -4,10 +4,20 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 
 from ivid2vid_jax.conversion.pytorch.pipeline import unit_noise
-from ivid2vid_jax.diffusion.samplers import frame_noise, predicted_x0, sampler, step_rows, update
+from ivid2vid_jax.diffusion.samplers import (
+    frame_noise,
+    predicted_x0,
+    sampler,
+    step_rows,
+    update,
+)
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from tests.support import factory
 

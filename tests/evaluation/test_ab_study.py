@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import evaluate
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import ab_study, evaluate_clips
-from ivid2vid_jax.utils.intervals import wilson
 from ivid2vid_jax.evaluation.ab_study import COLUMNS, QUESTIONS, Question
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import wilson
+from tests.evaluation.test_evaluate_clips import save, world  # noqa: F401
 from tests.support import browser
 from tests.support.clips import static
 from tests.support.command import run_command
-from tests.evaluation.test_evaluate_clips import save, world  # noqa: F401
 
 
 def questions(count=3):

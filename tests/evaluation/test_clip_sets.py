@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import clip_sets
+from ivid2vid_jax.utils.errors import UserError
 
 HEAD = ["Video name", "Our GT caption", *clip_sets.TGVE_EDITS.values()]
 ROWS = [["DAVIS Videos:"], ["stunt", "a man jumps", "a man jumps, oil", "a dog jumps", "a man jumps on Mars", "a dog jumps on Mars"], ["", ""], ["cat", "a cat", "a cat & oil", "a dog", "a cat at sea", ""]]

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.evaluation import distribution_distances
-from ivid2vid_jax.evaluation.distribution_distances import Moments, frechet, kernel_distance
+from ivid2vid_jax.evaluation.distribution_distances import (
+    Moments,
+    frechet,
+    kernel_distance,
+)
+from ivid2vid_jax.utils.errors import UserError
 
 
 def moments(rows) -> Moments:

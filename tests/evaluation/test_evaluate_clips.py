@@ -12,9 +12,9 @@ from ivid2vid_jax import evaluate
 from ivid2vid_jax.data.readers import ClipSettings
 from ivid2vid_jax.evaluation import clip_metrics, evaluate_clips, inception, metrics
 from ivid2vid_jax.evaluation.clip_sets import Task
+from tests.evaluation.test_clip_sets import write_list
 from tests.support.clips import moving, static
 from tests.support.command import run_command
-from tests.evaluation.test_clip_sets import write_list
 
 
 def save(folder, clip):
@@ -139,8 +139,8 @@ def test_a_corrected_caption_is_judged_anew(world, capsys, monkeypatch):
 
 
 def save_tiny_clip(folder):
-    from tests.support import factory
     from tests.models.test_clip import VISION_TINY, save_clip
+    from tests.support import factory
 
     save_clip(folder, factory.TEXT_TINY, VISION_TINY, 40)
     return folder

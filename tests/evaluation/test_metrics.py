@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.evaluation import clip_scores
-from ivid2vid_jax.evaluation.metrics import METRICS, Pair, all_pairs, measure, neighbours
+from ivid2vid_jax.evaluation.metrics import (
+    METRICS,
+    Pair,
+    all_pairs,
+    measure,
+    neighbours,
+)
+from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.support.clips import moving, static
-from tests.models.test_clip import VISION_TINY, save_clip
 
 PIXELS = [name for name, metric in METRICS.items() if not metric.needs]
 

@@ -5,9 +5,9 @@ import pytest
 from ivid2vid_jax import train as command
 from ivid2vid_jax.data.shapes import KINDS
 from ivid2vid_jax.evaluation import shapes_benchmark, training_benchmark
+from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
-from ivid2vid_jax.training.compiled_step import StepProgram
 from tests.support.command import run_command
 from tests.support.tiny_run import tiny
 

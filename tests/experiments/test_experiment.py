@@ -11,17 +11,18 @@ import pytest
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.experiments import experiment as experiments
 from ivid2vid_jax.evaluation import shapes_benchmark
+from ivid2vid_jax.experiments import experiment as experiments
 from ivid2vid_jax.experiments.experiment import Experiment, Made, Outcome, interval
 from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.filter import FilterConfig
+from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train as real_train
-from ivid2vid_jax.weights.safetensors_io import write_json
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 
 FILES = sorted(Path("configs/experiments").glob("*.py"))
 
@@ -166,8 +167,8 @@ def test_arms_that_there_are_not_are_named(change):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """The data engine's true edits, judged by a random CLIP."""
-    from tests.support import factory
     from tests.models.test_clip import VISION_TINY, save_clip
+    from tests.support import factory
 
     home = tmp_path_factory.mktemp("clip")
     save_clip(home, factory.TEXT_TINY, VISION_TINY, 40)
@@ -206,7 +207,7 @@ def test_clips_are_told_to_show_something_else(engine, tmp_path):
     """The rules turn it into instructions, which this scene's checker knows nothing of."""
     ask = dataclasses.replace(engine, editor="shared_noise", instructions="rules", stages=("clips", "captions", "instructions"))
     work, told = experiments.making.at_work(Made(ask, lambda id: f"a dog on a beach, clip {id[-1]}"), tmp_path)
-    experiments.making.Engine(work).run()
+    run_stages(experiments.making.Engine(work))
     lines = [json.loads(line) for line in (tmp_path / "truth" / "instructions.jsonl").read_text().splitlines()]
     assert {line["id"]: line["caption"] for line in lines} == told and len(told) == 4
 

@@ -4,12 +4,16 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+)
 
 import ivid2vid_jax
 from ivid2vid_jax.inference import sampling_loop
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings
+from ivid2vid_jax.utils.errors import UserError
 from tests.support import factory
 
 RNG = np.random.default_rng(0)

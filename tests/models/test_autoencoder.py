@@ -9,7 +9,8 @@ import torch
 from ivid2vid_jax.inference import vae_codec
 from ivid2vid_jax.inference.vae_codec import FrameCodec, spans, taper
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
-from ivid2vid_jax.weights import components, safetensors_io
+from ivid2vid_jax.utils.json_files import read_json
+from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import abstract
 from tests.support import factory
 
@@ -18,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 def load(module, folder):
     module.save_pretrained(folder)
-    config = AutoencoderConfig.from_json(safetensors_io.read_json(folder / "config.json"))
+    config = AutoencoderConfig.from_json(read_json(folder / "config.json"))
     return config, components.load("vae", folder, abstract("vae", config))
 
 

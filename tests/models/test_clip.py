@@ -9,9 +9,10 @@ import transformers
 
 from ivid2vid_jax import models
 from ivid2vid_jax.evaluation import clip_scores
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import CLIPTextConfig, CLIPTextModel
-from ivid2vid_jax.weights import components, safetensors_io
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json, write_json
+from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import abstract, open_clip, save_folder
 from tests.support import factory
 
@@ -20,7 +21,7 @@ TINY_H = factory.TEXT_TINY | dict(hidden_act="gelu", num_hidden_layers=3)
 
 def check_parity(module, folder, length, tolerance):
     module.save_pretrained(folder)
-    config = CLIPTextConfig.from_json(safetensors_io.read_json(folder / "config.json"))
+    config = CLIPTextConfig.from_json(read_json(folder / "config.json"))
     params = components.load("text_encoder", folder, abstract("text_encoder", config))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
     with torch.no_grad():
@@ -65,7 +66,7 @@ def save_clip(folder, text: dict, vision: dict, width: int, **sizes):
     side = vision["image_size"]
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     prepare = dict(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=mean, image_std=std, resample=3)
-    safetensors_io.write_json(folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **prepare})
+    write_json(folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **prepare})
     return module
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import ivid2vid_jax
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training.init_state import target_unet
-from ivid2vid_jax.weights import components, safetensors_io
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder, save_folder
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json
+from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.inflate import abstract_params, inflate
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder, save_folder
 from tests.support import factory, tiny_run
 
 TINY = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
@@ -34,7 +35,7 @@ def apply(config, params, x, t, context):
 def test_equals_diffusers_motion_model(tmp_path, middle):
     module = factory.motion(use_motion_mid_block=middle, motion_max_seq_length=24)
     module.save_pretrained(tmp_path)
-    config = UNetConfig.from_json(safetensors_io.read_json(tmp_path / "config.json"))
+    config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
     assert (config.temporal, config.use_motion_mid_block, config.motion_max_seq_length) == (("motion",), middle, 24)
     params = components.load("unet", tmp_path, abstract_params(config))
     x, t, context = inputs()

@@ -10,7 +10,8 @@ import torch
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.temporal import TimeConv
-from ivid2vid_jax.weights import components, safetensors_io
+from ivid2vid_jax.utils.json_files import read_json
+from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.inflate import abstract_params, inflate
 from tests.support import factory
 from tests.support.devices import OPTIONS
@@ -21,7 +22,7 @@ RNG = np.random.default_rng(0)
 def load(module, folder: Path):
     """(config, parameters) of a diffusers U-Net, by way of its own files."""
     module.save_pretrained(folder)
-    config = UNetConfig.from_json(safetensors_io.read_json(folder / "config.json"))
+    config = UNetConfig.from_json(read_json(folder / "config.json"))
     return config, components.load("unet", folder, abstract_params(config))
 
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.parallel.device_group import Spread
+from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 
 SCRIPT = """

@@ -18,11 +18,12 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.parallel import processes, sharding
+from ivid2vid_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from ivid2vid_jax.parallel.processes import DistributedConfig
 from ivid2vid_jax.training.checkpoints import Checkpoints
-from ivid2vid_jax.training.config import DistributedConfig, MeshConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
 from tests.support.devices import environment
 
@@ -31,7 +32,7 @@ HOLDS = {"float32": {"loss": 1e-5, "gradients": 1e-4, "params": 1e-5}, "float64"
 
 
 def mesh_of(data=1, fsdp=1, frames=1) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, frames), sharding.AXES)
+    return AbstractMesh((data, fsdp, frames), AXES)
 
 
 # ---- one process, many devices
@@ -85,7 +86,7 @@ def test_the_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
 
     def refused(message, config, found=devices(*[0] * 8)):
         with pytest.raises(UserError, match=message):
-            sharding.make_mesh(config, found)
+            make_mesh(config, found)
 
     refused(r"'data': -1, 'fsdp': -1.*at most one may be -1", MeshConfig(fsdp=-1))
     refused(r"'fsdp': 0.*sizes are positive", MeshConfig(fsdp=0))
@@ -93,8 +94,8 @@ def test_the_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
     refused(r"2 x 2 x 1 is not the 8 devices there are; let one of data, fsdp, frames be -1", MeshConfig(2, 2, 1))
     refused(r"2 x 3 x 1 is not the 8 devices", MeshConfig(fsdp=3))
     refused(r"frames 4 does not divide the 2 devices of one process", MeshConfig(frames=4), devices(0, 0, 1, 1, 2, 2, 3, 3))
-    assert dict(sharding.make_mesh(MeshConfig()).shape) == {"data": jax.device_count(), "fsdp": 1, "frames": 1}
-    assert dict(sharding.make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1]).shape) == dict.fromkeys(sharding.AXES, 1)
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": jax.device_count(), "fsdp": 1, "frames": 1}
+    assert dict(make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1]).shape) == dict.fromkeys(AXES, 1)
 
 
 @pytest.mark.parametrize("shape, size, spec", [

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import plan
-from ivid2vid_jax.utils.cli import recipe
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.attention import attention
-from ivid2vid_jax.planning import chips, formula, hlo, programs, report, stages
+from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
+from ivid2vid_jax.planning import chips, hlo, programs, report, stages
 from ivid2vid_jax.training import flops
-from ivid2vid_jax.parallel import sharding
-from ivid2vid_jax.training.config import MeshConfig, TrainConfig
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.utils.cli import recipe
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import abstract
+from tests.support import flops_formula as formula
 from tests.support.command import run_command
 
 Shape = jax.ShapeDtypeStruct
@@ -234,7 +235,7 @@ def test_a_program_that_does_not_fit_is_refused_with_what_helps(on_cpu, tmp_path
 def test_a_sampling_step_is_traced_whole(on_cpu):
     """What --edit --full compiles: it leaves latents as it finds them, and its arithmetic is that of three branches."""
     config = recipe(TrainConfig)(on_cpu)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices("cpu")[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
     counted = []
     for branches in (1, 3):
         program = programs.editing(config, programs.folder_of(config), mesh, branches)

@@ -11,9 +11,8 @@ import pytest
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.models.temporal import TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
+from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.planning import chips, hlo, stages
-from ivid2vid_jax.parallel import sharding
-from ivid2vid_jax.training.config import MeshConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +37,7 @@ def texts(monkeypatch):
 @pytest.fixture
 def compiled(texts):
     """(cost, the compiler's text) of SD 1.5's first spatial transformer on one v5e chip; remat: None for the forward pass alone."""
-    mesh = sharding.make_mesh(MeshConfig(), chips.Slice("v5e:1x1").devices())
+    mesh = make_mesh(MeshConfig(), chips.Slice("v5e:1x1").devices())
     shape = jax.ShapeDtypeStruct
 
     def compile(attention: str, remat: str | None):
@@ -77,7 +76,7 @@ def test_plain_attention_holds_them(compiled):
 def test_split_weights_are_gathered_whole(texts):
     """By itself the compiler multiplies by them piece by piece, in loops that move all activations at every turn: on 16 chips 52 GB a
     clip instead of 10."""
-    mesh = sharding.make_mesh(MeshConfig(fsdp=4), chips.Slice("v5e:2x2").devices())
+    mesh = make_mesh(MeshConfig(fsdp=4), chips.Slice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
     layer = stages.Stage(TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True)
     cost = stages.compile_stage(layer, mesh, "block")

@@ -9,7 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -119,7 +125,15 @@ def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
 
 def blip(path: Path) -> Path:
     """Saves a small BLIP with random weights, by its own classes."""
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor, BlipTextConfig, BlipVisionConfig
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+        BlipTextConfig,
+        BlipVisionConfig,
+    )
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "video", "of", "red", "dog", "on", "the", "beach"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})

@@ -20,15 +20,21 @@ import jax.extend
 import numpy as np
 
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.inference.pipeline import load_tokenizer
+from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.parallel import sharding
+from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.training import init_state, run_folder
-from ivid2vid_jax.training.config import MeshConfig, TrainConfig
+from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import Tokenize
 from ivid2vid_jax.training.objectives import objective
-from ivid2vid_jax.training.compiled_step import StepProgram
-from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state, train_step
+from ivid2vid_jax.training.step import (
+    learning_rate,
+    make_optimizer,
+    new_state,
+    train_step,
+)
 from tests.support.tiny_run import NET, tiny
 
 SMALL = 8  # elements, in the place of `sharding.SMALL`, so that a tiny net's leaves are split
@@ -59,12 +65,12 @@ class Case:
         with Loader(config.loader, config.data, "edit", tokenize, config.seed) as loader:
             self.batch = next(loader)[0]
         self.objective = objective(config, folder, tokenize(""), init_state.dtype(config))
-        begun = init_state.start(config, folder, None, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+        begun = init_state.start(config, folder, None, make_mesh(MeshConfig(), jax.devices()[:1]))
         self.trained, self.frozen = stirred(begun.trained), jax.device_get(begun.frozen)
 
     def step(self, sizes: tuple[int, ...], accumulation: int = 1) -> tuple[dict, dict]:
         """What there is to tell of a mesh's shards, and the host trees "metrics", "gradients", "params" and "ema" after one step."""
-        mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
         config = dataclasses.replace(self.config.optim, accumulation=accumulation)
         optimizer = make_optimizer(config, self.config.steps)
         make = partial(new_state, optimizer=optimizer, config=config, seed=self.config.seed)

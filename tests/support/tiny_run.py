@@ -3,8 +3,20 @@
 import dataclasses
 
 from ivid2vid_jax.data.config import LoaderConfig
-from ivid2vid_jax.models import AutoencoderConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, UNetConfig
-from ivid2vid_jax.training.config import CheckpointConfig, LogConfig, NetConfig, OptimConfig, TrainConfig
+from ivid2vid_jax.models import (
+    AutoencoderConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    UNetConfig,
+)
+from ivid2vid_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    NetConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 NET = NetConfig(
     unet=UNetConfig(

@@ -5,9 +5,10 @@ import pytest
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import VALUES, apply
+from ivid2vid_jax.evaluation.clip_scores import Scores
 from ivid2vid_jax.synthesis import calibrate
 from ivid2vid_jax.synthesis.calibrate import CalibrateArgs
-from ivid2vid_jax.synthesis.filter import FilterConfig, Scores
+from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.sources import EDITS
 from tests.support.command import run_command
 

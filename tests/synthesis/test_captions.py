@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis import captions
 from ivid2vid_jax.synthesis.captions import Blip, CaptionsConfig
+from ivid2vid_jax.utils.errors import UserError
 from tests.support import factory
 
 
@@ -27,7 +27,13 @@ def test_frames_are_captioned_alike_whatever_the_batch(folder):
 def real_blip(path):
     """Saves a BLIP of transformers' own config, that of Salesforce/blip-image-captioning-base, with random weights; a vocabulary as long and laid out alike."""
     import torch
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
 
     config = BlipConfig()
     marks = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1037: "a", 2678: "video", 1997: "of", config.text_config.bos_token_id: "[DEC]"}

@@ -12,17 +12,27 @@ import pytest
 import torch
 from jax import random
 
-from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.inversion import rises
 from ivid2vid_jax.diffusion.samplers import sampler
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.synthesis.editors import Count, SharedNoise, SharedNoiseConfig, Task, TuneAVideo, TuneAVideoConfig, ascent, descent, steps_left
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.synthesis.editors import (
+    Count,
+    SharedNoise,
+    SharedNoiseConfig,
+    Task,
+    TuneAVideo,
+    TuneAVideoConfig,
+    ascent,
+    descent,
+    steps_left,
+)
 from ivid2vid_jax.training.params import flatten, unflatten
-from tests import test_tune_a_video
+from ivid2vid_jax.utils.errors import UserError
 from tests.support import factory
 from tests.support.devices import environment
+from tests.synthesis import test_tune_a_video
 
 RNG = np.random.default_rng(0)
 CLIPS = RNG.integers(0, 256, (3, 5, 16, 16, 3), np.uint8)

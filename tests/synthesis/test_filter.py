@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ivid2vid_jax.synthesis.filter import FilterConfig, Scores, best, calibrated, refusal, score, scorer
+from ivid2vid_jax.evaluation.clip_scores import Scores, score, scorer
+from ivid2vid_jax.synthesis.filter import FilterConfig, best, calibrated, refusal
 
 E = np.eye(4)
 GOOD = Scores(0.6, 0.3, 0.3, 0.3, 0.9)

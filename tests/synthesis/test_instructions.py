@@ -7,11 +7,18 @@ import time
 
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.synthesis import instructions, rules
 from ivid2vid_jax.synthesis.chat import Chat, ChatConfig, ChatError
-from ivid2vid_jax.synthesis.instructions import Malformed, Proposal, by_chat, by_rules, parse, sift
+from ivid2vid_jax.synthesis.instructions import (
+    Malformed,
+    Proposal,
+    by_chat,
+    by_rules,
+    parse,
+    sift,
+)
 from ivid2vid_jax.synthesis.manifest import Manifest, part_of, settle
+from ivid2vid_jax.utils.errors import UserError
 from tests.support.chat_server import CAPTION, EDITS, Server, completion
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import optax
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.training import checkpoints
 from ivid2vid_jax.training.checkpoints import Checkpoints
+from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops futures when a file cannot be read

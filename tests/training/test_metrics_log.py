@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.training import metrics_log
-from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, Trace, memory, read_metrics, summary
+from ivid2vid_jax.training.metrics_log import (
+    Clock,
+    MetricsLog,
+    Trace,
+    memory,
+    read_metrics,
+    summary,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.models import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from ivid2vid_jax.training.objectives import Contrastive, MOST_SCALE
 from ivid2vid_jax.training.init_state import PREPROCESSOR
+from ivid2vid_jax.training.objectives import MOST_SCALE, Contrastive
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, initialiser
 
 TEXT = CLIPTextConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=6, eos_token_id=31)

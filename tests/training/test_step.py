@@ -17,16 +17,23 @@ from jax import random
 
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.inference.pipeline import load_tokenizer
+from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.training import init_state
+from ivid2vid_jax.training.compiled_step import StepProgram
 from ivid2vid_jax.training.config import DropConfig, OptimConfig
 from ivid2vid_jax.training.loop import Tokenize
 from ivid2vid_jax.training.objectives import Autoencoding, Losses, dropped, objective
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
-from ivid2vid_jax.training.compiled_step import StepProgram
-from ivid2vid_jax.training.step import clip_keys, ema_decay, learning_rate, make_optimizer, new_state, train_step
+from ivid2vid_jax.training.step import (
+    clip_keys,
+    ema_decay,
+    learning_rate,
+    make_optimizer,
+    new_state,
+    train_step,
+)
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import abstract
 from tests.support.tiny_run import tiny
 

@@ -8,14 +8,24 @@ import time
 import numpy as np
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
+from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
 from tests.support import factory
-from tests.test_train import cheap, position, recipe, same_state, start_process, state, steps_of, told, wait_for
 from tests.support.tiny_run import tiny as config_of
+from tests.test_train import (
+    cheap,
+    position,
+    recipe,
+    same_state,
+    start_process,
+    state,
+    steps_of,
+    told,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 KILLS, EVERY, LONG = 20, 2, 1000  # kills in each mode

@@ -8,15 +8,26 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import (
+    PNDMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.numpy import load_file, save_file
 
 import ivid2vid_jax
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, hub, safetensors_io, torch_keys
-from ivid2vid_jax.weights.pipeline_folder import CONFIGS, abstract, load_params, open_folder, save_folder
 from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.pipeline_folder import (
+    CONFIGS,
+    abstract,
+    load_params,
+    open_folder,
+    save_folder,
+)
 from tests.support import factory
 from tests.support.memory import PEAK
 
@@ -102,7 +113,7 @@ def test_half_precision_and_variants(tmp_path):
 def test_bfloat16_is_read(tmp_path):
     module = factory.unet(factory.UNET_TINY).bfloat16()
     module.save_pretrained(tmp_path)
-    config = UNetConfig.from_json(safetensors_io.read_json(tmp_path / "config.json"))
+    config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
     params = components.load("unet", tmp_path, abstract("unet", config))
     bias = np.asarray(params["conv_in"]["bias"].astype(np.float32))
     np.testing.assert_array_equal(bias, module.conv_in.bias.detach().float().numpy())
@@ -191,7 +202,7 @@ def test_a_published_folders_other_components(tiny, tmp_path, caplog):
     folder = shutil.copytree(tiny, tmp_path / "folder")
     shutil.rmtree(folder / "scheduler")
     PNDMScheduler(**{k: v for k, v in factory.SCHEDULER.items() if k != "clip_sample"}, skip_prk_steps=True).save_pretrained(folder / "scheduler")
-    index = safetensors_io.read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     index |= dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"], feature_extractor=["transformers", "CLIPImageProcessor"])
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "safety_checker").mkdir()
@@ -285,7 +296,7 @@ def test_inflated_folder_round_trip(tiny, tmp_path):
     folder.unet = target
     folder.sampling = dict(steps=7, text_scale=3.0)
     save_folder(tmp_path / "video", folder, params)
-    index = safetensors_io.read_json(tmp_path / "video" / "model_index.json")
+    index = read_json(tmp_path / "video" / "model_index.json")
     assert index["_class_name"] == "InstructVid2VidPipeline"
     again = open_folder(tmp_path / "video")
     assert again.unet == target and again.sampling == folder.sampling

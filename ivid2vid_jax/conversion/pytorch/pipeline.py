@@ -8,7 +8,12 @@ import inspect
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 from PIL import Image
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler_ancestral": EulerAncestralDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}

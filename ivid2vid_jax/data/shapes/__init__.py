@@ -8,10 +8,17 @@
 import hashlib
 
 from ivid2vid_jax.data.shapes.checker import Limits, Verdict, check
-from ivid2vid_jax.data.shapes.renderer import edit_mask, render
-from ivid2vid_jax.data.shapes.scene_sampler import SPLITS, WORLDS, held_out, sample_edit, sample_spec, sentences
-from ivid2vid_jax.data.shapes.scene import ALL_KINDS, KINDS, Spec, UNSEEN_STYLE
 from ivid2vid_jax.data.shapes.language import caption, edit_towards, instruction
+from ivid2vid_jax.data.shapes.renderer import edit_mask, render
+from ivid2vid_jax.data.shapes.scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
+from ivid2vid_jax.data.shapes.scene_sampler import (
+    SPLITS,
+    WORLDS,
+    held_out,
+    sample_edit,
+    sample_spec,
+    sentences,
+)
 from ivid2vid_jax.data.triplet import Triplet
 
 __all__ = [

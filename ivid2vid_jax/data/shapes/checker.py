@@ -10,8 +10,20 @@ import dataclasses
 
 import numpy as np
 
-from ivid2vid_jax.data.shapes.renderer import edit_mask, largest_channel, render, stylize
-from ivid2vid_jax.data.shapes.scene import ALL_STYLES, Scene, Spec, TEXTURES, VALUES, apply
+from ivid2vid_jax.data.shapes.renderer import (
+    edit_mask,
+    largest_channel,
+    render,
+    stylize,
+)
+from ivid2vid_jax.data.shapes.scene import (
+    ALL_STYLES,
+    TEXTURES,
+    VALUES,
+    Scene,
+    Spec,
+    apply,
+)
 from ivid2vid_jax.utils.errors import UserError
 
 LEAST_CELLS = 24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur

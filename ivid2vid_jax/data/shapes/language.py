@@ -1,6 +1,13 @@
 """The shapes world in words: captions of scenes, and several sentences for every edit. Few and simple words, for a small text encoder."""
 
-from ivid2vid_jax.data.shapes.scene import ALL_STYLES, Edit, Object, Scene, VALUES, apply
+from ivid2vid_jax.data.shapes.scene import (
+    ALL_STYLES,
+    VALUES,
+    Edit,
+    Object,
+    Scene,
+    apply,
+)
 
 LOOKS = {style: style for style in ALL_STYLES} | {"outline": "outlined"}
 WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}

@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from ivid2vid_jax.data.shapes.scene import ALL_STYLES, BACKGROUNDS, COLOURS, LUMA, Object, Path, RADII, Scene, Spec
+from ivid2vid_jax.data.shapes.scene import (
+    ALL_STYLES,
+    BACKGROUNDS,
+    COLOURS,
+    LUMA,
+    RADII,
+    Object,
+    Path,
+    Scene,
+    Spec,
+)
 
 DARK = 0.5  # the second tone of a texture, as a share of the colour
 LATTICE = 0.125  # distance between two stripes or two dots, in frame sides

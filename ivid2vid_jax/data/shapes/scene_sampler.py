@@ -9,8 +9,24 @@ import hashlib
 
 import numpy as np
 
-from ivid2vid_jax.data.shapes.scene import ALL_KINDS, BACKGROUNDS, COLOURS, CROWDED_KINDS, Edit, KINDS, Object, PLACES, Path, RADII, SHAPES, Scene, Spec, TEXTURES, contrasts
 from ivid2vid_jax.data.shapes.language import PHRASINGS, subject
+from ivid2vid_jax.data.shapes.scene import (
+    ALL_KINDS,
+    BACKGROUNDS,
+    COLOURS,
+    CROWDED_KINDS,
+    KINDS,
+    PLACES,
+    RADII,
+    SHAPES,
+    TEXTURES,
+    Edit,
+    Object,
+    Path,
+    Scene,
+    Spec,
+    contrasts,
+)
 from ivid2vid_jax.utils.errors import UserError
 
 CROWDED = "shapes-crowded"  # one object or two, some textured, uneven backgrounds that may pan

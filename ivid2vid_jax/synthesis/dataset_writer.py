@@ -1,31 +1,27 @@
 """What the data engine leaves: the dataset of the best edits, its statistics, and a page to judge it by eye."""
 
-import base64
 import collections
 import dataclasses
-import html
-import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax.utils.cli import Progress
 from ivid2vid_jax.data import dataset, shapes, shards
 from ivid2vid_jax.data.readers import Item
+from ivid2vid_jax.data.records import Examples, divide
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
-from ivid2vid_jax.prepare import Examples, divide
+from ivid2vid_jax.synthesis import report
 from ivid2vid_jax.synthesis.config import OWN, STAGES
 from ivid2vid_jax.synthesis.engine import Edit, Engine
 from ivid2vid_jax.synthesis.filter import best
 from ivid2vid_jax.synthesis.manifest import mark
-from ivid2vid_jax.video import compare
-from ivid2vid_jax.weights.safetensors_io import write_json
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.json_files import write_json
+from ivid2vid_jax.utils.progress import Progress
 
-SHOWN = 24  # contact sheets of accepted edits on the page, and as many of rejected ones
 PER_SHARD = 500
 
 
@@ -75,7 +71,7 @@ def write(engine: Engine) -> None:
     target = make_dataset(engine, chosen)
     found = statistics(engine, kept, dropped)
     write_json(engine.folder / "statistics.json", found)
-    page(engine, kept, dropped, found)
+    report.page(engine, kept, dropped, found)
     print(f"write: {len(chosen)} triplets in {target}, {len(dropped)} left out beside better ones; look at {engine.folder / 'index.html'}")
 
 
@@ -130,54 +126,3 @@ def truth(engine: Engine, kept: set[str]) -> dict:
 
     found = {"edits that pass": share(good, set(scored)), "precision": share(good & kept, kept), "recall": share(good & kept, good)}
     return found | {"edits of this world": share(set(known), set(scored))}
-
-
-def page(engine: Engine, kept: set[str], dropped: dict[str, str], found: dict) -> None:
-    """One file that shows contact sheets of accepted and rejected edits and histograms of their scores."""
-    manifest = engine.manifest("scores")
-    lines = [manifest.lines[id] for id in sorted(engine.score_marks) if id in manifest.lines]
-    accepted, rejected = [line for line in lines if line["id"] in kept], [line for line in lines if line["id"] not in kept]
-    parts = [f"<h1>{html.escape(str(engine.folder))}</h1><pre>{html.escape(json.dumps(found, indent=1))}</pre><h2>Scores</h2>", picture(histograms(accepted, rejected))]
-    for title, group in (("Accepted", accepted), ("Rejected", rejected)):
-        parts.append(f"<h2>{title}: {len(group)}</h2>")
-        for i in np.unique(np.linspace(0, len(group) - 1, min(SHOWN, len(group))).round().astype(int)):
-            line, edit = group[i], engine.jobs[group[i]["id"]]
-            clips = (engine.clip(edit.clip), engine.edited(edit.id))
-            shown = np.unique(np.linspace(0, len(clips[0]) - 1, min(8, len(clips[0]))).round().astype(int))
-            reason = line.get("reason") or dropped.get(line["id"], "")
-            sheet = compare.sheet([tuple(clip[frame] for clip in clips) for frame in shown], edit.instruction)
-            scores = ", ".join(f"{name} {value:.2f}" for name, value in line["scores"].items())
-            words = " ".join(f"<p>{html.escape(text)}</p>" for text in (edit.id, f"{edit.caption} → {edit.edited_caption}", scores, reason) if text)
-            parts.append(f"<section><h3>{html.escape(edit.instruction)}</h3>{picture(sheet)}{words}</section>")
-    style = "body{font:14px sans-serif;max-width:1100px;margin:2em auto}section{border-top:1px solid #ccc;padding:1em 0}p{margin:.2em 0}img{max-width:100%}"
-    document = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Synthesised triplets</title><style>{style}</style>{"".join(parts)}</html>\n'
-    aside = engine.folder / "index.html.tmp"
-    aside.write_text(document)
-    aside.replace(engine.folder / "index.html")
-
-
-def histograms(accepted: list[dict], rejected: list[dict]):
-    """Of each score, both groups; a PIL image."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from PIL import Image
-
-    names = list((accepted or rejected)[0]["scores"])
-    figure, axes = pyplot.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
-        groups = [[line["scores"][name] for line in group] for group in (accepted, rejected)]
-        axis.hist(groups, bins=20, stacked=True, label=["accepted", "rejected"])
-        axis.set_title(name)
-    axes[0].legend()
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=90)
-    pyplot.close(figure)
-    return Image.open(out)
-
-
-def picture(image) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'

@@ -1,0 +1,45 @@
+"""Files and folders that appear under their name whole or not at all."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_counter = itertools.count()
+
+
+@contextmanager
+def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, which is renamed to `path` when the block succeeds.
+
+    The block writes a file or makes a folder there; if it raises, both are removed and `path` stays as it was. An
+    existing file is replaced, an existing folder only if it is empty or `replace` is set. The temporary name keeps the suffix of `path`.
+    """
+    path = Path(path).absolute()
+    temporary = path.with_name(f".tmp-{os.getpid()}-{next(_counter)}{path.suffix}")
+    try:
+        yield temporary
+        if path.is_dir() and replace and temporary.is_dir():
+            old = path.with_name(f".old-{os.getpid()}-{next(_counter)}")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            if path.is_dir():
+                path.rmdir()  # raises OSError if it is not empty
+            temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8) and flushes it to the disk before it gets its name."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,24 @@
+"""JSON files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ivid2vid_jax.utils.atomic import atomic_write_text
+from ivid2vid_jax.utils.errors import UserError
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; UserError where it is missing or not JSON."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, indented by two blanks, whole or not at all."""
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")
