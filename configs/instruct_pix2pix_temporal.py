@@ -23,7 +23,16 @@ config = TrainConfig(
     steps=5_000,
     loader=LoaderConfig(batch=16, frames=16, size=256, workers=4),
     loss=LossConfig(snr_gamma=5.0),
-    optim=OptimConfig(lr=1e-4, schedule="constant", warmup=200, b2=0.999, ema=0.9995, trainable=("temporal",), frozen_dtype="bfloat16", remat="block"),
+    optim=OptimConfig(
+        lr=1e-4,
+        schedule="constant",
+        warmup=200,
+        b2=0.999,
+        ema=0.9995,
+        trainable=("temporal",),
+        frozen_dtype="bfloat16",
+        remat="block",
+    ),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, sample_every=500, sample_steps=50),
 )

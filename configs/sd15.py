@@ -26,7 +26,9 @@ config = TrainConfig(
     steps=10_000,
     loader=LoaderConfig(batch=64, frames=16, size=256, cached=True, workers=4),
     loss=LossConfig(snr_gamma=5.0),
-    optim=OptimConfig(lr=1e-4, schedule="constant", warmup=500, b2=0.999, ema=0.9999, remat="block"),
+    optim=OptimConfig(
+        lr=1e-4, schedule="constant", warmup=500, b2=0.999, ema=0.9999, remat="block"
+    ),
     mesh=MeshConfig(data=1, fsdp=-1),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, sample_every=1000, sample_steps=50),

@@ -21,6 +21,16 @@ config = SynthesisConfig(
     count=200,
     seed=21,
     shared_noise=SharedNoiseConfig(sampling=20, inversion=20, text_scale=1.25, strength=0.8),
-    tune_a_video=TuneAVideoConfig(steps=100, lr=1e-3, inversion=25, sampling=25, inversion_prompt="caption", text_scale=2.0, strength=0.9),
-    filter=FilterConfig(model="shapes-clip", image=-0.122, text=0.566, direction=0.558, consistency=0.949),
+    tune_a_video=TuneAVideoConfig(
+        steps=100,
+        lr=1e-3,
+        inversion=25,
+        sampling=25,
+        inversion_prompt="caption",
+        text_scale=2.0,
+        strength=0.9,
+    ),
+    filter=FilterConfig(
+        model="shapes-clip", image=-0.122, text=0.566, direction=0.558, consistency=0.949
+    ),
 )

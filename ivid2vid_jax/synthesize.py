@@ -1,8 +1,8 @@
 """`python -m ivid2vid_jax.synthesize`: make training triplets out of clips that nobody has edited.
 
-    python -m ivid2vid_jax.synthesize --output data/made                                        # the shapes world
-    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --stages clips    # yours, cut into clips
-    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
+python -m ivid2vid_jax.synthesize --output data/made                                        # the shapes world
+python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --stages clips    # yours, cut into clips
+python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
 """
 
 from ivid2vid_jax.synthesis.config import SynthesisConfig

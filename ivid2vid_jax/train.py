@@ -1,7 +1,7 @@
 """`python -m ivid2vid_jax.train`: train an editor, or the nets it is made of. Run the same command again to go on.
 
-    python -m ivid2vid_jax.train                                            # teaches the embedded editor sepia, which it has never seen
-    python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
+python -m ivid2vid_jax.train                                            # teaches the embedded editor sepia, which it has never seen
+python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
 """
 
 from ivid2vid_jax.training.config import DEFAULT, TrainConfig
@@ -20,7 +20,9 @@ def run(config: TrainConfig) -> None:
     if config.log.judge:
         print(training_benchmark.table(done))
     if config.task == "edit" and (done / "pipeline").is_dir():
-        print(f'wrote {done}; edit with: python -m ivid2vid_jax.edit --model {done} --video in.mp4 --instruction "..." --output out.mp4')
+        print(
+            f'wrote {done}; edit with: python -m ivid2vid_jax.edit --model {done} --video in.mp4 --instruction "..." --output out.mp4'
+        )
 
 
 if __name__ == "__main__":

@@ -55,5 +55,7 @@ def skiing():
 def real_clip(name: str) -> Path:
     path = VIDEOS / name
     if not path.is_file():
-        pytest.skip(f"{path} is not here: the real clips lie in ../shared/videos, beside the repository")
+        pytest.skip(
+            f"{path} is not here: the real clips lie in ../shared/videos, beside the repository"
+        )
     return path

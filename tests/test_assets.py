@@ -31,19 +31,32 @@ def test_clips_by_name_and_paths_as_they_are(tmp_path):
 
 
 def test_names_are_folders_of_the_package():
-    assert hub.resolve(None) == assets.folder() / "shapes-edit" and hub.resolve("shapes-clip") == assets.folder() / "shapes-clip"
-    with pytest.raises(UserError, match="shapes-bass: no such model folder, nor one of the embedded shapes-base"):
+    assert (
+        hub.resolve(None) == assets.folder() / "shapes-edit"
+        and hub.resolve("shapes-clip") == assets.folder() / "shapes-clip"
+    )
+    with pytest.raises(
+        UserError, match="shapes-bass: no such model folder, nor one of the embedded shapes-base"
+    ):
         hub.resolve("shapes-bass")
 
 
 def test_packing_halves_the_weights_and_proposes_scales(tiny, tmp_path):
-    pack_assets.run(pack_assets.PackArgs(edit=tiny, text_scale=2.5, steps=20, output=tmp_path, clips=False))
+    pack_assets.run(
+        pack_assets.PackArgs(edit=tiny, text_scale=2.5, steps=20, output=tmp_path, clips=False)
+    )
     packed, source = open_folder(tmp_path / "shapes-edit"), open_folder(tiny)
     assert packed.sampling == source.sampling | {"text_scale": 2.5, "steps": 20}
-    assert (packed.unet, packed.vae, packed.text_encoder) == (source.unet, source.vae, source.text_encoder)
+    assert (packed.unet, packed.vae, packed.text_encoder) == (
+        source.unet,
+        source.vae,
+        source.text_encoder,
+    )
     ours, theirs = load_params(packed), load_params(source)
     kernel = np.asarray(ours["unet"]["conv_in"]["kernel"])
-    assert kernel.dtype == np.float16 and np.array_equal(kernel, np.asarray(theirs["unet"]["conv_in"]["kernel"]).astype(np.float16))
+    assert kernel.dtype == np.float16 and np.array_equal(
+        kernel, np.asarray(theirs["unet"]["conv_in"]["kernel"]).astype(np.float16)
+    )
     assert not (tmp_path / "shapes-base").exists()
     with pytest.raises(UserError, match="nothing to pack"):
         pack_assets.run(pack_assets.PackArgs(clips=False))
@@ -55,11 +68,19 @@ def test_an_autoencoder_is_packed_whose_encoder_is_the_same(tiny, tmp_path, part
     params = jax.tree.map(np.asarray, load_params(folder))
     params["vae"][part]["conv_in"]["bias"] = params["vae"][part]["conv_in"]["bias"] + 1
     save_folder(tmp_path / "run", folder, params)
-    args = pack_assets.PackArgs(edit=tiny, vae=tmp_path / "run", output=tmp_path / "out", clips=False)
+    args = pack_assets.PackArgs(
+        edit=tiny, vae=tmp_path / "run", output=tmp_path / "out", clips=False
+    )
     if not fits:
         with pytest.raises(UserError, match="its encoder is not that"):
             pack_assets.run(args)
         return
     pack_assets.run(args)
-    packed = np.asarray(load_params(open_folder(tmp_path / "out" / "shapes-edit"))["vae"]["decoder"]["conv_in"]["bias"])
-    np.testing.assert_array_equal(packed, params["vae"]["decoder"]["conv_in"]["bias"].astype(np.float16))
+    packed = np.asarray(
+        load_params(open_folder(tmp_path / "out" / "shapes-edit"))["vae"]["decoder"]["conv_in"][
+            "bias"
+        ]
+    )
+    np.testing.assert_array_equal(
+        packed, params["vae"]["decoder"]["conv_in"]["bias"].astype(np.float16)
+    )

@@ -12,7 +12,11 @@ from ivid2vid_jax.training.config import NetConfig, TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.utils.cli import recipe
 
-RECIPES = sorted(path for path in Path("configs").rglob("*.py") if path.parent.name != "experiments" and not path.stem.startswith("synthesis_"))
+RECIPES = sorted(
+    path
+    for path in Path("configs").rglob("*.py")
+    if path.parent.name != "experiments" and not path.stem.startswith("synthesis_")
+)
 
 
 def load(path: Path) -> TrainConfig:
@@ -25,19 +29,31 @@ def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainCon
     """The recipe at sizes that compile in seconds. What it trains, drops, weighs and caches stays."""
     from tests.support.tiny_run import NET
 
-    loader = dataclasses.replace(config.loader, batch=4, frames=min(2, config.loader.frames), size=16, workers=0)
-    net = dataclasses.replace(NET, temporal=config.net.temporal, prediction_type=config.net.prediction_type)
+    loader = dataclasses.replace(
+        config.loader, batch=4, frames=min(2, config.loader.frames), size=16, workers=0
+    )
+    net = dataclasses.replace(
+        NET, temporal=config.net.temporal, prediction_type=config.net.prediction_type
+    )
     return dataclasses.replace(
         config,
-        output=str(output), model=str(model) if config.model else None, data=(str(data),) if config.data != ("shapes",) else config.data, steps=3,
-        loader=loader, net=net if config.model is None else NetConfig(temporal=config.net.temporal),
-        optim=dataclasses.replace(config.optim, warmup=1, accumulation=min(config.optim.accumulation, 2)),
+        output=str(output),
+        model=str(model) if config.model else None,
+        data=(str(data),) if config.data != ("shapes",) else config.data,
+        steps=3,
+        loader=loader,
+        net=net if config.model is None else NetConfig(temporal=config.net.temporal),
+        optim=dataclasses.replace(
+            config.optim, warmup=1, accumulation=min(config.optim.accumulation, 2)
+        ),
         checkpoint=dataclasses.replace(config.checkpoint, every=2),
         log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0, judge=0),
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("synthesis_*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs").glob("synthesis_*.py")), ids=lambda path: path.stem
+)
 def test_recipes_of_the_data_engine(path):
     assert f"python -m ivid2vid_jax.synthesize --config {path}" in path.read_text()
     recipe(SynthesisConfig)(path).check()
@@ -48,7 +64,11 @@ def prepared(tmp_path_factory):
     from ivid2vid_jax import prepare
 
     folder = tmp_path_factory.mktemp("data") / "triplets"
-    prepare.run(prepare.PrepareArgs(data="shapes", output=folder, count=24, size=16, frames=3, validation=0.3, workers=1))
+    prepare.run(
+        prepare.PrepareArgs(
+            data="shapes", output=folder, count=24, size=16, frames=3, validation=0.3, workers=1
+        )
+    )
     return folder
 
 
@@ -69,7 +89,9 @@ def test_docstring_holds_the_command_that_runs_it(path):
 
 
 @pytest.mark.slow  # a minute or two of compiling each
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "configs"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.parent.name == "configs"], ids=lambda path: path.stem
+)
 def test_twin_trains(path, base, tiny, prepared, tmp_path):
     from ivid2vid_jax.training.loop import train
 
@@ -82,7 +104,9 @@ def test_twin_trains(path, base, tiny, prepared, tmp_path):
         encode_latents.write(prepared, str(model), small.loader, augmentations=1)
     run = train(small)
     lines = read_metrics(run, "train")
-    assert [line["step"] for line in lines] == [1, 2, 3] and np.isfinite([line["loss"] for line in lines]).all()
+    assert [line["step"] for line in lines] == [1, 2, 3] and np.isfinite(
+        [line["loss"] for line in lines]
+    ).all()
     assert lines[-1]["frame_loss"] > 0 and read_metrics(run, "validation")[-1]["loss"] > 0
 
     import ivid2vid_jax

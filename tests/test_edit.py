@@ -24,27 +24,58 @@ def run(capsys, *words):
 
 
 def words(tiny, video, output, *more):
-    return ["--model", tiny, "--video", video, "--output", output, *QUICK, "--instruction", "make it snow", *more]
+    return [
+        "--model",
+        tiny,
+        "--video",
+        video,
+        "--output",
+        output,
+        *QUICK,
+        "--instruction",
+        "make it snow",
+        *more,
+    ]
 
 
 def test_a_real_clip_keeps_count_rate_size_and_sound(tiny, clip, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     code, err, _ = run(capsys, *words(tiny, clip, out))
     assert code == 0, err
-    (before, frames_before, times_before), (after, frames_after, times_after) = read(clip), read(out)
+    (before, frames_before, times_before), (after, frames_after, times_after) = (
+        read(clip),
+        read(out),
+    )
     assert frames_after.shape == frames_before.shape
     assert after.rate == before.rate
-    np.testing.assert_allclose([float(t) for t in times_after], [float(t - times_before[0]) for t in times_before], atol=1e-6)
+    np.testing.assert_allclose(
+        [float(t) for t in times_after],
+        [float(t - times_before[0]) for t in times_before],
+        atol=1e-6,
+    )
     assert after.has_audio == before.has_audio
     if before.has_audio:
-        assert packets_of(out) == packets_of(clip)[: len(packets_of(out))] and len(packets_of(out)) > 100
+        assert (
+            packets_of(out) == packets_of(clip)[: len(packets_of(out))]
+            and len(packets_of(out)) > 100
+        )
     assert (frames_after != frames_before).mean() > 0.5
     record = json.loads((tmp_path / "out.mp4.json").read_text())
-    assert record["frames"] == len(frames_before) and record["settings"]["seed"] == 0 and record["settings"]["steps"] == 2
-    assert set(record["weights"]) == {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+    assert (
+        record["frames"] == len(frames_before)
+        and record["settings"]["seed"] == 0
+        and record["settings"]["steps"] == 2
+    )
+    assert set(record["weights"]) == {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
 
 
-def test_an_embedded_clip_is_edited_by_name_and_where_none_is_given(tiny, tmp_path, capsys, monkeypatch):
+def test_an_embedded_clip_is_edited_by_name_and_where_none_is_given(
+    tiny, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     words = ["--model", tiny, "--instruction", "make the circle blue", *QUICK]
     code, err, out = run(capsys, *words)
@@ -54,12 +85,29 @@ def test_an_embedded_clip_is_edited_by_name_and_where_none_is_given(tiny, tmp_pa
     for video, output in (("star", "named"), (assets.clips()["star"], "path")):
         assert run(capsys, *words, "--video", video, "--output", output)[0] == 0
     named, path = (sorted((tmp_path / folder).iterdir()) for folder in ("named", "path"))
-    assert len(named) == 8 and [file.read_bytes() for file in named] == [file.read_bytes() for file in path]
+    assert len(named) == 8 and [file.read_bytes() for file in named] == [
+        file.read_bytes() for file in path
+    ]
 
 
 def test_a_profile_is_a_trace_of_the_sampling(tiny, tmp_path, capsys):
-    code, err, _ = run(capsys, "--model", tiny, "--video", "star", "--instruction", "make it grey", "--output", tmp_path / "out.gif", *QUICK, "--profile", tmp_path / "trace")
-    assert code == 0 and [file.stat().st_size > 1000 for file in (tmp_path / "trace").rglob("*.xplane.pb")] == [True], err
+    code, err, _ = run(
+        capsys,
+        "--model",
+        tiny,
+        "--video",
+        "star",
+        "--instruction",
+        "make it grey",
+        "--output",
+        tmp_path / "out.gif",
+        *QUICK,
+        "--profile",
+        tmp_path / "trace",
+    )
+    assert code == 0 and [
+        file.stat().st_size > 1000 for file in (tmp_path / "trace").rglob("*.xplane.pb")
+    ] == [True], err
 
 
 def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, capsys):
@@ -68,7 +116,9 @@ def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, cap
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     code, err, _ = run(capsys, *words(tiny, car, first, *options, "--seed", "3"))
     assert code == 0, err
-    command = json.loads((tmp_path / "first.json").read_text())["command"].replace(str(first), str(again))
+    command = json.loads((tmp_path / "first.json").read_text())["command"].replace(
+        str(first), str(again)
+    )
     subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
     assert read(first)[1].shape == (17, 480, 480, 3)
     np.testing.assert_array_equal(read(first)[1], read(again)[1])
@@ -78,12 +128,21 @@ def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, cap
 
 def test_compare_range_rate_and_progress(tiny, car, tmp_path, capsys):
     out = tmp_path / "out.webm"
-    code, err, said = run(capsys, *words(tiny, car, out, "--start", "1", "--end", "3", "--fps", "5", "--compare"))
+    code, err, said = run(
+        capsys, *words(tiny, car, out, "--start", "1", "--end", "3", "--fps", "5", "--compare")
+    )
     assert code == 0, err
     assert "encoding: 10it" in err and "sampling: 100%" in err and "writing: 100%" in err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.webm", "out.webm.json", "out_compare.webm", "out_sheet.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "out.webm",
+        "out.webm.json",
+        "out_compare.webm",
+        "out_sheet.png",
+    ]
     assert all(name in said for name in ("out.webm", "out_compare.webm", "out_sheet.png"))
-    assert read(out)[1].shape == (10, 480, 480, 3) and read(tmp_path / "out_compare.webm")[1].shape == (10, 480, 960, 3)
+    assert read(out)[1].shape == (10, 480, 480, 3) and read(tmp_path / "out_compare.webm")[
+        1
+    ].shape == (10, 480, 960, 3)
     assert open_clip(out).rate == 5
 
 
@@ -107,13 +166,17 @@ def test_a_still_image(tiny, tmp_path, capsys):
 
 
 def test_sound_that_is_lost_is_said(tiny, skiing, tmp_path, capsys):
-    code, err, _ = run(capsys, *words(tiny, skiing, tmp_path / "out.gif", "--end", "0.2", "--fps", "10"))
+    code, err, _ = run(
+        capsys, *words(tiny, skiing, tmp_path / "out.gif", "--end", "0.2", "--fps", "10")
+    )
     assert code == 0 and ".gif holds no sound" in err
 
 
 def test_a_long_instruction_is_cut_aloud(tiny, tmp_path, capsys, caplog):
     source = write(tmp_path / "in.mp4")
-    code, err, _ = run(capsys, *words(tiny, source, tmp_path / "out.mp4"), "--instruction", "snow " * 2000)
+    code, err, _ = run(
+        capsys, *words(tiny, source, tmp_path / "out.mp4"), "--instruction", "snow " * 2000
+    )
     assert code == 0, err
     assert "is cut at 77; what is not read" in caplog.text
 
@@ -123,7 +186,11 @@ def refused(capsys, tmp_path, *arguments):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     code, err, out = run(capsys, *arguments)
     assert code == 2, err
-    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("encoding:", "sampling:", "writing:"))]
+    lines = [
+        line
+        for line in err.splitlines()
+        if line.strip() and not line.startswith(("encoding:", "sampling:", "writing:"))
+    ]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     assert out == "" and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     return lines[0]
@@ -131,10 +198,18 @@ def refused(capsys, tmp_path, *arguments):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("missing", "no such file"), ("empty", "is empty (0 bytes)"), ("text", "is not a video"), ("audio", "holds no video stream"), ("truncated", "cut off")],
+    [
+        ("missing", "no such file"),
+        ("empty", "is empty (0 bytes)"),
+        ("text", "is not a video"),
+        ("audio", "holds no video stream"),
+        ("truncated", "cut off"),
+    ],
 )
 def test_bad_clips(tiny, tmp_path, capsys, kind, message):
-    assert message in refused(capsys, tmp_path, *words(tiny, bad_file(tmp_path, kind), tmp_path / "out.mp4"))
+    assert message in refused(
+        capsys, tmp_path, *words(tiny, bad_file(tmp_path, kind), tmp_path / "out.mp4")
+    )
 
 
 def test_a_clip_that_breaks_off_late(tiny, car, tmp_path, capsys):
@@ -149,7 +224,10 @@ def test_a_clip_that_breaks_off_late(tiny, car, tmp_path, capsys):
 
 def faststart(path, target):
     """The file with its index in front, as a download has it that stops midway."""
-    with av.open(str(path)) as source, av.open(str(target), "w", container_options={"movflags": "+faststart"}) as out:
+    with (
+        av.open(str(path)) as source,
+        av.open(str(target), "w", container_options={"movflags": "+faststart"}) as out,
+    ):
         stream = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is not None:
@@ -159,20 +237,35 @@ def faststart(path, target):
 
 def test_one_frame_videos_are_sent_to_stills(tiny, tmp_path, capsys):
     source = write(tmp_path / "in.mp4", np.zeros((1, 48, 64, 3), np.uint8), rate=Fraction(10))
-    assert "holds one frame" in refused(capsys, tmp_path, *words(tiny, source, tmp_path / "out.mp4"))
+    assert "holds one frame" in refused(
+        capsys, tmp_path, *words(tiny, source, tmp_path / "out.mp4")
+    )
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--instruction", ""], "the instruction is empty"), (["--instruction", "  \n"], "the instruction is empty"), (["--size", "0"], "size 0 must be between"),
-        (["--size", "3"], "size 3 is too small"), (["--text-scale", "nan"], "text_scale nan must be"), (["--video-scale", "inf"], "video_scale inf must be"),
-        (["--steps", "0"], "steps 0"), (["--steps", "2000"], "steps 2000 must be between 1 and 1000"), (["--sampler", "plms"], "'plms' is unknown"),
-        (["--model", "/nowhere"], "no such model folder"), (["--model", "/tmp"], "has no model_index.json"), (["--seed", "-1"], "seed -1"), (["--dtype", "int8"], "dtype 'int8'"),
-        (["--output", "/proc/out.mp4"], "cannot be written"), (["--output", "/no/out.mp4"], "does not exist"), (["--output", "out.xyz"], "cannot write .xyz"),
-        (["--start", "9"], "holds no frame between"), (["--fps", "0"], "fps 0"), (["--end", "nan"], "end nan"),
+        (["--instruction", ""], "the instruction is empty"),
+        (["--instruction", "  \n"], "the instruction is empty"),
+        (["--size", "0"], "size 0 must be between"),
+        (["--size", "3"], "size 3 is too small"),
+        (["--text-scale", "nan"], "text_scale nan must be"),
+        (["--video-scale", "inf"], "video_scale inf must be"),
+        (["--steps", "0"], "steps 0"),
+        (["--steps", "2000"], "steps 2000 must be between 1 and 1000"),
+        (["--sampler", "plms"], "'plms' is unknown"),
+        (["--model", "/nowhere"], "no such model folder"),
+        (["--model", "/tmp"], "has no model_index.json"),
+        (["--seed", "-1"], "seed -1"),
+        (["--dtype", "int8"], "dtype 'int8'"),
+        (["--output", "/proc/out.mp4"], "cannot be written"),
+        (["--output", "/no/out.mp4"], "does not exist"),
+        (["--output", "out.xyz"], "cannot write .xyz"),
+        (["--start", "9"], "holds no frame between"),
+        (["--fps", "0"], "fps 0"),
+        (["--end", "nan"], "end nan"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(tiny, tmp_path, capsys, more, message):
     source = write(tmp_path / "in.mp4")
     assert message in refused(capsys, tmp_path, *words(tiny, source, tmp_path / "out.mp4"), *more)
@@ -181,7 +274,9 @@ def test_bad_arguments(tiny, tmp_path, capsys, more, message):
 def test_the_input_is_never_overwritten(tiny, tmp_path, capsys):
     source = write(tmp_path / "in.mp4")
     assert "is the input clip" in refused(capsys, tmp_path, *words(tiny, source, source))
-    assert "is a still image" in refused(capsys, tmp_path, *words(tiny, source, tmp_path / "out.png"))
+    assert "is a still image" in refused(
+        capsys, tmp_path, *words(tiny, source, tmp_path / "out.png")
+    )
 
 
 def test_unknown_and_missing_arguments(tiny, tmp_path, capsys):
@@ -198,7 +293,14 @@ def test_memory_does_not_grow_with_length(tiny, car, tmp_path):
     """Peak memory of an 80-frame edit within 15% of a 32-frame one."""
     peaks = []
     for end, name in [("3.2", "short.mp4"), ("8.0", "long.mp4")]:
-        argv = [sys.executable, "-c", PEAK, *map(str, words(tiny, car, tmp_path / name, "--end", end))]
-        peaks.append(int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1]))
+        argv = [
+            sys.executable,
+            "-c",
+            PEAK,
+            *map(str, words(tiny, car, tmp_path / name, "--end", end)),
+        ]
+        peaks.append(
+            int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
+        )
     assert len(read(tmp_path / "short.mp4")[1]) == 32 and len(read(tmp_path / "long.mp4")[1]) == 80
     assert peaks[1] <= 1.15 * peaks[0], peaks

@@ -18,7 +18,9 @@ ABSENT = ("diffusers", "grain", "tensorflow_datasets", "av", "tyro")
 def bare_machine(tmp_path, monkeypatch):
     """Processes started from here find none of the absent packages, and compile fast rather than well."""
     for name in ABSENT:
-        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not on the GPU machine')\n")
+        (tmp_path / f"{name}.py").write_text(
+            f"raise ImportError('{name} is not on the GPU machine')\n"
+        )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # PyTorch's threads spin while they wait
     monkeypatch.setenv("XLA_FLAGS", QUICK)
@@ -29,13 +31,22 @@ def test_the_tiny_twin(bare_machine):
     """Both parts on both sides: equal outputs, times, and the work that utilisation is made of."""
     gpu.main(["--size", "tiny", "--output", str(bare_machine / "record.json")])
     record = json.loads((bare_machine / "record.json").read_text())
-    assert [point["part"] for point in record["points"]] == ["training", "editing"] and record["versions"]["torch"] == torch.__version__
+    assert [point["part"] for point in record["points"]] == ["training", "editing"] and record[
+        "versions"
+    ]["torch"] == torch.__version__
     for point in record["points"]:
-        assert 0 < point["difference"] < 1e-4 and point["ratio"] > 0 and point["flop"] > 0 and point["torch"]["compile"] == "none"
+        assert (
+            0 < point["difference"] < 1e-4
+            and point["ratio"] > 0
+            and point["flop"] > 0
+            and point["torch"]["compile"] == "none"
+        )
         assert point["ours_utilisation"] is None  # of a CPU
     training, editing = record["points"]
     assert training["ours_program_gib"] > 0 and editing["latents_difference"] < 1e-3
-    assert math.isclose(editing["flop"] / editing["sampler_steps"] / 3, training["flop"] / 3, rel_tol=0.01)  # of one clip, forward
+    assert math.isclose(
+        editing["flop"] / editing["sampler_steps"] / 3, training["flop"] / 3, rel_tol=0.01
+    )  # of one clip, forward
 
 
 def test_nets_that_differ_are_not_timed():
@@ -54,7 +65,10 @@ def test_a_mode_that_fails_is_followed_by_the_next_and_told(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     run, how = torch_side.compiled(net, "max-autotune", lambda net: net(torch.ones(2)))
     assert run is net and how["compile"] == "none"
-    assert how["failed"] == {"max-autotune": "RuntimeError: no max-autotune here", "default": "RuntimeError: no default here"}
+    assert how["failed"] == {
+        "max-autotune": "RuntimeError: no max-autotune here",
+        "default": "RuntimeError: no default here",
+    }
 
 
 def test_a_mode_that_runs_out_of_memory_is_a_failure(monkeypatch):
@@ -70,15 +84,31 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(monkeypatch, tmp_path)
     def run(words, **options):
         done = {"device": "a GPU", "point": {"part": "editing", "pixels": 64}}
         training = "training" in words
-        return subprocess.CompletedProcess(words, int(training), "" if training else json.dumps(done), "Traceback\nout of memory\n" if training else "")
+        return subprocess.CompletedProcess(
+            words,
+            int(training),
+            "" if training else json.dumps(done),
+            "Traceback\nout of memory\n" if training else "",
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SystemExit, match="failed: training at 64"):
         gpu.main(["--size", "tiny", "--output", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["points"] == [{"part": "training", "pixels": 64, "failed": "out of memory"}, {"part": "editing", "pixels": 64}] and record["device"] == "a GPU"
+    assert (
+        record["points"]
+        == [
+            {"part": "training", "pixels": 64, "failed": "out of memory"},
+            {"part": "editing", "pixels": 64},
+        ]
+        and record["device"] == "a GPU"
+    )
 
 
 def test_the_first_name_that_fits_gives_the_peak():
-    assert gpu.peak_of("NVIDIA H200") == 989.5e12 and gpu.peak_of("NVIDIA H100 PCIe") == 756.5e12 and gpu.peak_of("NVIDIA L40S") == 362e12
+    assert (
+        gpu.peak_of("NVIDIA H200") == 989.5e12
+        and gpu.peak_of("NVIDIA H100 PCIe") == 756.5e12
+        and gpu.peak_of("NVIDIA L40S") == 362e12
+    )
     assert gpu.peak_of("cpu") is None

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 def call(*words, **options) -> str:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=1200, **options)
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=1200, **options
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -26,7 +28,17 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     call("git", "clone", "-q", ROOT, folder / "clone")
     call(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=folder / "clone")
-    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, folder / "clone")
+    call(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        folder / "clone",
+    )
     return folder
 
 
@@ -36,10 +48,14 @@ def installed(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere") / "venv"
     call(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    site = Path(
+        call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    )
     here = [path for path in sys.path if path.endswith("site-packages")]
     (site / "dependencies.pth").write_text("\n".join(here) + "\n")
-    call(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *built.glob("*.whl"))
+    call(
+        python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *built.glob("*.whl")
+    )
     return python
 
 
@@ -56,33 +72,91 @@ def test_the_wheel_holds_the_package_and_its_assets_and_nothing_else(built):
 
 def test_the_sdist_builds_the_same_wheel(built, tmp_path):
     (sdist,) = built.glob("*.tar.gz")
-    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", tmp_path / "again", sdist)
+    call(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--wheel-dir",
+        tmp_path / "again",
+        sdist,
+    )
     (again,), (first,) = (tmp_path / "again").glob("*.whl"), built.glob("*.whl")
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(first).namelist())
 
 
-@pytest.mark.parametrize("command", ["edit", "train", "app", "prepare", "evaluate", "plan", "synthesize", "convert"])
+@pytest.mark.parametrize(
+    "command", ["edit", "train", "app", "prepare", "evaluate", "plan", "synthesize", "convert"]
+)
 def test_commands_are_there_outside_the_repository(installed, command, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    where = call(installed, "-c", "import ivid2vid_jax; print(ivid2vid_jax.__file__)", cwd=tmp_path, env=environment)
+    where = call(
+        installed,
+        "-c",
+        "import ivid2vid_jax; print(ivid2vid_jax.__file__)",
+        cwd=tmp_path,
+        env=environment,
+    )
     assert where.startswith(str(installed.parents[1]))
-    assert "usage:" in call(installed, "-m", f"ivid2vid_jax.{command}", "--help", cwd=tmp_path, env=environment)
+    assert "usage:" in call(
+        installed, "-m", f"ivid2vid_jax.{command}", "--help", cwd=tmp_path, env=environment
+    )
 
 
 def test_it_edits_and_trains_outside_the_repository(installed, tmp_path):
     """The embedded editor, a sample clip of the package, a step of the default recipe."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    call(installed, "-m", "ivid2vid_jax.edit", "--instruction", "make the circle blue", "--steps", "2", cwd=tmp_path, env=environment)
-    assert (tmp_path / "edited.mp4").stat().st_size and json.loads((tmp_path / "edited.mp4.json").read_text())["frames"] > 1
-    call(installed, "-m", "ivid2vid_jax.train", "--steps", "1", "--optim.warmup", "0", "--log.judge", "0", "--output", "run", cwd=tmp_path, env=environment)
+    call(
+        installed,
+        "-m",
+        "ivid2vid_jax.edit",
+        "--instruction",
+        "make the circle blue",
+        "--steps",
+        "2",
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert (tmp_path / "edited.mp4").stat().st_size and json.loads(
+        (tmp_path / "edited.mp4.json").read_text()
+    )["frames"] > 1
+    call(
+        installed,
+        "-m",
+        "ivid2vid_jax.train",
+        "--steps",
+        "1",
+        "--optim.warmup",
+        "0",
+        "--log.judge",
+        "0",
+        "--output",
+        "run",
+        cwd=tmp_path,
+        env=environment,
+    )
     assert (tmp_path / "run" / "pipeline" / "unet" / "config.json").is_file()
 
 
 def test_the_app_serves_outside_the_repository(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([installed, "-m", "ivid2vid_jax.app", "--port", "0"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "PYTHONUNBUFFERED": "1"
+    }
+    process = subprocess.Popen(
+        [installed, "-m", "ivid2vid_jax.app", "--port", "0"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        address = next(line.split()[3].rstrip(";") for line in process.stdout if line.startswith("edit clips at"))
+        address = next(
+            line.split()[3].rstrip(";")
+            for line in process.stdout
+            if line.startswith("edit clips at")
+        )
         with urllib.request.urlopen(address) as page:
             assert page.status == 200 and b"gradio" in page.read()
         process.terminate()

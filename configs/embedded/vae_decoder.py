@@ -22,7 +22,9 @@ config = TrainConfig(
     steps=1500,
     loader=LoaderConfig(batch=16, frames=1, size=64),
     autoencoder=AutoencoderLossConfig(kl=0.0),
-    optim=OptimConfig(lr=1e-3, warmup=100, trainable=(r"^vae/(decoder|post_quant_conv)/",), weight_decay=0.0),
+    optim=OptimConfig(
+        lr=1e-3, warmup=100, trainable=(r"^vae/(decoder|post_quant_conv)/",), weight_decay=0.0
+    ),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, eval_batches=8, sample_every=0),
 )

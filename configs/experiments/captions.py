@@ -16,7 +16,9 @@ from ivid2vid_jax.data import shapes
 from ivid2vid_jax.experiments.experiment import Experiment, Made
 
 shared = runpy.run_path(str(Path(__file__).with_name("data_engine.py")))
-engine = dataclasses.replace(shared["engine"], editor="shared_noise", count=100, filter=shared["no_filter"])
+engine = dataclasses.replace(
+    shared["engine"], editor="shared_noise", count=100, filter=shared["no_filter"]
+)
 
 
 def triplets(name: str, instructions: str, captions=None) -> Made:

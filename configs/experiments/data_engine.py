@@ -18,21 +18,31 @@ from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import LogConfig, NetConfig, OptimConfig
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
-engine: SynthesisConfig = runpy.run_path(str(Path(__file__).parents[1] / "synthesis_shapes.py"))["config"]
+engine: SynthesisConfig = runpy.run_path(str(Path(__file__).parents[1] / "synthesis_shapes.py"))[
+    "config"
+]
 protocol, FEW, MANY = shared["protocol"], 24, 200  # of judging; clips
-no_filter = dataclasses.replace(engine.filter, image=-1.0, text=-1.0, direction=-1.0, consistency=-1.0)
+no_filter = dataclasses.replace(
+    engine.filter, image=-1.0, text=-1.0, direction=-1.0, consistency=-1.0
+)
 base = dataclasses.replace(
     shared["with_loss"](frame_difference="match", frame_weight=0.25),
     net=NetConfig(),
     steps=150,
     optim=OptimConfig(lr=3e-4, warmup=25, ema=0.99),
-    log=LogConfig(eval_every=0, sample_every=0),  # each arm's held-out triplets are its own: their losses could not be compared
+    log=LogConfig(
+        eval_every=0, sample_every=0
+    ),  # each arm's held-out triplets are its own: their losses could not be compared
 )
 
 
 def triplets(editor: str, count: int, filtered: bool) -> Made:
     found = engine.filter if filtered else no_filter
-    return Made(dataclasses.replace(engine, output=Path(f"{editor}-{count}"), editor=editor, count=count, filter=found))
+    return Made(
+        dataclasses.replace(
+            engine, output=Path(f"{editor}-{count}"), editor=editor, count=count, filter=found
+        )
+    )
 
 
 made = {

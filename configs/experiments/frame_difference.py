@@ -36,7 +36,9 @@ base = TrainConfig(
     checkpoint=CheckpointConfig(every=150, keep=1),
     log=LogConfig(eval_every=300, eval_batches=8, sample_every=0),
 )
-protocol = dict(count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5))  # of judging: 39 held-out clips a run
+protocol = dict(
+    count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5)
+)  # of judging: 39 held-out clips a run
 
 
 def with_loss(**changes) -> TrainConfig:

@@ -15,10 +15,20 @@ from ivid2vid_jax.experiments.experiment import Experiment
 from ivid2vid_jax.training.config import NetConfig
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
-KINDS = {"conv": ("conv",), "attention": ("attention",), "conv and attention": ("conv", "attention"), "motion": ("motion",)}
+KINDS = {
+    "conv": ("conv",),
+    "attention": ("attention",),
+    "conv and attention": ("conv", "attention"),
+    "motion": ("motion",),
+}
 
 experiment = Experiment(
     question="Equal steps of new temporal layers on the same image editor: what their kind changes.",
-    arms={name: dataclasses.replace(shared["base"], net=NetConfig(temporal=kinds, fresh_temporal=True)) for name, kinds in KINDS.items()},
+    arms={
+        name: dataclasses.replace(
+            shared["base"], net=NetConfig(temporal=kinds, fresh_temporal=True)
+        )
+        for name, kinds in KINDS.items()
+    },
     **shared["protocol"],
 )

@@ -23,7 +23,12 @@ from ivid2vid_jax.training.config import (
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
 TESTED = (3, 4)
-base = dataclasses.replace(DEFAULT, steps=300, checkpoint=CheckpointConfig(every=150, keep=1), log=LogConfig(eval_every=0, sample_every=0))
+base = dataclasses.replace(
+    DEFAULT,
+    steps=300,
+    checkpoint=CheckpointConfig(every=150, keep=1),
+    log=LogConfig(eval_every=0, sample_every=0),
+)
 
 
 def told(*phrasings: int) -> TrainConfig:
@@ -32,7 +37,12 @@ def told(*phrasings: int) -> TrainConfig:
 
 experiment = Experiment(
     question="Sepia learned in other wordings than it is asked for in: what the number of wordings changes.",
-    arms={"one wording": told(0), "three wordings": told(0, 1, 2), "the tested wordings": told(*TESTED), "all wordings": told()},
+    arms={
+        "one wording": told(0),
+        "three wordings": told(0, 1, 2),
+        "the tested wordings": told(*TESTED),
+        "all wordings": told(),
+    },
     against="the tested wordings",
     kinds=(UNSEEN_STYLE,),
     phrasings=TESTED,

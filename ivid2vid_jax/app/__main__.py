@@ -1,7 +1,7 @@
 """`python -m ivid2vid_jax.app`: edit clips in the browser, on this machine.
 
-    python -m ivid2vid_jax.app                                    # the embedded pipeline, http://127.0.0.1:7860
-    python -m ivid2vid_jax.app --model timbrooks/instruct-pix2pix
+python -m ivid2vid_jax.app                                    # the embedded pipeline, http://127.0.0.1:7860
+python -m ivid2vid_jax.app --model timbrooks/instruct-pix2pix
 """
 
 import contextlib
@@ -26,12 +26,16 @@ HEIGHT = 300  # pixels of a video on the page
 class AppArgs:
     """Serves a page on which clips are edited: for this machine alone, unless --host or --share say otherwise."""
 
-    model: str | None = None  # a pipeline folder, a training run, or a model of the Hugging Face hub, "owner/name" (default: the embedded shapes-edit)
+    model: str | None = (
+        None  # a pipeline folder, a training run, or a model of the Hugging Face hub, "owner/name" (default: the embedded shapes-edit)
+    )
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets the whole network in, and nobody is asked for a password
     port: int = 7860  # 0 = any free one
     share: bool = False  # also give the page a public address, through Gradio's servers
     limits: Limits = dataclasses.field(default_factory=Limits)
-    dtype: str = "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
+    dtype: str = (
+        "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
+    )
     variant: str | None = None  # "fp16" picks a model's fp16 files
     devices: int | None = None  # how many share the work (default: all)
 
@@ -61,7 +65,9 @@ def gradio():
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"the app needs gradio ({error}): pip install 'ivid2vid_jax[app]'") from error
+        raise UserError(
+            f"the app needs gradio ({error}): pip install 'ivid2vid_jax[app]'"
+        ) from error
     return gradio
 
 
@@ -85,11 +91,20 @@ def serving(pipe, args: AppArgs, home: Path) -> Iterator[str]:
     """Serves the page; gives its address."""
     blocks = page(pipe, args.limits, home)
     blocks.queue(max_size=args.limits.waiting, default_concurrency_limit=1)
-    options = dict(server_name=args.host, server_port=args.port or free_port(args.host), share=args.share, max_file_size=f"{args.limits.megabytes}mb")
+    options = dict(
+        server_name=args.host,
+        server_port=args.port or free_port(args.host),
+        share=args.share,
+        max_file_size=f"{args.limits.megabytes}mb",
+    )
     try:
-        _, address, _ = blocks.launch(**options, prevent_thread_lock=True, quiet=True, show_error=True, ssr_mode=False)
+        _, address, _ = blocks.launch(
+            **options, prevent_thread_lock=True, quiet=True, show_error=True, ssr_mode=False
+        )
     except OSError as error:
-        raise UserError(f"--host {args.host} --port {args.port}: cannot be listened on ({error}); name another --port, or 0 for any") from error
+        raise UserError(
+            f"--host {args.host} --port {args.port}: cannot be listened on ({error}); name another --port, or 0 for any"
+        ) from error
     try:
         yield address
     finally:
@@ -115,9 +130,18 @@ def page(pipe, limits: Limits, home: Path):
     def show(history: list[Result], chosen: int):
         """What the page shows of a history and one of its results."""
         result = history[chosen]
-        names = [(f"{i + 1}: {each.request.instruction} (seed {each.request.seed})", i) for i, each in enumerate(history)]
+        names = [
+            (f"{i + 1}: {each.request.instruction} (seed {each.request.seed})", i)
+            for i, each in enumerate(history)
+        ]
         files = [str(result.edited), str(result.pair), str(result.record)]
-        return history, gr.Dropdown(names, value=chosen), str(result.edited), str(result.pair), files
+        return (
+            history,
+            gr.Dropdown(names, value=chosen),
+            str(result.edited),
+            str(result.pair),
+            files,
+        )
 
     def perform(request: Request, history: list[Result], progress):
         def told(what: str, done: int, total: int | None) -> None:
@@ -129,11 +153,22 @@ def page(pipe, limits: Limits, home: Path):
             raise gr.Error(str(error), print_exception=False) from error
         return show(history, len(history) - 1)
 
-    def new(clip, instruction, text_scale, video_scale, steps, seed, history, progress=gr.Progress()):  # noqa: B008
+    def new(
+        clip, instruction, text_scale, video_scale, steps, seed, history, progress=gr.Progress()
+    ):  # noqa: B008
         try:
-            request = Request(clip, instruction or "", float(text_scale), float(video_scale), int(steps), int(seed))
+            request = Request(
+                clip,
+                instruction or "",
+                float(text_scale),
+                float(video_scale),
+                int(steps),
+                int(seed),
+            )
         except (TypeError, ValueError) as error:
-            raise gr.Error("scales, steps and seed must be numbers", print_exception=False) from error
+            raise gr.Error(
+                "scales, steps and seed must be numbers", print_exception=False
+            ) from error
         return perform(request, history, progress)
 
     def again(chosen, history, progress=gr.Progress()):  # noqa: B008
@@ -141,30 +176,70 @@ def page(pipe, limits: Limits, home: Path):
             raise gr.Error("there is nothing to repeat yet", print_exception=False)
         return perform(history[chosen].request, history, progress)
 
-    with gr.Blocks(title="ivid2vid_jax", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as blocks:
+    with gr.Blocks(
+        title="ivid2vid_jax", analytics_enabled=False, delete_cache=(HOUR, HOUR)
+    ) as blocks:
         history = gr.State([], time_to_live=HOUR, delete_callback=forget)
-        gr.Markdown(f"## Edit a clip by a sentence\nUp to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB.")
+        gr.Markdown(
+            f"## Edit a clip by a sentence\nUp to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB."
+        )
         with gr.Row():
             with gr.Column():
                 clip = gr.Video(label="Clip", sources=["upload"], height=HEIGHT)
                 sample = gr.Dropdown(list(samples), label="or a sample", value=None)
-                instruction = gr.Textbox(label="Instruction", placeholder="make the circle blue", max_length=500)
-                text_scale = gr.Slider(1, 15, defaults.text_scale, step=0.1, label="Text scale: how strongly the instruction acts")
-                video_scale = gr.Slider(1, 5, defaults.video_scale, step=0.1, label="Video scale: how much of the source is kept")
-                steps = gr.Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps")
+                instruction = gr.Textbox(
+                    label="Instruction", placeholder="make the circle blue", max_length=500
+                )
+                text_scale = gr.Slider(
+                    1,
+                    15,
+                    defaults.text_scale,
+                    step=0.1,
+                    label="Text scale: how strongly the instruction acts",
+                )
+                video_scale = gr.Slider(
+                    1,
+                    5,
+                    defaults.video_scale,
+                    step=0.1,
+                    label="Video scale: how much of the source is kept",
+                )
+                steps = gr.Slider(
+                    1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"
+                )
                 seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
                 edit_button = gr.Button("Edit", variant="primary")
             with gr.Column():
-                edited = gr.Video(label="Edited", height=HEIGHT, autoplay=True, loop=True, interactive=False)
-                pair = gr.Video(label="Source and edit", height=HEIGHT, autoplay=True, loop=True, interactive=False)
-                files = gr.Files(label="Download: the edit, side by side, all settings", interactive=False)
+                edited = gr.Video(
+                    label="Edited", height=HEIGHT, autoplay=True, loop=True, interactive=False
+                )
+                pair = gr.Video(
+                    label="Source and edit",
+                    height=HEIGHT,
+                    autoplay=True,
+                    loop=True,
+                    interactive=False,
+                )
+                files = gr.Files(
+                    label="Download: the edit, side by side, all settings", interactive=False
+                )
                 past = gr.Dropdown([], label="History", type="value")
                 again_button = gr.Button("Repeat exactly")
         shown = [history, past, edited, pair, files]
         sample.input(lambda name: samples[name], sample, clip, api_name="sample")
-        edit_button.click(new, [clip, instruction, text_scale, video_scale, steps, seed, history], shown, api_name="edit", concurrency_id="sampling")
-        again_button.click(again, [past, history], shown, api_name="repeat", concurrency_id="sampling")
-        past.input(lambda chosen, history: show(history, chosen), [past, history], shown, api_name="show")
+        edit_button.click(
+            new,
+            [clip, instruction, text_scale, video_scale, steps, seed, history],
+            shown,
+            api_name="edit",
+            concurrency_id="sampling",
+        )
+        again_button.click(
+            again, [past, history], shown, api_name="repeat", concurrency_id="sampling"
+        )
+        past.input(
+            lambda chosen, history: show(history, chosen), [past, history], shown, api_name="show"
+        )
     return blocks
 
 

@@ -36,7 +36,9 @@ class Limits:
         """Raises UserError that names a limit that lets nothing pass."""
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
-                raise UserError(f"--limits.{field.name} {getattr(self, field.name)} must be above 0")
+                raise UserError(
+                    f"--limits.{field.name} {getattr(self, field.name)} must be above 0"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +69,21 @@ def checked(path: str | None, limits: Limits) -> Clip:
         raise UserError("there is no clip: upload one, or pick a sample")
     file = Path(path)
     if file.is_file() and file.stat().st_size > limits.megabytes * 2**20:
-        raise UserError(f"the file has {file.stat().st_size / 2**20:.0f} MB, the limit is {limits.megabytes}; cut or compress it")
+        raise UserError(
+            f"the file has {file.stat().st_size / 2**20:.0f} MB, the limit is {limits.megabytes}; cut or compress it"
+        )
     try:
         if seconds := announced(file):
             check_length(seconds, limits)
         clip = open_clip(file)
     except UserError as error:
-        raise UserError(str(error).replace(str(file), file.name)) from error  # the folder is nobody's business
+        raise UserError(
+            str(error).replace(str(file), file.name)
+        ) from error  # the folder is nobody's business
     if max(clip.height, clip.width) > limits.side:
-        raise UserError(f"the frames are {clip.width}x{clip.height}, the limit is {limits.side} pixels a side; scale the clip down")
+        raise UserError(
+            f"the frames are {clip.width}x{clip.height}, the limit is {limits.side} pixels a side; scale the clip down"
+        )
     if clip.has_one_frame():
         raise UserError(f"{file.name}: holds one frame; a clip needs two")
     return clip
@@ -98,12 +106,20 @@ def check_request(request: Request, limits: Limits) -> None:
     """UserError for an instruction or steps that are not taken on; the scales and the seed are checked with the other settings."""
     check_instruction(request.instruction)
     if len(request.instruction) > WORDS:
-        raise UserError(f"the instruction has {len(request.instruction)} characters, the limit is {WORDS}")
+        raise UserError(
+            f"the instruction has {len(request.instruction)} characters, the limit is {WORDS}"
+        )
     if not 1 <= request.steps <= limits.steps:
         raise UserError(f"{request.steps} steps: choose 1 to {limits.steps}")
 
 
-def edit(pipe: Pipeline, request: Request, limits: Limits, home: Path, progress: Callable[[str, int, int | None], None]) -> Result:
+def edit(
+    pipe: Pipeline,
+    request: Request,
+    limits: Limits,
+    home: Path,
+    progress: Callable[[str, int, int | None], None],
+) -> Result:
     """Edits a clip into a new folder in `home`, which holds everything of the job or, where it fails, is gone.
 
     progress(what, done, total or None) is called on the way. Raises UserError for what is not taken on.
@@ -117,22 +133,39 @@ def edit(pipe: Pipeline, request: Request, limits: Limits, home: Path, progress:
         source = folder / f"source{clip.path.suffix.lower()}"
         shutil.copyfile(clip.path, source)
         clip = dataclasses.replace(clip, path=source)
-        result = Result(dataclasses.replace(request, clip=str(source)), folder / "edited.mp4", folder / "side-by-side.mp4", folder / "record.json")
+        result = Result(
+            dataclasses.replace(request, clip=str(source)),
+            folder / "edited.mp4",
+            folder / "side-by-side.mp4",
+            folder / "record.json",
+        )
         times = []
 
         def pixels() -> Iterator[np.ndarray]:
             for frame in clip.frames():
                 check_length(float(frame.time), limits)
                 if len(times) == limits.frames:
-                    raise UserError(f"the clip has more than {limits.frames} frames, the limit; cut it, or lower its rate")
+                    raise UserError(
+                        f"the clip has more than {limits.frames} frames, the limit; cut it, or lower its rate"
+                    )
                 times.append(frame.time)
                 progress("encoding", len(times), None)
                 yield frame.pixels
 
-        edited = pipe.edit_frames(pixels(), request.instruction, settings, fit, lambda done, total: progress("sampling", done, total))
+        edited = pipe.edit_frames(
+            pixels(),
+            request.instruction,
+            settings,
+            fit,
+            lambda done, total: progress("sampling", done, total),
+        )
         write_clip(result.edited, counted(edited, len(times), progress), times, clip.rate, clip)
         write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
-        record: dict[str, Any] = {"request": vars(request) | {"clip": Path(request.clip).name}, "settings": vars(settings), "frames": len(times)}
+        record: dict[str, Any] = {
+            "request": vars(request) | {"clip": Path(request.clip).name},
+            "settings": vars(settings),
+            "frames": len(times),
+        }
         record |= {"versions": versions(), "weights": pipe.folder.fingerprint()}
         result.record.write_text(json.dumps(record, indent=2, default=str) + "\n")
         return result
@@ -141,7 +174,9 @@ def edit(pipe: Pipeline, request: Request, limits: Limits, home: Path, progress:
         raise
 
 
-def counted(frames: Iterator[np.ndarray], total: int, progress: Callable[[str, int, int | None], None]) -> Iterator[np.ndarray]:
+def counted(
+    frames: Iterator[np.ndarray], total: int, progress: Callable[[str, int, int | None], None]
+) -> Iterator[np.ndarray]:
     for i, frame in enumerate(frames, 1):
         progress("writing", i, total)
         yield frame

@@ -21,4 +21,6 @@ def clip(name: Path | None) -> Path:
 
 def clips() -> dict[str, Path]:
     """Name -> file of the sample clips."""
-    return {path.stem: path for path in sorted((folder() / "clips").iterdir()) if path.suffix == ".mp4"}
+    return {
+        path.stem: path for path in sorted((folder() / "clips").iterdir()) if path.suffix == ".mp4"
+    }

@@ -25,13 +25,32 @@ log = logging.getLogger(__name__)
 OURS = "InflatedUNet3D"
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARED = (
-    "sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps", "cross_attention_dim",
-)  # fmt: skip
-MOTION = ("motion_num_attention_heads", "motion_max_seq_length", "use_motion_mid_block", "use_linear_projection", "transformer_layers_per_block")
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "norm_eps",
+    "cross_attention_dim",
+)
+MOTION = (
+    "motion_num_attention_heads",
+    "motion_max_seq_length",
+    "use_motion_mid_block",
+    "use_linear_projection",
+    "transformer_layers_per_block",
+)
 IN_2D = (
-    "attention_head_dim", "use_linear_projection", "upcast_attention", "transformer_layers_per_block", "flip_sin_to_cos", "freq_shift",
-    "down_block_types", "up_block_types",
-)  # fmt: skip
+    "attention_head_dim",
+    "use_linear_projection",
+    "upcast_attention",
+    "transformer_layers_per_block",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "down_block_types",
+    "up_block_types",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +71,43 @@ def target(unet: UNetConfig) -> Target:
     plain = unet.group_norm == "frame" and unet.spatial_attention == "frame"
     timesteps = unet.flip_sin_to_cos and unet.freq_shift == 0
     shared = {name: getattr(unet, name) for name in SHARED}
-    upcast = ("upcast_attention is set, which this class cannot say: in float16 its attention may overflow; use float32 or bfloat16",)
+    upcast = (
+        "upcast_attention is set, which this class cannot say: in float16 its attention may overflow; use float32 or bfloat16",
+    )
     warnings = upcast if unet.upcast_attention else ()
     if plain and unet.temporal == ():
-        return Target("UNet2DConditionModel", named("UNet2DConditionModel", shared | {name: getattr(unet, name) for name in IN_2D}))
+        return Target(
+            "UNet2DConditionModel",
+            named("UNet2DConditionModel", shared | {name: getattr(unet, name) for name in IN_2D}),
+        )
     if plain and timesteps and unet.temporal == ("motion",) and unet.motion_group_norm == "clip":
-        config = shared | {name: getattr(unet, name) for name in MOTION} | block_types(unet, "Motion") | {"num_attention_heads": unet.attention_head_dim}
+        config = (
+            shared
+            | {name: getattr(unet, name) for name in MOTION}
+            | block_types(unet, "Motion")
+            | {"num_attention_heads": unet.attention_head_dim}
+        )
         return Target("UNetMotionModel", named("UNetMotionModel", config), warnings)
     widths = {unet.head_dim(level) for level in range(len(unet.block_out_channels))}
     one = unet.transformer_layers_per_block == 1 and len(widths) == 1
-    if plain and timesteps and unet.temporal == ("conv", "attention") and unet.use_linear_projection and one:
-        warnings += (f"trained on in PyTorch, this class drops 0.1 in its temporal convolutions; here it was {unet.temporal_dropout}",)
-        return Target("UNet3DConditionModel", named("UNet3DConditionModel", shared | block_types(unet, "3D") | {"attention_head_dim": widths.pop()}), warnings)
+    if (
+        plain
+        and timesteps
+        and unet.temporal == ("conv", "attention")
+        and unet.use_linear_projection
+        and one
+    ):
+        warnings += (
+            f"trained on in PyTorch, this class drops 0.1 in its temporal convolutions; here it was {unet.temporal_dropout}",
+        )
+        return Target(
+            "UNet3DConditionModel",
+            named(
+                "UNet3DConditionModel",
+                shared | block_types(unet, "3D") | {"attention_head_dim": widths.pop()},
+            ),
+            warnings,
+        )
     return Target(OURS, unet.to_json() | {"_class_name": OURS})
 
 
@@ -72,10 +116,19 @@ def named(class_name: str, config: dict) -> dict:
 
 
 def block_types(unet: UNetConfig, suffix: str) -> dict:
-    return {name: [kind.replace("2D", suffix) for kind in getattr(unet, name)] for name in ("down_block_types", "up_block_types")}
+    return {
+        name: [kind.replace("2D", suffix) for kind in getattr(unet, name)]
+        for name in ("down_block_types", "up_block_types")
+    }
 
 
-def export(source: Path, output: Path, dtype: str = "float32", facts: model_card.Facts | None = None, max_shard_bytes: int = 5 * 10**9) -> tuple[Target, list[Path]]:
+def export(
+    source: Path,
+    output: Path,
+    dtype: str = "float32",
+    facts: model_card.Facts | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> tuple[Target, list[Path]]:
     """Writes the pipeline folder `source` as one that PyTorch loads, leaf by leaf; returns how the U-Net is held, and the files.
 
     dtype: float32, float16 or bfloat16. Raises UserError for an unknown dtype, a folder that is not whole, or an `output` that exists.
@@ -86,11 +139,24 @@ def export(source: Path, output: Path, dtype: str = "float32", facts: model_card
     held = target(folder.unet)
     warnings = list(held.warnings)
     if dtype == "float16":
-        warnings.append("float16 holds nothing beyond 65504 and rounds to 3 digits: compare an edit with float32's before you rely on it")
+        warnings.append(
+            "float16 holds nothing beyond 65504 and rounds to 3 digits: compare an edit with float32's before you rely on it"
+        )
     for warning in warnings:
         log.warning("%s", warning)
-    finish = finisher(folder, held, model_card.text(folder, held, dtype, warnings, facts or model_card.gather(source)))
-    save_folder(output, folder, stored_params(folder), safetensors_io.DTYPES[DTYPES[dtype]], max_shard_bytes=max_shard_bytes, finish=finish)
+    finish = finisher(
+        folder,
+        held,
+        model_card.text(folder, held, dtype, warnings, facts or model_card.gather(source)),
+    )
+    save_folder(
+        output,
+        folder,
+        stored_params(folder),
+        safetensors_io.DTYPES[DTYPES[dtype]],
+        max_shard_bytes=max_shard_bytes,
+        finish=finish,
+    )
     return held, sorted(path for path in output.rglob("*") if path.is_file())
 
 
@@ -103,10 +169,17 @@ def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None
         if held.class_name != "UNet2DConditionModel":
             index["_class_name"] = ["pipeline", "InstructVid2VidPipeline"]
             index |= defaults(folder)
-            for name in ("feature_extractor", "image_encoder", "safety_checker", "requires_safety_checker"):
+            for name in (
+                "feature_extractor",
+                "image_encoder",
+                "safety_checker",
+                "requires_safety_checker",
+            ):
                 del index[name]
             copy("pipeline.py", path)
-        index["unet"] = ["diffusers", held.class_name] if held.stock else ["inflated_unet", held.class_name]
+        index["unet"] = (
+            ["diffusers", held.class_name] if held.stock else ["inflated_unet", held.class_name]
+        )
         if not held.stock:
             copy("inflated_unet.py", path / "unet")
         write_json(path / "model_index.json", index)
@@ -120,7 +193,18 @@ def defaults(folder: Folder) -> dict:
     from ivid2vid_jax.inference.pipeline import EditSettings
 
     settings = EditSettings().resolved(folder)
-    return {name: getattr(settings, name) for name in ("steps", "text_scale", "video_scale", "sampler", "size", "frames", "shared_noise")}
+    return {
+        name: getattr(settings, name)
+        for name in (
+            "steps",
+            "text_scale",
+            "video_scale",
+            "sampler",
+            "size",
+            "frames",
+            "shared_noise",
+        )
+    }
 
 
 def copy(name: str, folder: Path) -> None:

@@ -16,19 +16,38 @@ from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, pickles, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import CONFIGS
 
-Tensor = tuple[str, safetensors_io.Entry, Callable[[], np.ndarray]]  # the name in the file, what its header says, its reader
+Tensor = tuple[
+    str, safetensors_io.Entry, Callable[[], np.ndarray]
+]  # the name in the file, what its header says, its reader
 Tensors = dict[str, Tensor]
 
 SD1_SCHEDULER = {
-    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
-}  # fmt: skip
-INSV2V_SAMPLING = {"steps": 20, "text_scale": 7.5, "video_scale": 1.2, "size": 256, "frames": 16}  # its own configs' values
-TABLES = re.compile(r"(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus\w+|posterior_\w+|lvlb_weights|logvar|model_ema\.(decay|num_updates)|scale_factor)$")
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+INSV2V_SAMPLING = {
+    "steps": 20,
+    "text_scale": 7.5,
+    "video_scale": 1.2,
+    "size": 256,
+    "frames": 16,
+}  # its own configs' values
+TABLES = re.compile(
+    r"(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus\w+|posterior_\w+|lvlb_weights|logvar|model_ema\.(decay|num_updates)|scale_factor)$"
+)
 UNUSED = {
-    "cond_stage_model.model.logit_scale": "for CLIP's loss only", "cond_stage_model.model.text_projection": "for CLIP's loss only",
-    "cond_stage_model.model.attn_mask": "a constant", "cond_stage_model.logit_scale": "for CLIP's loss only",
-}  # fmt: skip
+    "cond_stage_model.model.logit_scale": "for CLIP's loss only",
+    "cond_stage_model.model.text_projection": "for CLIP's loss only",
+    "cond_stage_model.model.attn_mask": "a constant",
+    "cond_stage_model.logit_scale": "for CLIP's loss only",
+}
 
 
 @dataclasses.dataclass
@@ -57,7 +76,11 @@ class Source:
     def missing(self) -> list[str]:
         """What a base must supply."""
         lacks = [name for name in CONFIGS if name not in self.parts]
-        return lacks + ["tokenizer"] * (self.tokenizer is None) + ["scheduler"] * (self.scheduler is None)
+        return (
+            lacks
+            + ["tokenizer"] * (self.tokenizer is None)
+            + ["scheduler"] * (self.scheduler is None)
+        )
 
 
 def recognise(path: Path) -> Source:
@@ -67,14 +90,21 @@ def recognise(path: Path) -> Source:
     try:
         return of_folder(path) if path.is_dir() else of_file(path)
     except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: its layers do not make a net that is known here ({error})") from error
+        raise (
+            error
+            if isinstance(error, UserError)
+            else UserError(f"{path}: its layers do not make a net that is known here ({error})")
+        ) from error
 
 
 def open_weights(path: Path) -> Tensors:
     """Every tensor of one file, safetensors or a PyTorch pickle, by its own name."""
     if path.suffix in pickles.SUFFIXES:
         return pickles.tensors(path)
-    return {key: (key, entry, partial(safetensors_io.read, key, entry)) for key, entry in safetensors_io.headers([path]).items()}
+    return {
+        key: (key, entry, partial(safetensors_io.read, key, entry))
+        for key, entry in safetensors_io.headers([path]).items()
+    }
 
 
 def component_weights(component: str, folder: Path) -> Tensors:
@@ -87,7 +117,11 @@ def component_weights(component: str, folder: Path) -> Tensors:
         paths = [whole] if whole.is_file() else safetensors_io.shards(index)
     found = {}
     for path in paths:
-        found |= {components.canonical(component, key): each for key, each in open_weights(path).items() if key.rpartition(".")[2] not in components.IGNORED}
+        found |= {
+            components.canonical(component, key): each
+            for key, each in open_weights(path).items()
+            if key.rpartition(".")[2] not in components.IGNORED
+        }
     return found
 
 
@@ -96,27 +130,44 @@ def of_folder(path: Path) -> Source:
         return of_pipeline(path)
     if not (path / "config.json").is_file():
         held = ", ".join(sorted(each.name for each in path.iterdir())[:8])
-        raise UserError(f"{path}: has neither model_index.json nor config.json (it holds: {held}); give a pipeline's folder, a U-Net's, or a file")
+        raise UserError(
+            f"{path}: has neither model_index.json nor config.json (it holds: {held}); give a pipeline's folder, a U-Net's, or a file"
+        )
     config = read_json(path / "config.json")
     if config.get("_class_name") == "MotionAdapter":
         return of_adapter(path, config)
     if "UNet" not in str(config.get("_class_name")):
-        raise UserError(f"{path}: is a {config.get('_class_name') or config.get('model_type')}, not a U-Net, motion adapter or pipeline")
-    return Source(path, f"U-Net, {config['_class_name']}", {"unet": component_weights("unet", path)}, {"unet": unet_config(config)})
+        raise UserError(
+            f"{path}: is a {config.get('_class_name') or config.get('model_type')}, not a U-Net, motion adapter or pipeline"
+        )
+    return Source(
+        path,
+        f"U-Net, {config['_class_name']}",
+        {"unet": component_weights("unet", path)},
+        {"unet": unet_config(config)},
+    )
 
 
 def of_pipeline(path: Path) -> Source:
     index = read_json(path / "model_index.json")
     name = index.get("_class_name")
-    source = Source(path, f"pipeline folder, {name[-1] if isinstance(name, list) else name}", folder=path)
+    source = Source(
+        path, f"pipeline folder, {name[-1] if isinstance(name, list) else name}", folder=path
+    )
     for component, cls in CONFIGS.items():
         config = read_json(path / component / "config.json")
-        source.configs[component] = unet_config(config) if component == "unet" else cls.from_json(config)
+        source.configs[component] = (
+            unet_config(config) if component == "unet" else cls.from_json(config)
+        )
         source.parts[component] = component_weights(component, path / component)
     source.scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     sampling = path / "sampling.json"
     source.sampling = read_json(sampling) if sampling.is_file() else {}
-    source.left = {key: "not needed here" for key, value in index.items() if isinstance(value, list) and value[0] and key in ("safety_checker", "feature_extractor")}
+    source.left = {
+        key: "not needed here"
+        for key, value in index.items()
+        if isinstance(value, list) and value[0] and key in ("safety_checker", "feature_extractor")
+    }
     if "tune_a_video" in source.configs["unet"].temporal:
         source.family = f"Tune-A-Video, {source.family}"
     return source
@@ -124,23 +175,36 @@ def of_pipeline(path: Path) -> Source:
 
 def unet_config(config: dict) -> UNetConfig:
     """Tune-A-Video's class has the name of ModelScope's, but its middle block says which it is."""
-    if config.get("_class_name") == "UNet3DConditionModel" and config.get("mid_block_type") == "UNetMidBlock3DCrossAttn":
-        inside = dict(temporal=["tune_a_video"], spatial_attention="sparse_causal", group_norm="clip")
+    if (
+        config.get("_class_name") == "UNet3DConditionModel"
+        and config.get("mid_block_type") == "UNetMidBlock3DCrossAttn"
+    ):
+        inside = dict(
+            temporal=["tune_a_video"], spatial_attention="sparse_causal", group_norm="clip"
+        )
         config = {**config, "_class_name": "UNet2DConditionModel", **inside}
     return UNetConfig.from_json(config)
 
 
 def of_adapter(path: Path, config: dict) -> Source:
     if config.get("conv_in_channels"):
-        raise UserError(f"{path}: conv_in_channels={config['conv_in_channels']}: an adapter with its own input layer (PIA) is not supported")
+        raise UserError(
+            f"{path}: conv_in_channels={config['conv_in_channels']}: an adapter with its own input layer (PIA) is not supported"
+        )
     tensors = component_weights("unet", path)
     heads = config.get("motion_num_attention_heads", 8)
-    switches = infer_config.motion({key: entry.shape for key, (_, entry, _) in tensors.items()}) | dict(motion_num_attention_heads=heads, motion_group_norm="clip")
-    return Source(path, "AnimateDiff motion adapter of diffusers", motion=tensors, switches=switches)
+    switches = infer_config.motion(
+        {key: entry.shape for key, (_, entry, _) in tensors.items()}
+    ) | dict(motion_num_attention_heads=heads, motion_group_norm="clip")
+    return Source(
+        path, "AnimateDiff motion adapter of diffusers", motion=tensors, switches=switches
+    )
 
 
 def of_file(path: Path) -> Source:
-    tensors = {key.removeprefix("_forward_module."): each for key, each in open_weights(path).items()}
+    tensors = {
+        key.removeprefix("_forward_module."): each for key, each in open_weights(path).items()
+    }
     if "unet.conv_in.weight" in tensors:
         return of_insv2v(path, tensors)
     if any(key.startswith("model.diffusion_model.") for key in tensors):
@@ -150,16 +214,29 @@ def of_file(path: Path) -> Source:
     if "conv_in.weight" in tensors and "mid_block.resnets.0.conv1.weight" in tensors:
         return of_unet(path, tensors)
     some = ", ".join(sorted(tensors)[:4]) or "nothing"
-    raise UserError(f"{path}: is none of the files that are known here (it holds {some}); known: AnimateDiff, InsV2V, U-Nets, SD 1.x/2.x and InstructPix2Pix")
+    raise UserError(
+        f"{path}: is none of the files that are known here (it holds {some}); known: AnimateDiff, InsV2V, U-Nets, SD 1.x/2.x and InstructPix2Pix"
+    )
 
 
 def of_unet(path: Path, tensors: Tensors) -> Source:
     tensors = {layouts.insv2v(key): each for key, each in merged(path, tensors).items()}
     if any(".attn_temp." in key for key in tensors):
-        switches = dict(temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip")
+        switches = dict(
+            temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip"
+        )
     else:
-        switches = dict(temporal=("conv", "attention")) if any(".temp_convs." in key for key in tensors) else {}
-    return Source(path, "U-Net by diffusers' names", {"unet": tensors}, {"unet": infer_config.unet(sizes(tensors), **switches)})
+        switches = (
+            dict(temporal=("conv", "attention"))
+            if any(".temp_convs." in key for key in tensors)
+            else {}
+        )
+    return Source(
+        path,
+        "U-Net by diffusers' names",
+        {"unet": tensors},
+        {"unet": infer_config.unet(sizes(tensors), **switches)},
+    )
 
 
 def of_animatediff(path: Path, tensors: Tensors) -> Source:
@@ -172,11 +249,21 @@ def of_animatediff(path: Path, tensors: Tensors) -> Source:
         else:
             found[new] = each
     if strange := [key for key in left if "lora" in key or "conv_in" in key]:
-        raise UserError(f"{path}: {strange[0]}: holds more than motion modules, which is not supported")
+        raise UserError(
+            f"{path}: {strange[0]}: holds more than motion modules, which is not supported"
+        )
     switches = infer_config.motion(sizes(found))
-    version = "v2" if switches["use_motion_mid_block"] else "v1" if switches["motion_max_seq_length"] == 24 else "v3"
+    version = (
+        "v2"
+        if switches["use_motion_mid_block"]
+        else "v1"
+        if switches["motion_max_seq_length"] == 24
+        else "v3"
+    )
     switches |= dict(motion_group_norm="frame", group_norm="clip" if version == "v1" else "frame")
-    return Source(path, f"AnimateDiff motion modules, {version}", motion=found, switches=switches, left=left)
+    return Source(
+        path, f"AnimateDiff motion modules, {version}", motion=found, switches=switches, left=left
+    )
 
 
 def merged(path: Path, tensors: Tensors) -> Tensors:
@@ -185,8 +272,14 @@ def merged(path: Path, tensors: Tensors) -> Tensors:
     for key, (_, entry, read) in tensors.items():
         if key.endswith("attention_blocks.1.pos_encoder.pe"):
             first = key.replace("attention_blocks.1", "attention_blocks.0")
-            if first not in tensors or tensors[first][1].shape != entry.shape or not np.array_equal(tensors[first][2](), read()):
-                raise UserError(f"{path}: {key} differs from that of the first attention, and a net here has one for both")
+            if (
+                first not in tensors
+                or tensors[first][1].shape != entry.shape
+                or not np.array_equal(tensors[first][2](), read())
+            ):
+                raise UserError(
+                    f"{path}: {key} differs from that of the first attention, and a net here has one for both"
+                )
             del out[key]
     return out
 
@@ -203,7 +296,14 @@ def of_insv2v(path: Path, tensors: Tensors) -> Source:
         else:
             left[key] = unused(path, key)
     parts["vae"] = autoencoder(path, parts["vae"])
-    source = Source(path, "InsV2V", {name: part for name, part in parts.items() if part}, left=left, scheduler=SD1_SCHEDULER, sampling=INSV2V_SAMPLING)
+    source = Source(
+        path,
+        "InsV2V",
+        {name: part for name, part in parts.items() if part},
+        left=left,
+        scheduler=SD1_SCHEDULER,
+        sampling=INSV2V_SAMPLING,
+    )
     source.notes.append("trained with DDPM steps; eta 1 of the ddim sampler comes closest")
     return configured(source, group_norm="clip", motion_group_norm="frame")
 
@@ -215,7 +315,11 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
     levels, layers = layouts.ldm_levels(names)
     averaged = {name: "model_ema.diffusion_model" + name.replace(".", "") for name in names}
     ema = all(each in tensors for each in averaged.values())
-    parts, left, open_clip = {"unet": {}, "vae": {}, "text_encoder": {}}, {}, any(key.startswith("cond_stage_model.model.") for key in tensors)
+    parts, left, open_clip = (
+        {"unet": {}, "vae": {}, "text_encoder": {}},
+        {},
+        any(key.startswith("cond_stage_model.model.") for key in tensors),
+    )
     for name in names:
         new = layouts.ldm_unet(name, levels, layers)
         if new is None:
@@ -227,7 +331,9 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
         if key.startswith("first_stage_model."):
             parts["vae"][key.removeprefix("first_stage_model.")] = each
         elif key.startswith("cond_stage_model.transformer."):
-            put_text(parts["text_encoder"], key.removeprefix("cond_stage_model.transformer."), each, left)
+            put_text(
+                parts["text_encoder"], key.removeprefix("cond_stage_model.transformer."), each, left
+            )
         elif key.startswith("cond_stage_model.model.") and key not in UNUSED:
             put_openclip(path, parts["text_encoder"], key, each)
         elif not key.startswith(prefix) and not (ema and key in averaged.values()):
@@ -238,7 +344,9 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
     source = Source(path, "", {name: part for name, part in parts.items() if part}, left=left)
     source = configured(source, open_clip=open_clip)
     unet = source.configs["unet"]
-    source.scheduler = None if unet.use_linear_projection else SD1_SCHEDULER  # 2.x: epsilon or v, which no file tells
+    source.scheduler = (
+        None if unet.use_linear_projection else SD1_SCHEDULER
+    )  # 2.x: epsilon or v, which no file tells
     source.family = f"{'InstructPix2Pix' if unet.in_channels == 8 else 'Stable Diffusion 2.x' if unet.use_linear_projection else 'Stable Diffusion 1.x'}, one file"
     source.notes += ["averaged (EMA) weights of the U-Net"] * ema
     return source
@@ -246,7 +354,11 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
 
 def configured(source: Source, open_clip: bool = False, **switches) -> Source:
     """The source with its configs read off the shapes."""
-    of = {"unet": partial(infer_config.unet, **switches), "vae": infer_config.vae, "text_encoder": partial(infer_config.text_encoder, open_clip=open_clip)}
+    of = {
+        "unet": partial(infer_config.unet, **switches),
+        "vae": infer_config.vae,
+        "text_encoder": partial(infer_config.text_encoder, open_clip=open_clip),
+    }
     source.configs = {name: of[name](sizes(part)) for name, part in source.parts.items()}
     return source
 
@@ -280,12 +392,16 @@ def put_openclip(path: Path, part: Tensors, key: str, each: Tensor) -> None:
         return
     rows = each[1].shape[0] // thirds
     for i, name in enumerate("qkv"):
-        part[new.format(name)] = changed(each, (rows, *each[1].shape[1:]), lambda array, i=i: array[i * rows : (i + 1) * rows])
+        part[new.format(name)] = changed(
+            each, (rows, *each[1].shape[1:]), lambda array, i=i: array[i * rows : (i + 1) * rows]
+        )
 
 
 def leave_last_layer(part: Tensors, left: dict[str, str]) -> None:
     """Stable Diffusion 2.x reads its text from the last layer but one."""
-    last = f"text_model.encoder.layers.{infer_config.count(part, 'text_model.encoder.layers.') - 1}."
+    last = (
+        f"text_model.encoder.layers.{infer_config.count(part, 'text_model.encoder.layers.') - 1}."
+    )
     for key in [key for key in part if key.startswith(last)]:
         left[part.pop(key)[0]] = "the last layer, which Stable Diffusion 2.x does not use"
 
@@ -298,10 +414,14 @@ def autoencoder(path: Path, tensors: Tensors) -> Tensors:
         if new is None:
             raise UserError(f"{path}: {each[0]} belongs to no part of an autoencoder")
         flat = ".attentions." in new and each[1].shape[2:] == (1, 1)
-        out[new] = changed(each, each[1].shape[:2], lambda array: array[:, :, 0, 0]) if flat else each
+        out[new] = (
+            changed(each, each[1].shape[:2], lambda array: array[:, :, 0, 0]) if flat else each
+        )
     return out
 
 
-def changed(each: Tensor, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+def changed(
+    each: Tensor, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]
+) -> Tensor:
     name, entry, read = each
     return name, entry._replace(shape=shape), lambda: function(read())

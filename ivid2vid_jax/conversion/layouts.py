@@ -5,28 +5,60 @@ Facts read from the public code of AnimateDiff, InsV2V, CompVis' latent diffusio
 
 import re
 
-MOTION = {"attention_blocks.0": "attn1", "attention_blocks.1": "attn2", "norms.0": "norm1", "norms.1": "norm2", "ff_norm": "norm3"}
+MOTION = {
+    "attention_blocks.0": "attn1",
+    "attention_blocks.1": "attn2",
+    "norms.0": "norm1",
+    "norms.1": "norm2",
+    "ff_norm": "norm3",
+}
 RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2", "out_layers.3": "conv2",
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
-}  # fmt: skip
+}
 ENDS = {
-    "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2", "middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
     "middle_block.2": "mid_block.resnets.1",
-}  # fmt: skip
+}
 VAE = {
-    "mid.block_1": "mid_block.resnets.0", "mid.block_2": "mid_block.resnets.1", "mid.attn_1": "mid_block.attentions.0", "norm_out": "conv_norm_out",
-    "nin_shortcut": "conv_shortcut", "downsample.conv": "downsamplers.0.conv", "upsample.conv": "upsamplers.0.conv",
-}  # fmt: skip
-VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1": "mid_block.attentions.0",
+    "norm_out": "conv_norm_out",
+    "nin_shortcut": "conv_shortcut",
+    "downsample.conv": "downsamplers.0.conv",
+    "upsample.conv": "upsamplers.0.conv",
+}
+VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
 OPENCLIP = {
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj",
-}  # fmt: skip
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 OPENCLIP_ENDS = {
-    "positional_embedding": "embeddings.position_embedding.weight", "token_embedding.weight": "embeddings.token_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias",
-}  # fmt: skip
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
 
 
 def swapped(text: str, table: dict[str, str]) -> str:
@@ -84,7 +116,11 @@ def ldm_unet(key: str, levels: int, layers: int) -> str | None:
         return f"{block}.downsamplers.0.conv.{rest[3:]}"
     if rest.startswith("conv."):
         return f"{block}.upsamplers.0.{rest}"
-    return f"{block}.resnets.{layer}.{swapped(rest, RESNET)}" if place == 0 else f"{block}.attentions.{layer}.{rest}"
+    return (
+        f"{block}.resnets.{layer}.{swapped(rest, RESNET)}"
+        if place == 0
+        else f"{block}.attentions.{layer}.{rest}"
+    )
 
 
 def ldm_vae(key: str, levels: int) -> str | None:

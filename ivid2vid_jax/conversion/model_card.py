@@ -36,14 +36,28 @@ def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Fact
     config = read_json(record)
     optim, loader, loss = (config.get(name, {}) for name in ("optim", "loader", "loss"))
     training = {
-        "steps": read_json(step).get("step"), "batch": loader.get("batch"), "frames": loader.get("frames"), "size": loader.get("size"),
-        "optimizer": optim.get("optimizer"), "learning rate": optim.get("lr"), "schedule": optim.get("schedule"), "trained parameters": optim.get("trainable"),
-        "averaged weights (EMA decay)": optim.get("ema") or "none kept: these are the last step's", "loss": loss, "seed": config.get("seed"),
-    }  # fmt: skip
+        "steps": read_json(step).get("step"),
+        "batch": loader.get("batch"),
+        "frames": loader.get("frames"),
+        "size": loader.get("size"),
+        "optimizer": optim.get("optimizer"),
+        "learning rate": optim.get("lr"),
+        "schedule": optim.get("schedule"),
+        "trained parameters": optim.get("trainable"),
+        "averaged weights (EMA decay)": optim.get("ema") or "none kept: these are the last step's",
+        "loss": loss,
+        "seed": config.get("seed"),
+    }
     data = tuple(config.get("data", ()))
     if not data_licence and data and set(data) <= set(WORLDS):
         data_licence = "Apache-2.0 (drawn by this package)"
-    return Facts(training, config.get("model") or "scratch", data, base_licence or ("" if config.get("model") else "Apache-2.0 (trained from scratch)"), data_licence)
+    return Facts(
+        training,
+        config.get("model") or "scratch",
+        data,
+        base_licence or ("" if config.get("model") else "Apache-2.0 (trained from scratch)"),
+        data_licence,
+    )
 
 
 def text(folder: Folder, held, dtype: str, warnings: list[str], facts: Facts) -> str:
@@ -52,15 +66,47 @@ def text(folder: Folder, held, dtype: str, warnings: list[str], facts: Facts) ->
     own = held.class_name != "UNet2DConditionModel"
     rows = {
         "U-Net": f"{held.class_name} ({'diffusers' if held.stock else 'unet/inflated_unet.py'}), {unet.in_channels} input channels",
-        "temporal layers": ", ".join(unet.temporal) or "none", "prediction": folder.scheduler.get("prediction_type", "epsilon"), "weights": dtype,
-        "base": facts.base or UNKNOWN, "licence of the base": facts.base_licence or UNKNOWN, "data": ", ".join(facts.data) or UNKNOWN,
-        "licence of the data": facts.data_licence or UNKNOWN, **{name: json.dumps(value) for name, value in facts.training.items() if value is not None},
-    }  # fmt: skip
+        "temporal layers": ", ".join(unet.temporal) or "none",
+        "prediction": folder.scheduler.get("prediction_type", "epsilon"),
+        "weights": dtype,
+        "base": facts.base or UNKNOWN,
+        "licence of the base": facts.base_licence or UNKNOWN,
+        "data": ", ".join(facts.data) or UNKNOWN,
+        "licence of the data": facts.data_licence or UNKNOWN,
+        **{name: json.dumps(value) for name, value in facts.training.items() if value is not None},
+    }
     if folder.sampling:
         rows["sampling defaults"] = json.dumps(folder.sampling)
-    head = ["---", "library_name: diffusers", f"pipeline_tag: {'video-to-video' if own else 'image-to-image'}", "tags: [ivid2vid_jax, instruction-editing]", "---"]
-    table = ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    head = [
+        "---",
+        "library_name: diffusers",
+        f"pipeline_tag: {'video-to-video' if own else 'image-to-image'}",
+        "tags: [ivid2vid_jax, instruction-editing]",
+        "---",
+    ]
+    table = [
+        "| what | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+    ]
     noted = ["", "Note:", "", *(f"- {warning}" for warning in warnings)] if warnings else []
     use = ["", "```python", USE["pipeline" if own else "stock"], "```"]
-    back = ["", "`python -m ivid2vid_jax.convert import FOLDER NEW` brings it back to JAX, with what PyTorch has trained of it."]
-    return "\n".join([*head, "", f"# {folder.path.name}", "", "Exported by ivid2vid_jax.", *use, "", *table, *noted, *back, ""])
+    back = [
+        "",
+        "`python -m ivid2vid_jax.convert import FOLDER NEW` brings it back to JAX, with what PyTorch has trained of it.",
+    ]
+    return "\n".join(
+        [
+            *head,
+            "",
+            f"# {folder.path.name}",
+            "",
+            "Exported by ivid2vid_jax.",
+            *use,
+            "",
+            *table,
+            *noted,
+            *back,
+            "",
+        ]
+    )

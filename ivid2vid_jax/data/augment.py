@@ -6,9 +6,16 @@ import re
 import numpy as np
 from PIL import Image
 
-LEAST_WINDOW, MOST_WINDOW = 0.6, 0.85  # shares of the shorter side that a travelling window keeps: it needs room to travel
-MOST_TRAVEL = 0.5  # window sides along an axis over the whole clip: even a panorama must not rush past
-SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)  # also "leftmost" and "right-hand", but not "bright" or "upright"
+LEAST_WINDOW, MOST_WINDOW = (
+    0.6,
+    0.85,
+)  # shares of the shorter side that a travelling window keeps: it needs room to travel
+MOST_TRAVEL = (
+    0.5  # window sides along an axis over the whole clip: even a panorama must not rush past
+)
+SIDES = re.compile(
+    r"\b(left|right)", re.IGNORECASE
+)  # also "leftmost" and "right-hand", but not "bright" or "upright"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +27,14 @@ class Cut:
     mirrored: bool
 
 
-def draw(rng: np.random.Generator, shape: tuple[int, ...], frames: int, stride: int, crop: float, flip: float) -> Cut:
+def draw(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    frames: int,
+    stride: int,
+    crop: float,
+    flip: float,
+) -> Cut:
     """A cut of a clip of that shape, (T, H, W, ...); the arguments are those of `LoaderConfig`.
 
     A one-frame clip of which more frames are wanted becomes a moving clip: the window travels.
@@ -28,7 +42,11 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...], frames: int, stride: 
     length, height, width = shape[:3]
     moving = length == 1 and frames > 1
     chosen = np.zeros(frames, int) if moving else choose_frames(rng, length, frames, stride)
-    boxes = travelling(rng, height, width, frames) if moving else resting(rng, height, width, frames, crop)
+    boxes = (
+        travelling(rng, height, width, frames)
+        if moving
+        else resting(rng, height, width, frames, crop)
+    )
     return Cut(chosen, boxes, bool(rng.random() < flip))
 
 
@@ -40,7 +58,9 @@ def choose_frames(rng: np.random.Generator, length: int, frames: int, stride: in
     return start + step * np.arange(frames)
 
 
-def resting(rng: np.random.Generator, height: int, width: int, frames: int, crop: float) -> np.ndarray:
+def resting(
+    rng: np.random.Generator, height: int, width: int, frames: int, crop: float
+) -> np.ndarray:
     """[frames, 4]: one window of whole pixels for all frames; in the middle and as large as fits where crop is 1."""
     side = min(height, width)
     if crop == 1:
@@ -62,7 +82,12 @@ def travelling(rng: np.random.Generator, height: int, width: int, frames: int) -
 
 def apply(clip: np.ndarray, cut: Cut, size: int) -> np.ndarray:
     """[T, H, W, 3] uint8 -> [frames, size, size, 3] uint8, contiguous."""
-    windows = np.stack([window(clip[frame], box, size) for frame, box in zip(cut.frames, cut.boxes.tolist(), strict=True)])
+    windows = np.stack(
+        [
+            window(clip[frame], box, size)
+            for frame, box in zip(cut.frames, cut.boxes.tolist(), strict=True)
+        ]
+    )
     return np.ascontiguousarray(windows[:, :, ::-1]) if cut.mirrored else windows
 
 
@@ -71,7 +96,9 @@ def window(frame: np.ndarray, box: list[float], size: int) -> np.ndarray:
     left, top, right, bottom = box
     if right - left == bottom - top == size and left.is_integer() and top.is_integer():
         return frame[int(top) : int(bottom), int(left) : int(right)]
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS, box=tuple(box)))
+    return np.asarray(
+        Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS, box=tuple(box))
+    )
 
 
 def names_a_side(*texts: str) -> bool:

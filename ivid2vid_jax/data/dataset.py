@@ -1,7 +1,7 @@
 """Triplets on disk: a tfds dataset in array_record, its clips kept encoded, read at random without TensorFlow.
 
-    triplets = open_dataset("data/shapes", "train")
-    triplets[7].instruction
+triplets = open_dataset("data/shapes", "train")
+triplets[7].instruction
 """
 
 import io
@@ -30,20 +30,37 @@ class DamagedClip(UserError):
 
 def features() -> tfds.features.FeaturesDict:
     """What a triplet's record holds. source, edited: encoded clips. mask: .npy bytes of a bool [T, H, W], or empty."""
-    text = ("id", "instruction", "source_caption", "edited_caption", "edit_type", "licence", "provenance")
-    columns = {name: tfds.features.Text() for name in text} | {name: tfds.features.Scalar(np.bytes_) for name in CLIPS}
+    text = (
+        "id",
+        "instruction",
+        "source_caption",
+        "edited_caption",
+        "edit_type",
+        "licence",
+        "provenance",
+    )
+    columns = {name: tfds.features.Text() for name in text} | {
+        name: tfds.features.Scalar(np.bytes_) for name in CLIPS
+    }
     return tfds.features.FeaturesDict(columns | {"fps": tfds.features.Scalar(np.float32)})
 
 
 def to_record(triplet: Triplet, codec: str) -> dict:
     """The triplet as `features` want it, its clips encoded."""
-    clips = {"source": encode_clip(triplet.source, codec), "edited": encode_clip(triplet.edited, codec)}
+    clips = {
+        "source": encode_clip(triplet.source, codec),
+        "edited": encode_clip(triplet.edited, codec),
+    }
     return {**vars(triplet), **clips, "mask": b"" if triplet.mask is None else to_npy(triplet.mask)}
 
 
 def from_record(record: dict) -> Triplet:
     """The inverse of `to_record`; DamagedClip names the triplet and which of its clips cannot be decoded."""
-    texts = {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items() if name not in CLIPS}
+    texts = {
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in record.items()
+        if name not in CLIPS
+    }
     decoded = {}
     for name in ("source", "edited"):
         try:
@@ -77,13 +94,21 @@ def decode_clip(data: bytes, indices: Sequence[int] | None = None) -> np.ndarray
     if data[:6] == NPY:
         frames = from_npy(data)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise DamagedClip(f"holds {frames.dtype}{list(frames.shape)}, not a clip [T, H, W, 3] uint8")
+            raise DamagedClip(
+                f"holds {frames.dtype}{list(frames.shape)}, not a clip [T, H, W, 3] uint8"
+            )
     elif data[4:8] == b"ftyp" or data[:4] == MATROSKA:
         return from_video(data, indices)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+    elif (
+        data[:8] == b"\x89PNG\r\n\x1a\n"
+        or data[:3] == b"\xff\xd8\xff"
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    ):
         frames = from_image(data)
     else:
-        raise DamagedClip(f"{len(data)} bytes that are no npy, mp4, webm, png, jpg or webp (they begin {bytes(data[:8])!r})")
+        raise DamagedClip(
+            f"{len(data)} bytes that are no npy, mp4, webm, png, jpg or webp (they begin {bytes(data[:8])!r})"
+        )
     return frames if indices is None else frames[list(indices)]
 
 
@@ -93,7 +118,10 @@ def to_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-PLAIN_NPY = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][a-z]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n", re.DOTALL)
+PLAIN_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][a-z]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
 
 
 def from_npy(data: bytes) -> np.ndarray:
@@ -105,7 +133,11 @@ def from_npy(data: bytes) -> np.ndarray:
     try:
         if plain := PLAIN_NPY.match(data):
             shape = tuple(int(side) for side in plain[2].split(b",") if side.strip())
-            return np.frombuffer(data, np.dtype(plain[1].decode()), offset=plain.end()).reshape(shape).copy()
+            return (
+                np.frombuffer(data, np.dtype(plain[1].decode()), offset=plain.end())
+                .reshape(shape)
+                .copy()
+            )
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, TypeError, EOFError, SyntaxError) as error:
         raise DamagedClip(f"a damaged .npy ({error})") from error
@@ -132,7 +164,11 @@ def to_mp4(frames: np.ndarray) -> bytes:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
         for pixels in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                )
+            )
         out.mux(stream.encode())
     return buffer.getvalue()
 
@@ -156,7 +192,9 @@ def from_video(data: bytes, indices: Sequence[int] | None) -> np.ndarray:
     except (av.error.FFmpegError, IndexError) as error:
         raise DamagedClip(f"a damaged video, {count} frames could be decoded ({error})") from error
     if not count or (wanted is None and count < announced):
-        raise DamagedClip(f"a damaged video: announces {announced} frames, {count} could be decoded")
+        raise DamagedClip(
+            f"a damaged video: announces {announced} frames, {count} could be decoded"
+        )
     if wanted is not None and wanted - set(frames):
         raise IndexError(f"the clip has {count} frames, not number {max(wanted - set(frames))}")
     return np.stack([frames[i] for i in (sorted(frames) if indices is None else indices)])
@@ -198,11 +236,15 @@ class Dataset:
     def record(self, i: int) -> dict:
         """The i-th triplet as stored, its clips still encoded: with `decode_clip(..., indices)` for a few frames of a long clip."""
         if not 0 <= i < len(self):
-            raise IndexError(f"{self.path}: split {self.split} has {len(self)} triplets, not number {i}")
+            raise IndexError(
+                f"{self.path}: split {self.split} has {len(self)} triplets, not number {i}"
+            )
         try:
             return self.records[i]
         except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"{self.path}: triplet {i} of {self.split} cannot be read ({error}); the shard is damaged, prepare it again") from error
+            raise UserError(
+                f"{self.path}: triplet {i} of {self.split} cannot be read ({error}); the shard is damaged, prepare it again"
+            ) from error
 
 
 def open_dataset(path: str | Path, split: str = "train") -> Dataset:
@@ -227,12 +269,18 @@ def open_records(path: Path, split: str, wanted: tfds.features.FeaturesDict) -> 
     except (ParseError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: its description cannot be read ({error})") from error
     if set(builder.info.features or ()) != set(wanted):
-        raise UserError(f"{path}: holds {sorted(builder.info.features or ())}, not {sorted(wanted)}")
+        raise UserError(
+            f"{path}: holds {sorted(builder.info.features or ())}, not {sorted(wanted)}"
+        )
     try:
         files = builder.info.splits[split].filenames
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: has no split {split!r}, only {', '.join(builder.info.splits)}") from error
+        raise UserError(
+            f"{path}: has no split {split!r}, only {', '.join(builder.info.splits)}"
+        ) from error
     for file in files:
         if not (path / file).is_file():
-            raise UserError(f"{path}: the shard {file} is missing; copy it here or prepare the data again")
+            raise UserError(
+                f"{path}: the shard {file} is missing; copy it here or prepare the data again"
+            )
     return Dataset(path, split, builder.as_data_source(split=split), tuple(builder.info.splits))

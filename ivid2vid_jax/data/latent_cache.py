@@ -21,7 +21,13 @@ from ivid2vid_jax.utils.errors import UserError
 
 LATENTS = ("source_mean", "source_std", "edited_mean", "edited_std")
 TEXTS = ("id", "instruction", "source_caption", "edited_caption")
-CUT = ("frames", "size", "stride", "crop", "flip")  # fields of LoaderConfig that decide what is in a cached clip
+CUT = (
+    "frames",
+    "size",
+    "stride",
+    "crop",
+    "flip",
+)  # fields of LoaderConfig that decide what is in a cached clip
 AHEAD = 64  # triplets that are encoded together
 
 
@@ -71,25 +77,51 @@ class Encoding:
 
     def encode(self, rows: list) -> Iterator[dict]:
         clips = np.stack([[source, edited] for _, source, edited in rows])  # [N, 2, T, H, W, 3]
-        mean, std = (x.reshape(*clips.shape[:3], *x.shape[1:]).astype(np.float16) for x in self.posterior(clips.reshape(-1, *clips.shape[3:])))
+        mean, std = (
+            x.reshape(*clips.shape[:3], *x.shape[1:]).astype(np.float16)
+            for x in self.posterior(clips.reshape(-1, *clips.shape[3:]))
+        )
         arrays = dict(zip(LATENTS, (mean[:, 0], std[:, 0], mean[:, 1], std[:, 1]), strict=True))
         if self.embed:
-            arrays["text"] = self.embed([triplet.instruction for triplet, _, _ in rows]).astype(np.float16)
+            arrays["text"] = self.embed([triplet.instruction for triplet, _, _ in rows]).astype(
+                np.float16
+            )
         for i, (triplet, _, _) in enumerate(rows):
-            yield {name: to_npy(array[i]) for name, array in arrays.items()} | {name: getattr(triplet, name) for name in TEXTS}
+            yield {name: to_npy(array[i]) for name, array in arrays.items()} | {
+                name: getattr(triplet, name) for name in TEXTS
+            }
 
 
-def write(data: Path, name: str, arguments: dict, augmentations: int, splits: dict[str, int], make: Encoding, progress) -> Path:
+def write(
+    data: Path,
+    name: str,
+    arguments: dict,
+    augmentations: int,
+    splits: dict[str, int],
+    make: Encoding,
+    progress,
+) -> Path:
     """Writes <data>/cache/<name>, or goes on with it; splits: triplets of each split. Returns its folder."""
     folder = data / "cache" / name
-    planned = shards.plan("latents", {split: [(split, i, k) for i in range(count) for k in range(augmentations)] for split, count in splits.items()}, 500)
+    planned = shards.plan(
+        "latents",
+        {
+            split: [(split, i, k) for i in range(count) for k in range(augmentations)]
+            for split, count in splits.items()
+        },
+        500,
+    )
     kinds = features(make.embed is not None)
-    with shards.claim(folder, arguments | {"augmentations": augmentations, "text": make.embed is not None}):
+    with shards.claim(
+        folder, arguments | {"augmentations": augmentations, "text": make.embed is not None}
+    ):
         if not shards.is_described(folder):
             outcomes = shards.write_shards(folder, planned, kinds, make, progress=progress)
             bad = [each for outcome in outcomes for each in outcome.bad.values()]
             if bad:
-                raise UserError(f"{data}: {bad[0].where} cannot be read ({bad[0].reason}); prepare the data again")
+                raise UserError(
+                    f"{data}: {bad[0].where} cannot be read ({bad[0].reason}); prepare the data again"
+                )
             shards.describe(folder, kinds, outcomes, f"Latents of {data.name}.")
     return folder
 
@@ -105,7 +137,9 @@ class Cache:
 
     def row(self, i: int, augmentation: int) -> dict:
         record = self.records.record(i * self.augmentations + augmentation)
-        return {name: from_npy(record[name]) for name in names(self.text)} | {name: record[name].decode() for name in TEXTS}
+        return {name: from_npy(record[name]) for name in names(self.text)} | {
+            name: record[name].decode() for name in TEXTS
+        }
 
 
 def open_cache(data: Path, keys: Sequence[str], split: str) -> Cache:
@@ -115,6 +149,12 @@ def open_cache(data: Path, keys: Sequence[str], split: str) -> Cache:
     if folder is None:
         state = "is not finished" if any(folder.is_dir() for folder in folders) else "is not there"
         way = "run prepare with --cache-for (or train without --loader.cached)"
-        raise UserError(f"{folders[0]}: the latent cache for this model and these clips {state}; {way}")
+        raise UserError(
+            f"{folders[0]}: the latent cache for this model and these clips {state}; {way}"
+        )
     arguments = json.loads((folder / shards.ARGUMENTS).read_text())
-    return Cache(open_records(folder, split, features(arguments["text"])), arguments["augmentations"], arguments["text"])
+    return Cache(
+        open_records(folder, split, features(arguments["text"])),
+        arguments["augmentations"],
+        arguments["text"],
+    )

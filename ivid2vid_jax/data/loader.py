@@ -34,7 +34,10 @@ VIEWS = ("edit", "caption", "pixels")
 PARTS = ("clips", "images")  # the two streams of a dataset
 TRIES = 16  # records in a row that are looked at in the place of a damaged one
 BLOCK = 4096  # steps whose streams are drawn at once
-DRAWS, CHOICES = 1, 2  # the example's and the schedule's share of a seed, apart from each other and from the shapes world's own (seed, index)
+DRAWS, CHOICES = (
+    1,
+    2,
+)  # the example's and the schedule's share of a seed, apart from each other and from the shapes world's own (seed, index)
 READY = 2  # batches that wait for the consumer
 FAREWELL = 10.0  # seconds that close() waits for a read under way
 
@@ -53,24 +56,34 @@ class Shapes:
 
     def __getitem__(self, index: int) -> Triplet:
         c = self.config
-        return shapes.triplet(shapes.sample_spec(self.seed, index, self.split, c.kinds, c.size, c.frames, self.world, c.phrasings))
+        return shapes.triplet(
+            shapes.sample_spec(
+                self.seed, index, self.split, c.kinds, c.size, c.frames, self.world, c.phrasings
+            )
+        )
 
 
 def open_source(name: str, config: LoaderConfig, seed: int, split: str):
     """A random-access source of triplets: a procedural world or a prepared folder. UserError where it is neither, or holds nothing."""
     if name in shapes.WORLDS:
         if split not in shapes.SPLITS:
-            raise UserError(f"split {split!r} of the shapes world is none of {', '.join(shapes.SPLITS)}")
+            raise UserError(
+                f"split {split!r} of the shapes world is none of {', '.join(shapes.SPLITS)}"
+            )
         return Shapes(name, config, seed, split)
     if not Path(name).expanduser().is_dir():
-        raise UserError(f"data {name!r} is neither a procedural world ({', '.join(shapes.WORLDS)}) nor a folder; name one that the prepare command wrote")
+        raise UserError(
+            f"data {name!r} is neither a procedural world ({', '.join(shapes.WORLDS)}) nor a folder; name one that the prepare command wrote"
+        )
     from ivid2vid_jax.data.dataset import (
         open_dataset,  # the shapes world needs no reader of files, nor the seconds its import takes
     )
 
     source = open_dataset(name, split)
     if not len(source):
-        raise UserError(f"data {name!r}: its split {split!r} holds no records; choose another split, or prepare the data again")
+        raise UserError(
+            f"data {name!r}: its split {split!r} holds no records; choose another split, or prepare the data again"
+        )
     return source
 
 
@@ -82,7 +95,9 @@ def held_out_split(name: str) -> str:
 def open_latents(name: str, keys: tuple[str, ...], split: str):
     """The latent cache of a prepared dataset; UserError where there is none."""
     if name in shapes.WORLDS:
-        raise UserError(f"the endless world {name!r} has no latent cache: prepare a dataset of it first (prepare --data {name})")
+        raise UserError(
+            f"the endless world {name!r} has no latent cache: prepare a dataset of it first (prepare --data {name})"
+        )
     from ivid2vid_jax.data.latent_cache import open_cache
 
     return open_cache(Path(name), keys, split)
@@ -94,7 +109,9 @@ class Stream:
 
     data: str  # the name, for messages
     source: Any  # triplets by index
-    order: grain.MapDataset | None  # position -> index: shuffled anew for each epoch; None = the index is the position
+    order: (
+        grain.MapDataset | None
+    )  # position -> index: shuffled anew for each epoch; None = the index is the position
     frames: int
     stills: bool  # the dataset consists of image pairs
     view: str
@@ -110,38 +127,72 @@ class Stream:
         for index in range(first, first + TRIES):
             name = f"{self.data}[{index % len(self.source)}]"
             try:
-                row = self.made(index % len(self.source), np.random.default_rng([self.seed, position, DRAWS]))
+                row = self.made(
+                    index % len(self.source), np.random.default_rng([self.seed, position, DRAWS])
+                )
             except UserError as error:
                 bad.append((name, str(error)))
             else:
-                return row | {"serial": np.uint32(position % 2**32), "bad": json.dumps(bad) if bad else ""}
-        raise UserError(f"{bad[0][0]} and the {TRIES - 1} records after it cannot be used; the first: {bad[0][1]}; prepare the data again")
+                return row | {
+                    "serial": np.uint32(position % 2**32),
+                    "bad": json.dumps(bad) if bad else "",
+                }
+        raise UserError(
+            f"{bad[0][0]} and the {TRIES - 1} records after it cannot be used; the first: {bad[0][1]}; prepare the data again"
+        )
 
     def made(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The row of one record, from its pixels or from the cache."""
-        return self.row(self.source[index], rng) if self.cache is None else self.cached_row(index, rng)
+        return (
+            self.row(self.source[index], rng) if self.cache is None else self.cached_row(index, rng)
+        )
 
     def cached_row(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Posteriors of the clips, float16 [T, h, w, C], under the names that the trainer knows; one frame of them in the images' stream."""
         row = self.cache.row(index, int(rng.integers(self.cache.augmentations)))
         start = int(rng.integers(len(row["source_mean"]) - self.frames + 1))
-        clips = {name: row[name][start : start + self.frames] for name in ("source_mean", "source_std", "edited_mean", "edited_std")}
+        clips = {
+            name: row[name][start : start + self.frames]
+            for name in ("source_mean", "source_std", "edited_mean", "edited_std")
+        }
         if self.view == "edit":
             target = {"target_mean": clips["edited_mean"], "target_std": clips["edited_std"]}
             text = {"text": row["text"]} if "text" in row else {}
-            return target | text | {"source_mean": clips["source_mean"], "tokens": self.tokens(row["instruction"])}
+            return (
+                target
+                | text
+                | {"source_mean": clips["source_mean"], "tokens": self.tokens(row["instruction"])}
+            )
         side = ("source", "edited")[rng.integers(2)]
-        return {"target_mean": clips[f"{side}_mean"], "target_std": clips[f"{side}_std"], "tokens": self.tokens(row[f"{side}_caption"])}
+        return {
+            "target_mean": clips[f"{side}_mean"],
+            "target_std": clips[f"{side}_std"],
+            "tokens": self.tokens(row[f"{side}_caption"]),
+        }
 
     def row(self, record: Triplet, rng: np.random.Generator) -> dict[str, np.ndarray]:
         self.check(record)
         config = self.config
-        sided = augment.names_a_side(record.instruction, record.source_caption, record.edited_caption)
-        cut = augment.draw(rng, record.source.shape, self.frames, config.stride, config.crop, 0.0 if sided else config.flip)
+        sided = augment.names_a_side(
+            record.instruction, record.source_caption, record.edited_caption
+        )
+        cut = augment.draw(
+            rng,
+            record.source.shape,
+            self.frames,
+            config.stride,
+            config.crop,
+            0.0 if sided else config.flip,
+        )
         if self.view == "edit":
-            source, edited = (augment.apply(clip, cut, config.size) for clip in (record.source, record.edited))
+            source, edited = (
+                augment.apply(clip, cut, config.size) for clip in (record.source, record.edited)
+            )
             return {"source": source, "edited": edited, "tokens": self.tokens(record.instruction)}
-        clip, caption = [(record.source, record.source_caption), (record.edited, record.edited_caption)][rng.integers(2)]
+        clip, caption = [
+            (record.source, record.source_caption),
+            (record.edited, record.edited_caption),
+        ][rng.integers(2)]
         row = {"clip": augment.apply(clip, cut, config.size)}
         return row if self.view == "pixels" else row | {"tokens": self.tokens(caption)}
 
@@ -154,7 +205,9 @@ class Stream:
         if shape != edited:
             raise UserError(f"record {record.id}: its clips differ in shape, {shape} and {edited}")
         if shape[0] < self.frames and not (self.stills and shape[0] == 1):
-            raise UserError(f"record {record.id}: has {shape[0]} frames, fewer than the {self.frames} of a training clip; lower frames")
+            raise UserError(
+                f"record {record.id}: has {shape[0]} frames, fewer than the {self.frames} of a training clip; lower frames"
+            )
 
 
 def is_stills(name: str, source) -> bool:
@@ -164,7 +217,9 @@ def is_stills(name: str, source) -> bool:
             return len(source[index].source) == 1
         except UserError as error:
             reason = error
-    raise UserError(f"data {name!r}: none of its first {index + 1} records can be read; the last: {reason}; prepare the data again")
+    raise UserError(
+        f"data {name!r}: none of its first {index + 1} records can be read; the last: {reason}; prepare the data again"
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,7 +235,9 @@ class Schedule:
     images: np.ndarray  # [datasets], share of each one's steps that train on one-frame clips
     origin: int  # step of the state
     starts: np.ndarray  # [streams] int64, positions in that state
-    blocks: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)  # what `block` found
+    blocks: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )  # what `block` found
 
     def take(self, step: int) -> tuple[int, int]:
         """(stream, position of the batch's first example) of a step."""
@@ -263,14 +320,32 @@ class Loader:
         self.config, self.seed = config, seed
         self.shard = shard or grain.sharding.ShardByJaxProcess(drop_remainder=True)
         if config.batch % self.shard.shard_count:
-            raise UserError(f"batch {config.batch} cannot be divided by the {self.shard.shard_count} processes; make it a multiple")
+            raise UserError(
+                f"batch {config.batch} cannot be divided by the {self.shard.shard_count} processes; make it a multiple"
+            )
         self.weights = normalised(config.weights, data)
         sources = [open_source(name, config, seed, split) for name in data]
         caches = [open_latents(name, cache, split) if cache else None for name in data]
         stills = [is_stills(name, source) for name, source in zip(data, sources, strict=True)]
-        self.images = np.array([1.0 if config.frames == 1 else 1 - config.pan if still else config.images for still in stills])
+        self.images = np.array(
+            [
+                1.0 if config.frames == 1 else 1 - config.pan if still else config.images
+                for still in stills
+            ]
+        )
         self.streams = tuple(
-            Stream(name, source, shuffled(source, seed, 2 * i + part), frames, still, view, tokenize, seed, config, caches[i])
+            Stream(
+                name,
+                source,
+                shuffled(source, seed, 2 * i + part),
+                frames,
+                still,
+                view,
+                tokenize,
+                seed,
+                config,
+                caches[i],
+            )
             for i, (name, source, still) in enumerate(zip(data, sources, stills, strict=True))
             for part, frames in enumerate((config.frames, 1))
         )
@@ -285,7 +360,9 @@ class Loader:
         """Goes on after the batch that came with `state`; UserError where it is the state of other data."""
         saved = sorted(state.get("streams", ()))
         if saved != sorted(self.names):
-            raise UserError(f"the saved position is for streams {saved}, but --data gives {self.names}; resume with the same --data")
+            raise UserError(
+                f"the saved position is for streams {saved}, but --data gives {self.names}; resume with the same --data"
+            )
         self.close()
         self.state = state
 
@@ -307,10 +384,17 @@ class Loader:
 
     def _start(self) -> None:
         starts = np.array([self.state["streams"][name] for name in self.names], np.int64)
-        schedule = Schedule(self.seed, self.config.batch, self.weights, self.images, self.state["step"], starts)
+        schedule = Schedule(
+            self.seed, self.config.batch, self.weights, self.images, self.state["step"], starts
+        )
         batches = rows_in_batches(Examples(schedule, self.streams), self.config, self.shard)
         self._ready, stop = queue.Queue(READY), threading.Event()
-        filler = threading.Thread(target=fill, args=(with_states(batches, schedule, self.names), self._ready, stop), daemon=True, name="loader")
+        filler = threading.Thread(
+            target=fill,
+            args=(with_states(batches, schedule, self.names), self._ready, stop),
+            daemon=True,
+            name="loader",
+        )
         filler.start()
         # a finalizer, so that a loader that is forgotten, or alive at exit, leaves no process behind
         self._shut = weakref.finalize(self, shut, stop, filler, batches)
@@ -324,7 +408,9 @@ class Loader:
         limit = self.config.limit_bad
         if len(self.bad) > limit:
             last = list(self.bad)[-1]
-            raise UserError(f"{len(self.bad)} damaged records, the limit is {limit}: prepare the data again or raise limit_bad; the last: {last}")
+            raise UserError(
+                f"{len(self.bad)} damaged records, the limit is {limit}: prepare the data again or raise limit_bad; the last: {last}"
+            )
 
     def close(self) -> None:
         """Ends the thread and the workers; what was read ahead is dropped, so the next batch is the one after `state`."""
@@ -342,8 +428,12 @@ def normalised(weights: tuple[float, ...], data: tuple[str, ...]) -> np.ndarray:
     """[datasets], sum 1; UserError for weights that do not fit the data."""
     if not data:
         raise UserError("no data is named; give 'shapes' or folders that the prepare command wrote")
-    if weights and (len(weights) != len(data) or not all(0 < weight < np.inf for weight in weights)):
-        raise UserError(f"weights {weights} must be {len(data)} positive numbers, one for each of {', '.join(data)}")
+    if weights and (
+        len(weights) != len(data) or not all(0 < weight < np.inf for weight in weights)
+    ):
+        raise UserError(
+            f"weights {weights} must be {len(data)} positive numbers, one for each of {', '.join(data)}"
+        )
     values = np.array(weights or [1.0] * len(data), float)
     return values / values.sum()
 
@@ -352,11 +442,15 @@ def shuffled(source, seed: int, stream: int) -> grain.MapDataset | None:
     """Positions of an endless stream -> indices of the source: each epoch a permutation of its own, computed entry by entry."""
     if isinstance(source, Shapes):
         return None
-    own = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])  # a dataset's clips and images in orders of their own
+    own = int(
+        np.random.SeedSequence([seed, stream]).generate_state(1)[0]
+    )  # a dataset's clips and images in orders of their own
     return grain.MapDataset.range(len(source)).seed(own).shuffle().repeat(None)
 
 
-def rows_in_batches(examples: Examples, config: LoaderConfig, shard: grain.sharding.ShardOptions) -> Iterator[dict[str, np.ndarray]]:
+def rows_in_batches(
+    examples: Examples, config: LoaderConfig, shard: grain.sharding.ShardOptions
+) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of every batch, read ahead by grain's threads or workers."""
     if config.workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only absl's own main parses
@@ -365,8 +459,12 @@ def rows_in_batches(examples: Examples, config: LoaderConfig, shard: grain.shard
             grain.MapDataset.source(examples),
             config.batch,
             shard,
-            read_options=grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.threads),
-            multiprocessing_options=grain.MultiprocessingOptions(num_workers=config.workers) if config.workers else None,
+            read_options=grain.ReadOptions(
+                num_threads=config.threads, prefetch_buffer_size=config.threads
+            ),
+            multiprocessing_options=grain.MultiprocessingOptions(num_workers=config.workers)
+            if config.workers
+            else None,
         )
     )
 
@@ -374,7 +472,10 @@ def rows_in_batches(examples: Examples, config: LoaderConfig, shard: grain.shard
 def with_states(batches: Iterator[dict[str, np.ndarray]], schedule: Schedule, names: list[str]):
     """Yields (batch, state after it); arrays are copied out of the memory that workers share, which a batch must not outlive."""
     for step, batch in enumerate(batches, schedule.origin + 1):
-        state = {"step": step, "streams": dict(zip(names, schedule.positions(step).tolist(), strict=True))}
+        state = {
+            "step": step,
+            "streams": dict(zip(names, schedule.positions(step).tolist(), strict=True)),
+        }
         yield {name: np.array(values) for name, values in batch.items()}, state
 
 

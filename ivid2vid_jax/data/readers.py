@@ -65,7 +65,9 @@ def open_reader(data: str, root: Path | None, clips: ClipSettings, world: "Shape
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
     kinds = f"a procedural world ({', '.join(shapes.WORLDS)}), a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
-    raise UserError(f"{data}: {'is not' if path.exists() else 'no such file or folder, and not'} one of these: {kinds}")
+    raise UserError(
+        f"{data}: {'is not' if path.exists() else 'no such file or folder, and not'} one of these: {kinds}"
+    )
 
 
 # ---- lists ----
@@ -107,7 +109,9 @@ class ListReader:
             missing = [name for name in WANTED if name not in cells]
             if missing:
                 held = ", ".join(map(str, cells))
-                raise UserError(f"{self.path}: {number} has no {', '.join(missing)} (it has: {held}); needed are {', '.join(WANTED)}")
+                raise UserError(
+                    f"{self.path}: {number} has no {', '.join(missing)} (it has: {held}); needed are {', '.join(WANTED)}"
+                )
             texts = {name: cells.get(name) or "" for name in (*WANTED, *OPTIONAL)}
             wrong = [name for name, value in texts.items() if not isinstance(value, str)]
             if wrong:
@@ -121,9 +125,20 @@ class ListReader:
             if not path.strip():
                 raise UserError(f"{name} is empty")
         check_instruction(item.instruction)
-        source, edited, fps = read_pair(self.root / item.source, self.root / item.edited, self.clips)
+        source, edited, fps = read_pair(
+            self.root / item.source, self.root / item.edited, self.clips
+        )
         words = (item.instruction, item.source_caption, item.edited_caption, item.edit_type)
-        return Triplet(item.id, source, edited, *words, fps, None, item.licence, f"{item.where}: {item.source}, {item.edited}")
+        return Triplet(
+            item.id,
+            source,
+            edited,
+            *words,
+            fps,
+            None,
+            item.licence,
+            f"{item.where}: {item.source}, {item.edited}",
+        )
 
 
 def pair_id(source: str, edited: str, instruction: str) -> str:
@@ -143,7 +158,9 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             for number, cells in enumerate(csv.DictReader(file), 2):
                 if None in cells:
-                    raise UserError(f"{path}: row {number} has more cells than the header: put texts with commas in quotes")
+                    raise UserError(
+                        f"{path}: row {number} has more cells than the header: put texts with commas in quotes"
+                    )
                 yield f"row {number}", cells
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not CSV in UTF-8 ({error})") from error
@@ -156,7 +173,9 @@ def read_json(path: Path) -> Iterator[tuple[str, dict]]:
             found = [(f"entry {number}", value) for number, value in enumerate(listed(path), 1)]
         else:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-            found = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+            found = [
+                (f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()
+            ]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error})") from error
     for number, value in found:
@@ -210,7 +229,10 @@ class PairFolderReader:
         for number, entry in enumerate(listed(index), 1):
             match entry:
                 case [str(name), list(seeds)]:
-                    items += [Pair(f"{name}/{seed}", f"{name}/{seed}_0.jpg", name, str(seed)) for seed in seeds]
+                    items += [
+                        Pair(f"{name}/{seed}", f"{name}/{seed}_0.jpg", name, str(seed))
+                        for seed in seeds
+                    ]
                 case _:
                     raise UserError(f"{index}: entry {number} is not [name, [seeds]]")
         return items
@@ -218,9 +240,22 @@ class PairFolderReader:
     def read(self, item: Pair) -> Triplet:
         folder = self.path / item.folder
         prompt = self.prompt(folder / "prompt.json")
-        source, edited, fps = read_pair(folder / f"{item.seed}_0.jpg", folder / f"{item.seed}_1.jpg", self.clips)
+        source, edited, fps = read_pair(
+            folder / f"{item.seed}_0.jpg", folder / f"{item.seed}_1.jpg", self.clips
+        )
         captions = (prompt.get("input", prompt.get("caption", "")), prompt.get("output", ""))
-        return Triplet(item.id, source, edited, prompt["edit"], *captions, "", fps, None, "", f"{self.path.name}/{item.where}")
+        return Triplet(
+            item.id,
+            source,
+            edited,
+            prompt["edit"],
+            *captions,
+            "",
+            fps,
+            None,
+            "",
+            f"{self.path.name}/{item.where}",
+        )
 
     def prompt(self, path: Path) -> dict:
         try:
@@ -257,27 +292,38 @@ class ShapesReader:
 
     def items(self) -> list[Sample]:
         self.spec(0)  # its arguments are wrong for all or for none
-        sequence = hashlib.sha256(repr((self.seed, self.split, self.kinds, self.size, self.frames, self.world)).encode()).hexdigest()[:8]
-        return [Sample(f"shapes-{sequence}-{index}", f"{self.world} {index}", index) for index in range(self.count)]
+        sequence = hashlib.sha256(
+            repr((self.seed, self.split, self.kinds, self.size, self.frames, self.world)).encode()
+        ).hexdigest()[:8]
+        return [
+            Sample(f"shapes-{sequence}-{index}", f"{self.world} {index}", index)
+            for index in range(self.count)
+        ]
 
     def read(self, item: Sample) -> Triplet:
         return dataclasses.replace(shapes.triplet(self.spec(item.index)), id=item.id)
 
     def spec(self, index: int) -> shapes.Spec:
-        return shapes.sample_spec(self.seed, index, self.split, self.kinds, self.size, self.frames, self.world)
+        return shapes.sample_spec(
+            self.seed, index, self.split, self.kinds, self.size, self.frames, self.world
+        )
 
 
 # ---- clips ----
 
 
-def read_pair(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.ndarray, np.ndarray, float]:
+def read_pair(
+    source: Path, edited: Path, settings: ClipSettings
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Both clips in one size and length, [T, H, W, 3] uint8, and their frames/s. Raises UserError as `read_both` does."""
     first, second, fps = read_both(source, edited, settings)
     shorter = min(len(first), len(second))
     return first[:shorter], second[:shorter], fps
 
 
-def read_both(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.ndarray, np.ndarray, float]:
+def read_both(
+    source: Path, edited: Path, settings: ClipSettings
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Both clips in one size, each of its own length, [T, H, W, 3] uint8, and their frames/s.
 
     Raises UserError where a clip cannot be read, or the two do not belong together: rates, shapes or lengths too far apart.
@@ -289,12 +335,16 @@ def read_both(source: Path, edited: Path, settings: ClipSettings) -> tuple[np.nd
     clips = [open_clip(path, fps=settings.fps) for path in (source, edited)]
     rates = [float(clip.rate) for clip in clips]
     if all(clip.is_container for clip in clips) and max(rates) > (1 + LENGTHS) * min(rates):
-        raise UserError(f"the source runs at {rates[0]:g} frames/s and the edited clip at {rates[1]:g}: which frames belong together is not known")
+        raise UserError(
+            f"the source runs at {rates[0]:g} frames/s and the edited clip at {rates[1]:g}: which frames belong together is not known"
+        )
     size = common_size([(clip.height, clip.width) for clip in clips], settings.size)
     frames = [fitted(clip, size, settings.frames) for clip in clips]
     shorter, longer = sorted(len(each) for each in frames)
     if longer - shorter > LENGTHS * longer:
-        raise UserError(f"the source has {len(frames[0])} frames and the edited clip {len(frames[1])}: more than {LENGTHS:.0%} apart")
+        raise UserError(
+            f"the source has {len(frames[0])} frames and the edited clip {len(frames[1])}: more than {LENGTHS:.0%} apart"
+        )
     return *frames, float(clips[0].fps or clips[0].rate)
 
 
@@ -303,7 +353,9 @@ def common_size(sizes: list[tuple[int, int]], shorter_side: int) -> tuple[int, i
     aspects = [width / height for height, width in sizes]
     if max(aspects) > (1 + ASPECTS) * min(aspects):
         (h0, w0), (h1, w1) = sizes
-        raise UserError(f"the source is {w0}x{h0} and the edited clip {w1}x{h1}: their shapes differ by more than {ASPECTS:.0%}")
+        raise UserError(
+            f"the source is {w0}x{h0} and the edited clip {w1}x{h1}: their shapes differ by more than {ASPECTS:.0%}"
+        )
     smaller = min(sizes, key=min)
     scale = min(1, shorter_side / min(smaller))
     return round(smaller[0] * scale), round(smaller[1] * scale)

@@ -31,8 +31,17 @@ class Examples:
 def divide(items: Sequence, validation: float) -> dict[str, list]:
     """Items by split. Which go to validation depends on their origins alone, so instructions on one clip stay together; at least one origin
     does and one does not, where there are two."""
-    scores = [int.from_bytes(hashlib.sha256(item.origin.encode()).digest()[:8], "big") / 2**64 for item in items]
+    scores = [
+        int.from_bytes(hashlib.sha256(item.origin.encode()).digest()[:8], "big") / 2**64
+        for item in items
+    ]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
-    chosen = [validation > 0 and (score < validation or score == low) and score != high for score in scores]
-    parts = {name: [item for item, each in zip(items, chosen, strict=True) if each == wanted] for name, wanted in (("train", False), ("validation", True))}
+    chosen = [
+        validation > 0 and (score < validation or score == low) and score != high
+        for score in scores
+    ]
+    parts = {
+        name: [item for item, each in zip(items, chosen, strict=True) if each == wanted]
+        for name, wanted in (("train", False), ("validation", True))
+    }
     return {split: part for split, part in parts.items() if part}

@@ -70,7 +70,9 @@ class Outcome:
     @classmethod
     def from_json(cls, line: str) -> "Outcome":
         fields = json.loads(line)
-        return cls(**{**fields, "bad": {int(at): Bad(**each) for at, each in fields["bad"].items()}})
+        return cls(
+            **{**fields, "bad": {int(at): Bad(**each) for at, each in fields["bad"].items()}}
+        )
 
 
 @contextmanager
@@ -84,10 +86,16 @@ def claim(folder: Path, arguments: dict):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); name another") from error
+        raise UserError(
+            f"{folder}: cannot be made a folder ({error.strerror}); name another"
+        ) from error
     if not path.is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and was not made by this command; name a new folder")
-    with file_lock(path, f"{folder}: another process is at work in this folder; wait for it to end", "a+") as file:
+        raise UserError(
+            f"{folder}: is not empty and was not made by this command; name a new folder"
+        )
+    with file_lock(
+        path, f"{folder}: another process is at work in this folder; wait for it to end", "a+"
+    ) as file:
         file.seek(0)
         text = file.read()
         if text.endswith("\n"):
@@ -100,12 +108,20 @@ def claim(folder: Path, arguments: dict):
 
 
 def compare(folder: Path, before: dict, now: dict) -> None:
-    changed = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
     if changed:
-        raise UserError(f"{folder}: was begun with other arguments: {'; '.join(changed)}; give the same ones, or another folder")
+        raise UserError(
+            f"{folder}: was begun with other arguments: {'; '.join(changed)}; give the same ones, or another folder"
+        )
 
 
-Make = Callable[[Sequence], Iterable[dict | Bad]]  # items -> for each, in order, its example or why there is none
+Make = Callable[
+    [Sequence], Iterable[dict | Bad]
+]  # items -> for each, in order, its example or why there is none
 
 
 def plan(name: str, splits: dict[str, Sequence], per_shard: int) -> list[Shard]:
@@ -116,12 +132,20 @@ def plan(name: str, splits: dict[str, Sequence], per_shard: int) -> list[Shard]:
         for i in range(count):
             part = tuple(items[i * per_shard : (i + 1) * per_shard])
             digest = hashlib.sha256("\n".join(map(repr, part)).encode()).hexdigest()[:16]
-            shards.append(Shard(split, f"{name}-{split}.array_record-{i:05d}-of-{count:05d}", part, digest))
+            shards.append(
+                Shard(split, f"{name}-{split}.array_record-{i:05d}-of-{count:05d}", part, digest)
+            )
     return shards
 
 
 def write_shards(
-    folder: Path, shards: list[Shard], features, make: Make, workers: int = 1, limit_bad: int = 0, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    shards: list[Shard],
+    features,
+    make: Make,
+    workers: int = 1,
+    limit_bad: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Writes the shards that are not whole yet and gives all outcomes in order.
 
@@ -143,7 +167,9 @@ def write_shards(
         queue = iter(jobs)
         more = iter(lambda: None if enough() else next(queue, None), None)
         work = Work(folder, features, make)
-        for result in work.here(more) if workers == 1 else work.elsewhere(more, min(workers, len(jobs))):
+        for result in (
+            work.here(more) if workers == 1 else work.elsewhere(more, min(workers, len(jobs)))
+        ):
             if isinstance(result, Outcome):
                 done[result.file] = result
                 ledger.write(result.to_json() + "\n")
@@ -165,7 +191,11 @@ def whole(folder: Path, shards: list[Shard]) -> dict[str, Outcome]:
             continue  # torn off when the run was killed: the shard is made again
         outcomes[outcome.file] = outcome
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.array_record-*")}
-    return {shard.file: outcomes[shard.file] for shard in shards if shard.file in outcomes and same(outcomes[shard.file], shard, sizes)}
+    return {
+        shard.file: outcomes[shard.file]
+        for shard in shards
+        if shard.file in outcomes and same(outcomes[shard.file], shard, sizes)
+    }
 
 
 def same(outcome: Outcome, shard: Shard, sizes: dict[str, int]) -> bool:
@@ -194,7 +224,9 @@ class Work:
 
     def shard(self, shard: Shard, previous: Outcome | None) -> Iterator[int | Outcome]:
         """One shard; one that was whole before but for bad items is left as it is while all of them still are bad."""
-        if previous and all(isinstance(each, Bad) for each in self.make([shard.items[at] for at in previous.bad])):
+        if previous and all(
+            isinstance(each, Bad) for each in self.make([shard.items[at] for at in previous.bad])
+        ):
             yield len(shard.items)
             yield previous
             return
@@ -205,14 +237,18 @@ class Work:
             aside.unlink(missing_ok=True)
 
     def write(self, shard: Shard, aside: Path) -> Iterator[int | Outcome]:
-        serializer = ExampleSerializer(self.features.get_serialized_info())  # what serialize_example uses, which leaves the order to chance
+        serializer = ExampleSerializer(
+            self.features.get_serialized_info()
+        )  # what serialize_example uses, which leaves the order to chance
         writer, bad, written, payload = ArrayRecordWriter(str(aside), "group_size:1"), {}, 0, 0
         try:
             for at, example in enumerate(self.make(shard.items)):
                 if isinstance(example, Bad):
                     bad[at] = example
                 else:
-                    record = serializer.get_tf_example(self.features.encode_example(example)).SerializeToString(deterministic=True)
+                    record = serializer.get_tf_example(
+                        self.features.encode_example(example)
+                    ).SerializeToString(deterministic=True)
                     writer.write(record)
                     written, payload = written + 1, payload + len(record)
                 yield 1
@@ -254,7 +290,9 @@ class Work:
                         job = next(jobs, None)
                         pipe.send(job)
                 except (EOFError, ConnectionResetError, BrokenPipeError) as error:
-                    raise UserError("a worker process died (out of memory?); whole shards are kept: run it again, with fewer workers") from error
+                    raise UserError(
+                        "a worker process died (out of memory?); whole shards are kept: run it again, with fewer workers"
+                    ) from error
                 if isinstance(message, Exception):
                     raise message
                 if message is not None:
@@ -277,14 +315,18 @@ def serve(pipe, work: Work) -> None:
     except UserError as error:
         pipe.send(error)
     except Exception:
-        pipe.send(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))  # the error itself may not pickle
+        pipe.send(
+            RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+        )  # the error itself may not pickle
 
 
 def close(writer: ArrayRecordWriter, path: Path) -> None:
     try:
         writer.close()
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path.parent}: a shard cannot be written ({error}); make room there and run it again") from error
+        raise UserError(
+            f"{path.parent}: a shard cannot be written ({error}); make room there and run it again"
+        ) from error
 
 
 def count(path: Path) -> int:
@@ -309,7 +351,9 @@ def describe(folder: Path, features, outcomes: list[Outcome], description: str =
         for file in (file for info in infos for file in info.filenames):
             (aside / file).touch()  # write_metadata looks at names only
         more = dict(check_data=False, version="1.0.0", description=description)
-        tfds.folder_dataset.write_metadata(data_dir=str(aside), features=features, split_infos=infos, **more)
+        tfds.folder_dataset.write_metadata(
+            data_dir=str(aside), features=features, split_infos=infos, **more
+        )
         (aside / LEDGER).write_text("".join(outcome.to_json() + "\n" for outcome in outcomes))
         for name in (LEDGER, *DESCRIPTION):
             os.replace(aside / name, folder / name)
@@ -321,14 +365,28 @@ def is_described(folder: Path) -> bool:
 
 def splits_of(outcomes: list[Outcome]) -> dict[str, int]:
     """Examples written, by split."""
-    return {split: sum(each.written for each in outcomes if each.split == split) for split in dict.fromkeys(each.split for each in outcomes)}
+    return {
+        split: sum(each.written for each in outcomes if each.split == split)
+        for split in dict.fromkeys(each.split for each in outcomes)
+    }
 
 
 def split_infos(folder: Path, outcomes: list[Outcome]) -> list[tfds.core.SplitInfo]:
     infos = []
     for split in (split for split, written in splits_of(outcomes).items() if written):
         parts = [outcome for outcome in outcomes if outcome.split == split]
-        template = tfds.core.ShardedFileTemplate(data_dir=str(folder), dataset_name=parts[0].file.split("-")[0], filetype_suffix="array_record")
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=str(folder),
+            dataset_name=parts[0].file.split("-")[0],
+            filetype_suffix="array_record",
+        )
         payload = sum(part.payload for part in parts)
-        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[part.written for part in parts], num_bytes=payload, filename_template=template))
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[part.written for part in parts],
+                num_bytes=payload,
+                filename_template=template,
+            )
+        )
     return infos

@@ -19,7 +19,13 @@ class Condition(NamedTuple):
     source: jax.Array | None
 
 
-def denoiser(config: UNetConfig, attention_impl: str = "auto", remat: str = "none", dtype: Any = jnp.float32, train: bool = False) -> Callable:
+def denoiser(
+    config: UNetConfig,
+    attention_impl: str = "auto",
+    remat: str = "none",
+    dtype: Any = jnp.float32,
+    train: bool = False,
+) -> Callable:
     """denoise(params, x_t [B, T, h, w, C], t [B], cond, rngs=None) -> eps or v prediction [B, T, h, w, C], float32.
 
     params: the U-Net's tree. Source latents are concatenated behind the noisy ones.

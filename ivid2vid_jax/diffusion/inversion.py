@@ -33,14 +33,19 @@ def rises(schedule: NoiseSchedule, steps: int) -> list[Rise]:
     t = visited(schedule, steps, "leading").astype(int)[::-1]
     before = t - N // steps
     last = 1.0 if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
-    a, after = np.where(before >= 0, schedule.alphas_cumprod[np.maximum(before, 0)], last), schedule.alphas_cumprod[t]
+    a, after = (
+        np.where(before >= 0, schedule.alphas_cumprod[np.maximum(before, 0)], last),
+        schedule.alphas_cumprod[t],
+    )
     columns = (t, np.sqrt(a), np.sqrt(1 - a), np.sqrt(after), np.sqrt(1 - after))
     return [Rise(*(np.float32(column[i]) for column in columns)) for i in range(steps)]
 
 
 def rise(denoise: Callable, prediction_type: str, params: Any, x, text, step: Rise):
     """Latents [B, T, h, w, C] one step noisier; text: [B, K, D]."""
-    prediction = denoise(params, x, jnp.broadcast_to(step.t, x.shape[:1]), Condition(text, None)).astype(jnp.float32)
+    prediction = denoise(
+        params, x, jnp.broadcast_to(step.t, x.shape[:1]), Condition(text, None)
+    ).astype(jnp.float32)
     x0 = predicted_x0(x, prediction, step, prediction_type)
     eps = prediction if prediction_type == "epsilon" else step.sigma * x + step.alpha * prediction
     return step.alpha_after * x0 + step.sigma_after * eps

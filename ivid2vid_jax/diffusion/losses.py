@@ -14,11 +14,17 @@ import jax.numpy as jnp
 class LossConfig:
     """What is minimised: weight of the timestep * (noise loss + frame_weight * frame difference)."""
 
-    frame_difference: Literal["none", "match", "match_x0", "smooth_x0"] = "match"  # see `frame_difference`
+    frame_difference: Literal["none", "match", "match_x0", "smooth_x0"] = (
+        "match"  # see `frame_difference`
+    )
     frame_weight: float = 0.25  # of the frame-difference loss; for frame-independent errors "match" is twice the noise loss
-    snr_gamma: float = 0.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, uses 5); 0 = off
+    snr_gamma: float = (
+        0.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, uses 5); 0 = off
+    )
     clean: bool = False  # weigh timesteps so that the error of the predicted clean latents counts; excludes snr_gamma
-    snr_clip: float = 5.0  # match_x0 and clean with epsilon prediction: most weight that 1/SNR may give
+    snr_clip: float = (
+        5.0  # match_x0 and clean with epsilon prediction: most weight that 1/SNR may give
+    )
 
 
 def per_clip(alpha_bar, like):
@@ -43,7 +49,11 @@ def target(x0, noise, alpha_bar, prediction_type: str):
 def clean_difference(x_t, prediction, alpha_bar, prediction_type: str):
     """sqrt(alpha_bar) times the frame differences of the predicted clean latents: finite at alpha_bar = 0, [B, T-1, h, w, C]."""
     root, sigma = jnp.sqrt(per_clip(alpha_bar, x_t)), jnp.sqrt(1 - per_clip(alpha_bar, x_t))
-    scaled = x_t - sigma * prediction if prediction_type == "epsilon" else root * (root * x_t - sigma * prediction)
+    scaled = (
+        x_t - sigma * prediction
+        if prediction_type == "epsilon"
+        else root * (root * x_t - sigma * prediction)
+    )
     return jnp.diff(scaled, axis=1)
 
 

@@ -55,7 +55,9 @@ def sampler(name: str, schedule: NoiseSchedule, steps: int, eta: float = 0.0) ->
         raise ValueError(f"steps={steps} must be between 1 and {schedule.num_train_timesteps}")
     if not 0.0 <= eta <= 1.0 or (eta and name != "ddim"):
         raise ValueError(f"eta={eta} must be between 0 and 1, and 0 for samplers other than ddim")
-    columns, start = {"ddim": ddim, "euler_ancestral": euler_ancestral, "dpm++": dpm_solver_pp}[name](schedule, steps, eta)
+    columns, start = {"ddim": ddim, "euler_ancestral": euler_ancestral, "dpm++": dpm_solver_pp}[
+        name
+    ](schedule, steps, eta)
     return Sampler(Step(*(np.asarray(column, np.float32) for column in columns)), start)
 
 
@@ -102,7 +104,9 @@ def ddim(schedule: NoiseSchedule, steps: int, eta: float):
     last = 1.0 if schedule.set_alpha_to_one else alpha_bar[0]
     a, a_next = alpha_bar[t], np.where(before >= 0, alpha_bar[np.maximum(before, 0)], last)
     D = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
-    A = np.sqrt(np.maximum(1 - a_next - D**2, 0)) / np.sqrt(1 - a)  # eps = (x - sqrt(a) x0) / sqrt(1 - a)
+    A = np.sqrt(np.maximum(1 - a_next - D**2, 0)) / np.sqrt(
+        1 - a
+    )  # eps = (x - sqrt(a) x0) / sqrt(1 - a)
     B = np.sqrt(a_next) - A * np.sqrt(a)
     return (t, np.sqrt(a), np.sqrt(1 - a), A, B, 0 * A, D), 1.0
 
@@ -114,12 +118,22 @@ def euler_ancestral(schedule: NoiseSchedule, steps: int, eta: float):
     """
     alpha_bar = np.maximum(schedule.alphas_cumprod, TINY)
     t = visited(schedule, steps, "linspace", rounded=False)
-    s = np.append(np.interp(t, np.arange(len(alpha_bar)), np.sqrt((1 - alpha_bar) / alpha_bar)), 0.0)
+    s = np.append(
+        np.interp(t, np.arange(len(alpha_bar)), np.sqrt((1 - alpha_bar) / alpha_bar)), 0.0
+    )
     here, there = s[:-1], s[1:]
     up = np.sqrt(there**2 * (here**2 - there**2) / here**2)
     down = np.sqrt(there**2 - up**2)
     scale_here, scale_there = np.sqrt(1 + here**2), np.sqrt(1 + there**2)
-    columns = (t, 1 / scale_here, here / scale_here, down / here * scale_here / scale_there, (1 - down / here) / scale_there, 0 * t, up / scale_there)
+    columns = (
+        t,
+        1 / scale_here,
+        here / scale_here,
+        down / here * scale_here / scale_there,
+        (1 - down / here) / scale_there,
+        0 * t,
+        up / scale_there,
+    )
     spacing = schedule.timestep_spacing or "linspace"
     return columns, float(here[0] / scale_here[0]) if spacing != "leading" else 1.0
 
@@ -145,10 +159,20 @@ def dpm_solver_pp(schedule: NoiseSchedule, steps: int, eta: float):
     half = 0.5 / r0  # D1 = (m0 - m1) / r0 enters with 1/2
     half[0] = half[-1] = 0.0
     gain = alpha[1:] * -np.expm1(-h)
-    return (t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], gain * (1 + half), -gain * half, 0 * gain), 1.0
+    return (
+        t,
+        alpha[:-1],
+        sigma[:-1],
+        sigma[1:] / sigma[:-1],
+        gain * (1 + half),
+        -gain * half,
+        0 * gain,
+    ), 1.0
 
 
 def step_rows(table: Sampler) -> list[Step]:
     """One Step of device scalars a step, put there at once, so that the loop itself transfers nothing."""
     columns = [np.asarray(column) for column in table.steps]
-    return jax.device_put([Step(*(column[i] for column in columns)) for i in range(len(columns[0]))])
+    return jax.device_put(
+        [Step(*(column[i] for column in columns)) for i in range(len(columns[0]))]
+    )

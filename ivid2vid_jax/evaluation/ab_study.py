@@ -32,7 +32,14 @@ QUESTIONS = {
     "structure": "Which clip keeps better what the instruction does not ask to change?",
     "quality": "Which clip looks better?",
 }
-COLUMNS = ("participant", "pair", "question", "choice", "left", "seconds")  # choice: first, second or same; left: the clip that stood there
+COLUMNS = (
+    "participant",
+    "pair",
+    "question",
+    "choice",
+    "left",
+    "seconds",
+)  # choice: first, second or same; left: the clip that stood there
 SHARES = "shares are means over pairs, intervals Wilson's of as many answers as pairs"
 MOST = 2**20  # bytes of one participant's answers
 
@@ -47,30 +54,55 @@ class Question:
     edits: tuple[str, str]
 
     @classmethod
-    def of(cls, id: str, instruction: str, source: np.ndarray, edits: tuple[np.ndarray, np.ndarray], fps: float) -> "Question":
+    def of(
+        cls,
+        id: str,
+        instruction: str,
+        source: np.ndarray,
+        edits: tuple[np.ndarray, np.ndarray],
+        fps: float,
+    ) -> "Question":
         """Clips [T, H, W, 3] uint8."""
         source, *edits = (uri(animation(clip, fps), "webp") for clip in (source, *edits))
         return cls(id, instruction, source, tuple(edits))
 
 
-def write(output: Path, questions: Sequence[Question], names: tuple[str, str], seed: int = 0) -> Path:
+def write(
+    output: Path, questions: Sequence[Question], names: tuple[str, str], seed: int = 0
+) -> Path:
     """Writes the page and its key; names: of the two editors. The page's path."""
     if not questions:
         raise UserError("no pair of clips can be shown: both folders need edits of the same ids")
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output {output}: is not empty; name a new folder, or its key no longer fits the answers")
+        raise UserError(
+            f"--output {output}: is not empty; name a new folder, or its key no longer fits the answers"
+        )
     output.mkdir(parents=True, exist_ok=True)
     swapped = np.random.default_rng(seed).integers(0, 2, len(questions)).astype(bool)
     pairs, key = [], []
     for number, (question, swap) in enumerate(zip(questions, swapped, strict=True)):
         order = (1, 0) if swap else (0, 1)
         first, second = (question.edits[i] for i in order)
-        pairs.append({"pair": number, "instruction": question.instruction, "source": question.source, "first": first, "second": second})
-        key.append({"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]})
+        pairs.append(
+            {
+                "pair": number,
+                "instruction": question.instruction,
+                "source": question.source,
+                "first": first,
+                "second": second,
+            }
+        )
+        key.append(
+            {"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]}
+        )
     with atomic_path(output / "key.json") as file:
         file.write_text(json.dumps({"editors": names, "pairs": key}, indent=2) + "\n")
     with atomic_path(output / "index.html") as file:
-        file.write_text(PAGE.replace("__PAIRS__", script(pairs)).replace("__QUESTIONS__", script(QUESTIONS)).replace("__COLUMNS__", script(COLUMNS)))
+        file.write_text(
+            PAGE.replace("__PAIRS__", script(pairs))
+            .replace("__QUESTIONS__", script(QUESTIONS))
+            .replace("__COLUMNS__", script(COLUMNS))
+        )
     return output / "index.html"
 
 
@@ -94,15 +126,35 @@ def tally(folder: Path, votes: Sequence[Path]) -> str:
     for file in votes:
         for number, row in enumerate(answers(file), 2):
             choice = row["choice"]
-            if row["pair"] not in owners or row["question"] not in QUESTIONS or choice not in ("first", "second", "same"):
-                raise UserError(f"{file}: row {number} is no answer to {folder}'s page ({row['pair']}, {row['question']}, {choice})")
-            given[row["participant"], row["pair"], row["question"]] = owners[row["pair"]].get(choice, "same")
-    lines = [f"{len({participant for participant, *_ in given})} participants, {len(owners)} pairs; {SHARES}", ""]
-    lines += [f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |", "|---|---|---|---|---|"]
+            if (
+                row["pair"] not in owners
+                or row["question"] not in QUESTIONS
+                or choice not in ("first", "second", "same")
+            ):
+                raise UserError(
+                    f"{file}: row {number} is no answer to {folder}'s page ({row['pair']}, {row['question']}, {choice})"
+                )
+            given[row["participant"], row["pair"], row["question"]] = owners[row["pair"]].get(
+                choice, "same"
+            )
+    lines = [
+        f"{len({participant for participant, *_ in given})} participants, {len(owners)} pairs; {SHARES}",
+        "",
+    ]
+    lines += [
+        f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |",
+        "|---|---|---|---|---|",
+    ]
     for question in QUESTIONS:
-        mine = [(pair, preferred) for (_, pair, asked), preferred in given.items() if asked == question]
-        first, second, same = ([preferred for _, preferred in mine].count(name) for name in (ours, theirs, "same"))
-        lines.append(f"| {QUESTIONS[question]} | {first} | {second} | {same} | {share(mine, ours)} |")
+        mine = [
+            (pair, preferred) for (_, pair, asked), preferred in given.items() if asked == question
+        ]
+        first, second, same = (
+            [preferred for _, preferred in mine].count(name) for name in (ours, theirs, "same")
+        )
+        lines.append(
+            f"| {QUESTIONS[question]} | {first} | {second} | {same} | {share(mine, ours)} |"
+        )
     return "\n".join(lines)
 
 
@@ -115,7 +167,9 @@ def share(answers: Sequence[tuple[str, str]], ours: str) -> str:
     if not pairs:
         return ""
     mean = float(np.mean([np.mean(each) for each in pairs.values()]))
-    return "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * x for x in (mean, *wilson(mean * len(pairs), len(pairs)))))
+    return "{:.0f}% [{:.0f}, {:.0f}]".format(
+        *(100 * x for x in (mean, *wilson(mean * len(pairs), len(pairs))))
+    )
 
 
 def answers(file: Path) -> list[dict[str, str]]:
@@ -129,7 +183,9 @@ def parsed(text: str) -> list[dict[str, str]]:
     """The rows of a CSV of answers; ValueError where it is none."""
     rows = csv.DictReader(io.StringIO(text))
     if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise ValueError(f"its columns are {', '.join(rows.fieldnames or ())}, not {', '.join(COLUMNS)}")
+        raise ValueError(
+            f"its columns are {', '.join(rows.fieldnames or ())}, not {', '.join(COLUMNS)}"
+        )
     return list(rows)
 
 
@@ -148,7 +204,9 @@ class StudyArgs:
 def server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
     """Not yet serving. Raises UserError for a folder without a page."""
     if not (folder / "index.html").is_file():
-        raise UserError(f"--folder {folder}: holds no index.html; make it with evaluate --edited DIR --against DIR --data DIR --output {folder}")
+        raise UserError(
+            f"--folder {folder}: holds no index.html; make it with evaluate --edited DIR --against DIR --data DIR --output {folder}"
+        )
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -189,7 +247,9 @@ def serve(args: StudyArgs) -> None:
     try:
         found = server(args.folder, args.host, args.port)
     except OSError as error:
-        raise UserError(f"--host {args.host} --port {args.port}: cannot be served there ({error.strerror}); name another --port") from error
+        raise UserError(
+            f"--host {args.host} --port {args.port}: cannot be served there ({error.strerror}); name another --port"
+        ) from error
     print(f"http://{args.host}:{found.server_address[1]}/ until Ctrl-C")
     with found:
         found.serve_forever()

@@ -60,7 +60,12 @@ class Judge:
     clip: Any = None  # ivid2vid_jax.evaluation.clip_scores.Clip
     inception: Any = None
 
-    def run(self, tasks: Sequence[Task], shard: tuple[int, int] = (0, 1), progress: Callable | None = None) -> dict[str, Item]:
+    def run(
+        self,
+        tasks: Sequence[Task],
+        shard: tuple[int, int] = (0, 1),
+        progress: Callable | None = None,
+    ) -> dict[str, Item]:
         """Judges this process's share of the tasks and gives its items by id. What could not be read is tried again."""
         done, mine = {item.id: item for item in read(self.output)}, tasks[shard[0] :: shard[1]]
         with jsonl.appending(self.output / f"items-{shard[0]}.jsonl") as out:
@@ -82,13 +87,25 @@ class Judge:
     def item(self, task: Task, before: Item | None) -> Item:
         """What is there already is not measured again, unless a file has changed."""
         try:
-            marked(task.source)  # a clip that is not there has no edit either: that it is missing is what to say
+            marked(
+                task.source
+            )  # a clip that is not there has no edit either: that it is missing is what to say
             edited = find_edited(self.edited, task.id)
-            mark = marked(task.source, edited, task.mask, words=(task.source_caption, task.edited_caption))
+            mark = marked(
+                task.source, edited, task.mask, words=(task.source_caption, task.edited_caption)
+            )
             if before and (before.mark != mark or before.error):
                 before = None
-            missing = [name for name in self.names if name not in SETS and not (before and name in before.values)]
-            kept = before and before.features and all((self.output / name).is_file() for name in before.features)
+            missing = [
+                name
+                for name in self.names
+                if name not in SETS and not (before and name in before.values)
+            ]
+            kept = (
+                before
+                and before.features
+                and all((self.output / name).is_file() for name in before.features)
+            )
             wants_features = set(SETS) & set(self.names) and not kept
             if before and not missing and not wants_features:
                 return before
@@ -103,10 +120,21 @@ class Judge:
         features = before.features if before else ()
         if wants_features:
             try:
-                features = tuple(self.features(clip, f"{path} {marked(path)}") for path, clip in ((edited, found), (task.source, source)))
+                features = tuple(
+                    self.features(clip, f"{path} {marked(path)}")
+                    for path, clip in ((edited, found), (task.source, source))
+                )
             except UserError as error:
                 features, reasons = (), reasons | dict.fromkeys(SETS, str(error))
-        return Item(task.id, mark, source.shape[:3], (before.values if before else {}) | values, reasons, features, note=note)
+        return Item(
+            task.id,
+            mark,
+            source.shape[:3],
+            (before.values if before else {}) | values,
+            reasons,
+            features,
+            note=note,
+        )
 
     def mask(self, task: Task, source: np.ndarray) -> np.ndarray | None:
         """A clip's or a still's pixels above half of white."""
@@ -114,12 +142,18 @@ class Judge:
             return None
         frames = fitted(open_clip(task.mask, fps=self.clips.fps), source.shape[1:3], len(source))
         if len(frames) not in (1, len(source)):
-            raise UserError(f"{task.mask}: has {len(frames)} frames, the clip {len(source)}; a mask has one or as many")
+            raise UserError(
+                f"{task.mask}: has {len(frames)} frames, the clip {len(source)}; a mask has one or as many"
+            )
         return np.broadcast_to(frames.mean(-1) > 127, source.shape[:3])
 
     def features(self, clip: np.ndarray, name: str) -> str:
         """Writes Inception's features of a clip, whole or not at all; the file's name within the output."""
-        file = self.output / "features" / f"{hashlib.sha256(f'{name} {clip.shape} {self.inception.sha256}'.encode()).hexdigest()[:24]}.npy"
+        file = (
+            self.output
+            / "features"
+            / f"{hashlib.sha256(f'{name} {clip.shape} {self.inception.sha256}'.encode()).hexdigest()[:24]}.npy"
+        )
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(file) as temporary, open(temporary, "wb") as out:
@@ -129,8 +163,19 @@ class Judge:
 
 def read(output: Path) -> list[Item]:
     """Of all shards, the last of each edit; a line that was cut off is left out."""
-    found = [Item(**json.loads(line)) for file in sorted(output.glob("items-*.jsonl")) for line in jsonl.whole(file)]
-    return list({item.id: dataclasses.replace(item, shape=tuple(item.shape), features=tuple(item.features)) for item in found}.values())
+    found = [
+        Item(**json.loads(line))
+        for file in sorted(output.glob("items-*.jsonl"))
+        for line in jsonl.whole(file)
+    ]
+    return list(
+        {
+            item.id: dataclasses.replace(
+                item, shape=tuple(item.shape), features=tuple(item.features)
+            )
+            for item in found
+        }.values()
+    )
 
 
 def lengths(source: np.ndarray, edited: np.ndarray) -> str:
@@ -152,10 +197,14 @@ def marked(*paths: Path | None, words: Sequence[str] = ()) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
-def distances(items: Sequence[Item], output: Path, names: Sequence[str]) -> tuple[dict[str, dict], dict[str, str]]:
+def distances(
+    items: Sequence[Item], output: Path, names: Sequence[str]
+) -> tuple[dict[str, dict], dict[str, str]]:
     """(FID and KID of the items' features with their numbers of frames, what to know about them); parts are read one by one."""
     pairs = [item.features for item in items if item.features]
-    sides = [list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)]  # a source of several edits counts once
+    sides = [
+        list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)
+    ]  # a source of several edits counts once
     counts = [[len(np.load(output / name, mmap_mode="r")) for name in side] for side in sides]
     found, notes = {}, {}
     if not pairs:
@@ -163,7 +212,11 @@ def distances(items: Sequence[Item], output: Path, names: Sequence[str]) -> tupl
     sizes = {"edited_frames": sum(counts[0]), "source_frames": sum(counts[1])}
     for name in names:
         try:
-            found[name] = {"edited": fid(output, sides, notes)} if name == "fid" else kid(output, sides, counts)
+            found[name] = (
+                {"edited": fid(output, sides, notes)}
+                if name == "fid"
+                else kid(output, sides, counts)
+            )
             found[name] |= sizes
         except UserError as error:
             notes[name] = str(error)
@@ -185,12 +238,17 @@ def fid(output: Path, sides: list[list[str]], notes: dict[str, str]) -> float:
 
 
 def kid(output: Path, sides: list[list[str]], counts: list[list[int]]) -> dict[str, float]:
-    rows = [draw(count, DRAWN, lambda i, side=side: np.load(output / side[i])) for side, count in zip(sides, counts, strict=True)]
+    rows = [
+        draw(count, DRAWN, lambda i, side=side: np.load(output / side[i]))
+        for side, count in zip(sides, counts, strict=True)
+    ]
     mean, error = kernel_distance(*rows)
     return {"edited": mean, "standard_error_of_subsets": error}
 
 
-def summary(items: Sequence[Item], names: Sequence[str], sources: Mapping[str, str]) -> dict[str, dict]:
+def summary(
+    items: Sequence[Item], names: Sequence[str], sources: Mapping[str, str]
+) -> dict[str, dict]:
     """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval, and N. sources: by id, the clip that was
     edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips."""
     found = {}
@@ -198,10 +256,22 @@ def summary(items: Sequence[Item], names: Sequence[str], sources: Mapping[str, s
         having = [item for item in items if name in item.values]
         if not having:
             continue
-        values, groups = [item.values[name] for item in having], [sources[item.id] for item in having]
-        found[name] = {"clips": len(values), "sources": len(set(groups)), "frames": sum(item.shape[0] for item in having)}
+        values, groups = (
+            [item.values[name] for item in having],
+            [sources[item.id] for item in having],
+        )
+        found[name] = {
+            "clips": len(values),
+            "sources": len(set(groups)),
+            "frames": sum(item.shape[0] for item in having),
+        }
         for key in values[0]:
             column, statistic = np.array([each[key] for each in values]), METRICS[name].summary
-            spread = len(set(groups)) > 1 and np.isfinite(statistic(column[:, None])).all()  # PSNR of a copy is infinite
-            found[name][key] = {"mean": float(statistic(column)), "interval": bootstrap(column, statistic, groups) if spread else None}
+            spread = (
+                len(set(groups)) > 1 and np.isfinite(statistic(column[:, None])).all()
+            )  # PSNR of a copy is infinite
+            found[name][key] = {
+                "mean": float(statistic(column)),
+                "interval": bootstrap(column, statistic, groups) if spread else None,
+            }
     return found

@@ -1,7 +1,7 @@
 """CLIP scores: images and texts in one space.
 
-    clip = load_clip("openai/clip-vit-large-patch14")
-    clip.images(frames) @ clip.texts(["a red car"]).T     # cosines, [N, 1]
+clip = load_clip("openai/clip-vit-large-patch14")
+clip.images(frames) @ clip.texts(["a red car"]).T     # cosines, [N, 1]
 """
 
 import dataclasses
@@ -63,17 +63,25 @@ class Clip:
 
         def run(params, x):
             with jax.default_matmul_precision("highest"):
-                return self.model.apply({"params": params}, normalise(x, mean, std, self.dtype) if pixels else x, method=method)
+                return self.model.apply(
+                    {"params": params},
+                    normalise(x, mean, std, self.dtype) if pixels else x,
+                    method=method,
+                )
 
         return runtime.jit(run)
 
     def images(self, frames: np.ndarray) -> np.ndarray:
         """[N, H, W, 3] uint8, of any size (resized by the shorter side and cut in the middle, as CLIP's preprocessing does) -> float32 [N, D]."""
-        return in_batches(lambda batch: self._embed_images(self.params, batch), self.fitted(np.asarray(frames)))
+        return in_batches(
+            lambda batch: self._embed_images(self.params, batch), self.fitted(np.asarray(frames))
+        )
 
     def pooled(self, frames: np.ndarray) -> np.ndarray:
         """As `images`, before the projection: float32 [N, hidden_size], of any length."""
-        return in_batches(lambda batch: self._pool_images(self.params, batch), self.fitted(np.asarray(frames)))
+        return in_batches(
+            lambda batch: self._pool_images(self.params, batch), self.fitted(np.asarray(frames))
+        )
 
     def projected(self, pooled: np.ndarray) -> np.ndarray:
         """What `pooled` gives -> what `images` gives."""
@@ -81,19 +89,30 @@ class Clip:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts, cut at the model's length -> float32 [N, D]."""
-        ids = self.tokenizer(list(texts), padding="max_length", max_length=self.folder.text_length, truncation=True, return_tensors="np")["input_ids"]
+        ids = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.folder.text_length,
+            truncation=True,
+            return_tensors="np",
+        )["input_ids"]
         return in_batches(lambda batch: self._embed_texts(self.params, batch), ids.astype(np.int32))
 
     def fitted(self, frames: np.ndarray) -> np.ndarray:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise UserError(f"images must be uint8 [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+            raise UserError(
+                f"images must be uint8 [N, H, W, 3], got {frames.dtype} {list(frames.shape)}"
+            )
         return np.stack([square(frame, self.folder.clip.vision.image_size) for frame in frames])
 
 
 def square(frame: np.ndarray, side: int) -> np.ndarray:
     """[H, W, 3] uint8 -> [side, side, 3]: the shorter side resized (bicubic), the middle cut out."""
     height, width = frame.shape[:2]
-    scaled = tuple(side if length == min(height, width) else int(side * length / min(height, width)) for length in (height, width))
+    scaled = tuple(
+        side if length == min(height, width) else int(side * length / min(height, width))
+        for length in (height, width)
+    )
     if scaled != (height, width):
         frame = np.asarray(Image.fromarray(frame).resize(scaled[::-1], Image.Resampling.BICUBIC))
     top, left = ((length - side) // 2 for length in scaled)
@@ -122,7 +141,9 @@ def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> Clip
         folder = open_clip(hub.resolve(model))
     except UserError as error:
         raise UserError(f"{error}; the usual CLIP comes with: {FETCH}") from error
-    return Clip(folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute)
+    return Clip(
+        folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +163,12 @@ def score(source, edited, captions) -> Scores:
     change, wanted = unit(edited - source), unit(captions[1] - captions[0])
     neighbours = (edited[1:] * edited[:-1]).sum(-1) if len(edited) > 1 else np.ones(1)
     return Scores(
-        float((source * edited).sum(-1).mean()), float((source @ captions[0]).mean()), float((edited @ captions[1]).mean()),
-        float((change @ wanted).mean()), float(neighbours.mean()),
-    )  # fmt: skip
+        float((source * edited).sum(-1).mean()),
+        float((source @ captions[0]).mean()),
+        float((edited @ captions[1]).mean()),
+        float((change @ wanted).mean()),
+        float(neighbours.mean()),
+    )
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -157,6 +181,10 @@ def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
 
     def run(source, edited, source_caption, edited_caption):
         frames = np.asarray(clip.images(np.concatenate([source, edited])))
-        return score(frames[: len(source)], frames[len(source) :], np.asarray(clip.texts([source_caption, edited_caption])))
+        return score(
+            frames[: len(source)],
+            frames[len(source) :],
+            np.asarray(clip.texts([source_caption, edited_caption])),
+        )
 
     return run

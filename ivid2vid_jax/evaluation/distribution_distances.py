@@ -35,7 +35,9 @@ class Moments:
         total = self.weight + other.weight
         if other.weight:
             shift = other.mean - self.mean
-            self.scatter += other.scatter + np.outer(shift, shift) * (self.weight * other.weight / total)
+            self.scatter += other.scatter + np.outer(shift, shift) * (
+                self.weight * other.weight / total
+            )
             self.mean += shift * (other.weight / total)
             self.weight = total
 
@@ -52,10 +54,17 @@ def frechet(a: Moments, b: Moments) -> float:
     Raises UserError for fewer than 2 rows.
     """
     if min(a.weight, b.weight) < 2:
-        raise UserError(f"{min(a.weight, b.weight):g} features have no covariance: at least 2 are needed, and more than {len(a.mean)} for its full rank")
+        raise UserError(
+            f"{min(a.weight, b.weight):g} features have no covariance: at least 2 are needed, and more than {len(a.mean)} for its full rank"
+        )
     roots = [root(each.covariance) for each in (a, b)]
     cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    return float(
+        np.square(a.mean - b.mean).sum()
+        + np.trace(a.covariance)
+        + np.trace(b.covariance)
+        - 2 * cross
+    )
 
 
 def root(covariance: np.ndarray) -> np.ndarray:
@@ -64,7 +73,9 @@ def root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, most: int = SUBSET, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(
+    a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, most: int = SUBSET, seed: int = 0
+) -> tuple[float, float]:
     """(mean, its standard error over subsets) of the unbiased squared MMD under the kernel (x.y / D + 1)^3 over random subsets of at most `most` rows of each (KID:
     arXiv 1801.01401; clean-fid takes the same numbers of subsets and rows). a, b: [N, D], at least 2 rows.
 
@@ -72,16 +83,23 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, most: 
     """
     size, rng = min(len(a), len(b), most), np.random.default_rng(seed)
     if size < 2:
-        raise UserError(f"{size} features are too few for the kernel distance: at least 2 are needed")
+        raise UserError(
+            f"{size} features are too few for the kernel distance: at least 2 are needed"
+        )
     whole = size == len(a) == len(b)
-    found = [unbiased(*(part[rng.choice(len(part), size, replace=False)] for part in (a, b))) for _ in range(1 if whole else subsets)]
+    found = [
+        unbiased(*(part[rng.choice(len(part), size, replace=False)] for part in (a, b)))
+        for _ in range(1 if whole else subsets)
+    ]
     return float(np.mean(found)), float(np.std(found) / np.sqrt(len(found)))
 
 
 def unbiased(a: np.ndarray, b: np.ndarray) -> float:
     """The U-statistic of the squared MMD of two sets of M rows; pairs of a row with itself do not count."""
     a, b, M = np.asarray(a, np.float64), np.asarray(b, np.float64), len(a)
-    within = sum((kernel.sum() - np.trace(kernel)) / (M * (M - 1)) for kernel in (cubic(a, a), cubic(b, b)))
+    within = sum(
+        (kernel.sum() - np.trace(kernel)) / (M * (M - 1)) for kernel in (cubic(a, a), cubic(b, b))
+    )
     return float(within - 2 * cubic(a, b).mean())
 
 
@@ -89,7 +107,9 @@ def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def draw(counts: list[int], most: int, load: Callable[[int], np.ndarray], seed: int = 0) -> np.ndarray:
+def draw(
+    counts: list[int], most: int, load: Callable[[int], np.ndarray], seed: int = 0
+) -> np.ndarray:
     """At most `most` of all rows, drawn without replacement, so that memory does not grow with their number.
 
     counts: rows of each part; load(i): the rows of part i.
@@ -98,4 +118,6 @@ def draw(counts: list[int], most: int, load: Callable[[int], np.ndarray], seed: 
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(total, most), replace=False))
     ends = np.cumsum(counts)
     parts = np.searchsorted(ends, chosen, side="right")
-    return np.concatenate([load(i)[chosen[parts == i] - (ends[i] - counts[i])] for i in np.unique(parts)])
+    return np.concatenate(
+        [load(i)[chosen[parts == i] - (ends[i] - counts[i])] for i in np.unique(parts)]
+    )

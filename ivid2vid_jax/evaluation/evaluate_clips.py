@@ -26,8 +26,14 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "change nothing"
 MADE = "made.json"  # beside the frames of an edit: what it was made from
-GROWS = ("weights", "arithmetic")  # of the record: a later run may add metrics, and the weights that they need
-WAYS_OUT = {"clip": f"--clip-model {FULL} (or a folder), fetched with: {FETCH}", "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}"}
+GROWS = (
+    "weights",
+    "arithmetic",
+)  # of the record: a later run may add metrics, and the weights that they need
+WAYS_OUT = {
+    "clip": f"--clip-model {FULL} (or a folder), fetched with: {FETCH}",
+    "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}",
+}
 
 
 def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
@@ -40,30 +46,70 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
         return make_study(args, tasks, settings)
     names = chosen(args, tasks)
     if args.identity:
-        tasks = [dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption) for task in tasks]
+        tasks = [
+            dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption)
+            for task in tasks
+        ]
     clip, net, left = tools(args, names)
-    weights = ({"clip": clip.folder.fingerprint()} if clip else {}) | ({"inception": {args.inception.name: net.sha256}} if net else {})
-    record = {"data": args.data, "clips": vars(settings), "weights": weights, "arithmetic": {"clip": np.dtype(clip.dtype).name} if clip else {}}
+    weights = ({"clip": clip.folder.fingerprint()} if clip else {}) | (
+        {"inception": {args.inception.name: net.sha256}} if net else {}
+    )
+    record = {
+        "data": args.data,
+        "clips": vars(settings),
+        "weights": weights,
+        "arithmetic": {"clip": np.dtype(clip.dtype).name} if clip else {},
+    }
     record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
     make = None if args.edited else editor(args, record)
     claim(args.output, record, GROWS)
     if make:
         edit(make, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
-    judge = clip_metrics.Judge(tuple(name for name in names if name not in left), args.edited or args.output / "edited", args.output, settings, clip, net)
+    judge = clip_metrics.Judge(
+        tuple(name for name in names if name not in left),
+        args.edited or args.output / "edited",
+        args.output,
+        settings,
+        clip,
+        net,
+    )
     with Progress("judging") as progress:
         own = judge.run(tasks, shard, progress)
     told, items = None, judge.kept(tasks, own)
-    while items != told:  # another process may have finished while this one wrote: then it is written anew
-        distances, notes = clip_metrics.distances(items, args.output, [name for name in judge.names if name in clip_metrics.SETS])
-        sources, single = {task.id: str(task.source) for task in tasks}, [name for name in judge.names if name not in clip_metrics.SETS]
-        found = report.entries(items, names, clip_metrics.summary(items, single, sources), distances, notes | left, weights)
-        report.write(args.output, record | {"versions": versions()}, tasks, items, found, pictures(tasks, items, judge, args.shown))
+    while (
+        items != told
+    ):  # another process may have finished while this one wrote: then it is written anew
+        distances, notes = clip_metrics.distances(
+            items, args.output, [name for name in judge.names if name in clip_metrics.SETS]
+        )
+        sources, single = (
+            {task.id: str(task.source) for task in tasks},
+            [name for name in judge.names if name not in clip_metrics.SETS],
+        )
+        found = report.entries(
+            items,
+            names,
+            clip_metrics.summary(items, single, sources),
+            distances,
+            notes | left,
+            weights,
+        )
+        report.write(
+            args.output,
+            record | {"versions": versions()},
+            tasks,
+            items,
+            found,
+            pictures(tasks, items, judge, args.shown),
+        )
         told, items = items, judge.kept(tasks, own)
     print(report.text(found))
     say(tasks, items, args.output / "index.html")
     if left:
         reasons = "; ".join(dict.fromkeys(left.values()))
-        raise UserError(f"{', '.join(left)} left out: {reasons}. The rest is in {args.output / 'index.html'}; run it again with the right file to add them")
+        raise UserError(
+            f"{', '.join(left)} left out: {reasons}. The rest is in {args.output / 'index.html'}; run it again with the right file to add them"
+        )
 
 
 def say(tasks: Sequence[clip_sets.Task], items: Sequence[clip_metrics.Item], page: Path) -> None:
@@ -73,8 +119,12 @@ def say(tasks: Sequence[clip_sets.Task], items: Sequence[clip_metrics.Item], pag
         log.warning("%s: not judged: %s", item.id, item.error)
     for item in cut:
         log.warning("%s: %s", item.id, item.note)
-    counts = [f"{len(unread)} could not be"] * bool(unread) + [f"{len(cut)} of clips of unlike length"] * bool(cut)
-    print(f"{', '.join([f'judged {len(items) - len(unread)} of {len(tasks)} edits', *counts])}; wrote {page}")
+    counts = [f"{len(unread)} could not be"] * bool(unread) + [
+        f"{len(cut)} of clips of unlike length"
+    ] * bool(cut)
+    print(
+        f"{', '.join([f'judged {len(items) - len(unread)} of {len(tasks)} edits', *counts])}; wrote {page}"
+    )
 
 
 def check(args) -> tuple[tuple[int, int], ClipSettings]:
@@ -82,14 +132,22 @@ def check(args) -> tuple[tuple[int, int], ClipSettings]:
     if args.data in WORLDS:
         raise UserError("--edited needs --data: the clips that were edited and their instructions")
     if args.edited and (args.model or args.identity):
-        raise UserError("--edited judges finished edits; --model and --identity make them: choose one")
+        raise UserError(
+            "--edited judges finished edits; --model and --identity make them: choose one"
+        )
     for option in (args.edited, args.against):
         if option and not option.is_dir():
             raise UserError(f"{option}: no such folder of edited clips")
     if args.against and not args.edited:
-        raise UserError("--against needs --edited: the page sets the edits of two folders side by side")
+        raise UserError(
+            "--against needs --edited: the page sets the edits of two folders side by side"
+        )
     part = shard_of(args.shard)
-    for name, value, low, high in (("--clip-size", args.clip_size, 8, 4096), ("--clip-frames", args.clip_frames, 1, 100_000), ("--shown", args.shown, 0, 1000)):
+    for name, value, low, high in (
+        ("--clip-size", args.clip_size, 8, 4096),
+        ("--clip-frames", args.clip_frames, 1, 100_000),
+        ("--shown", args.shown, 0, 1000),
+    ):
         if value is not None and not low <= value <= high:
             raise UserError(f"{name} {value} must be between {low} and {high}")
     return part, ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
@@ -104,7 +162,11 @@ def chosen(args, tasks: Sequence[clip_sets.Task]) -> tuple[str, ...]:
         if not given[METRICS[name].needs]:
             raise UserError(f"--metrics {name} needs {WAYS_OUT[METRICS[name].needs]}")
     masks = any(task.mask for task in tasks)
-    return args.metrics or tuple(name for name, metric in METRICS.items() if given[metric.needs] and (masks or not name.endswith("_outside")))
+    return args.metrics or tuple(
+        name
+        for name, metric in METRICS.items()
+        if given[metric.needs] and (masks or not name.endswith("_outside"))
+    )
 
 
 def tools(args, names: Sequence[str]):
@@ -113,7 +175,9 @@ def tools(args, names: Sequence[str]):
     Raises UserError where nothing would be left. CLIP computes in float32 unless --dtype says otherwise: scores must not depend on the machine.
     """
     loads = {
-        "clip": lambda: load_clip(args.clip_model, "float32" if args.dtype == "auto" else args.dtype),
+        "clip": lambda: load_clip(
+            args.clip_model, "float32" if args.dtype == "auto" else args.dtype
+        ),
         "inception": lambda: inception.Inception(args.inception),
     }
     found, left = dict.fromkeys(loads), {}
@@ -136,17 +200,25 @@ def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
     pipe = pipeline.load(args.model, args.dtype)
     settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
     pipe.check_editor()
-    record |= {"model": args.model or "shapes-edit", "model_weights": pipe.folder.fingerprint(), "settings": vars(settings)}
+    record |= {
+        "model": args.model or "shapes-edit",
+        "model_weights": pipe.folder.fingerprint(),
+        "settings": vars(settings),
+    }
     return lambda clip, instruction: pipe.edit(clip, instruction, **vars(settings))
 
 
-def edit(make: Callable, tasks: Sequence[clip_sets.Task], folder: Path, settings: ClipSettings) -> None:
+def edit(
+    make: Callable, tasks: Sequence[clip_sets.Task], folder: Path, settings: ClipSettings
+) -> None:
     """Writes folder/ID/*.png for each task that has none, or one of another instruction or source; a clip that cannot be edited is named and left out."""
     with Progress("editing", len(tasks)) as progress:
         for task in progress.over(tasks):
             target = folder / task.id
             try:
-                of = json.dumps({"instruction": task.instruction, "source": clip_metrics.marked(task.source)})
+                of = json.dumps(
+                    {"instruction": task.instruction, "source": clip_metrics.marked(task.source)}
+                )
                 if (target / MADE).is_file() and (target / MADE).read_text() == of:
                     continue
                 clip = open_clip(task.source, fps=settings.fps)
@@ -164,12 +236,19 @@ def edit(make: Callable, tasks: Sequence[clip_sets.Task], folder: Path, settings
                 shutil.rmtree(target, ignore_errors=True)
 
 
-def pictures(tasks: Sequence[clip_sets.Task], items: Sequence[clip_metrics.Item], judge: clip_metrics.Judge, count: int) -> Iterator[tuple[clip_sets.Task, np.ndarray, float]]:
+def pictures(
+    tasks: Sequence[clip_sets.Task],
+    items: Sequence[clip_metrics.Item],
+    judge: clip_metrics.Judge,
+    count: int,
+) -> Iterator[tuple[clip_sets.Task, np.ndarray, float]]:
     """Clips for the page, spread over the set: (task, source and edit side by side, frames/s)."""
     good = {item.id for item in items if not item.error}
     whole = [task for task in tasks if task.id in good]
     for i in np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)):
-        source, edited, fps = read_pair(whole[i].source, clip_sets.find_edited(judge.edited, whole[i].id), judge.clips)
+        source, edited, fps = read_pair(
+            whole[i].source, clip_sets.find_edited(judge.edited, whole[i].id), judge.clips
+        )
         yield whole[i], np.concatenate([source, edited], axis=2), fps
 
 
@@ -178,11 +257,19 @@ def make_study(args, tasks: Sequence[clip_sets.Task], settings: ClipSettings) ->
     pairs, bad = [], []
     for task in tasks:
         try:
-            source, first, fps = read_pair(task.source, clip_sets.find_edited(args.edited, task.id), settings)
-            _, second, _ = read_pair(task.source, clip_sets.find_edited(args.against, task.id), settings)
-            pairs.append(ab_study.Question.of(task.id, task.instruction, source, (first, second), fps))
+            source, first, fps = read_pair(
+                task.source, clip_sets.find_edited(args.edited, task.id), settings
+            )
+            _, second, _ = read_pair(
+                task.source, clip_sets.find_edited(args.against, task.id), settings
+            )
+            pairs.append(
+                ab_study.Question.of(task.id, task.instruction, source, (first, second), fps)
+            )
         except UserError as error:
             bad.append(task.id)
             log.warning("%s: left out: %s", task.id, error)
     file = ab_study.write(args.output, pairs, (str(args.edited), str(args.against)), args.seed)
-    print(f"{len(pairs)} pairs{f', {len(bad)} left out' if bad else ''}; open {file}, or: python -m ivid2vid_jax.evaluation.ab_study --folder {args.output}")
+    print(
+        f"{len(pairs)} pairs{f', {len(bad)} left out' if bad else ''}; open {file}, or: python -m ivid2vid_jax.evaluation.ab_study --folder {args.output}"
+    )

@@ -33,12 +33,21 @@ def ssim(source: np.ndarray, edited: np.ndarray, mask: np.ndarray | None = None)
     where the mask leaves no pixel.
     """
     if min(source.shape[1:3]) <= 2 * RADIUS:
-        raise UserError(f"frames of {source.shape[2]}x{source.shape[1]} are too small for SSIM: at least {2 * RADIUS + 1} pixels a side")
+        raise UserError(
+            f"frames of {source.shape[2]}x{source.shape[1]} are too small for SSIM: at least {2 * RADIUS + 1} pixels a side"
+        )
     inner = (slice(None), slice(RADIUS, -RADIUS), slice(RADIUS, -RADIUS))
     if mask is None:
-        return float(np.mean([ssim_map(a, b)[inner[1:]].mean() for a, b in zip(source, edited, strict=True)]))
+        return float(
+            np.mean([ssim_map(a, b)[inner[1:]].mean() for a, b in zip(source, edited, strict=True)])
+        )
     shown = outside(mask[inner])
-    maps = np.stack([ssim_map(a, np.where(m[..., None], a, b)) for a, b, m in zip(source, edited, mask, strict=True)])
+    maps = np.stack(
+        [
+            ssim_map(a, np.where(m[..., None], a, b))
+            for a, b, m in zip(source, edited, mask, strict=True)
+        ]
+    )
     return float(maps[inner][shown].mean())
 
 
@@ -46,8 +55,16 @@ def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """SSIM around each pixel, [H, W, 3]."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     mean_a, mean_b = blur(a), blur(b)
-    variance_a, variance_b, covariance = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
-    return (2 * mean_a * mean_b + C1) * (2 * covariance + C2) / ((mean_a**2 + mean_b**2 + C1) * (variance_a + variance_b + C2))
+    variance_a, variance_b, covariance = (
+        blur(a * a) - mean_a**2,
+        blur(b * b) - mean_b**2,
+        blur(a * b) - mean_a * mean_b,
+    )
+    return (
+        (2 * mean_a * mean_b + C1)
+        * (2 * covariance + C2)
+        / ((mean_a**2 + mean_b**2 + C1) * (variance_a + variance_b + C2))
+    )
 
 
 def blur(x: np.ndarray) -> np.ndarray:

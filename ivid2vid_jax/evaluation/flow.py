@@ -9,7 +9,9 @@ import numpy as np
 from ivid2vid_jax.evaluation.temporal import grey, moving
 from ivid2vid_jax.utils.errors import UserError
 
-FARNEBACK = dict(pyr_scale=0.5, levels=4, winsize=15, iterations=5, poly_n=7, poly_sigma=1.5, flags=0)
+FARNEBACK = dict(
+    pyr_scale=0.5, levels=4, winsize=15, iterations=5, poly_n=7, poly_sigma=1.5, flags=0
+)
 
 
 def forward(clip: np.ndarray) -> np.ndarray:
@@ -18,7 +20,12 @@ def forward(clip: np.ndarray) -> np.ndarray:
     Raises UserError for fewer than 2 frames.
     """
     luma, cv2 = grey(moving(clip)), opencv()
-    return np.stack([cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK) for a, b in zip(luma, luma[1:], strict=False)])
+    return np.stack(
+        [
+            cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK)
+            for a, b in zip(luma, luma[1:], strict=False)
+        ]
+    )
 
 
 def backward(clip: np.ndarray) -> np.ndarray:
@@ -40,7 +47,12 @@ def warp(images: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """images [N, H, W, C] float32 seen through the flow [N, H, W, 2]: the value at x is that of x + flow, bilinear, edges repeated."""
     cv2, places = opencv(), targets(flow)
     pairs = zip(images, np.moveaxis(places, -1, 1), strict=True)
-    return np.stack([cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for image, (x, y) in pairs])
+    return np.stack(
+        [
+            cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            for image, (x, y) in pairs
+        ]
+    )
 
 
 def targets(flow: np.ndarray) -> np.ndarray:
@@ -58,10 +70,15 @@ def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """
     returned = warp(back, there)
     length, length_back, miss = (np.square(f).sum(-1) for f in (there, returned, there + returned))
-    gradient = sum(np.square(np.diff(there, axis=axis, append=np.take(there, [-1], axis))).sum(-1) for axis in (1, 2))
+    gradient = sum(
+        np.square(np.diff(there, axis=axis, append=np.take(there, [-1], axis))).sum(-1)
+        for axis in (1, 2)
+    )
     places, (H, W) = targets(there), there.shape[1:3]
     inside = ((places >= -0.5) & (places <= np.array([W, H]) - 0.5)).all(-1)
-    return inside & (miss <= 0.01 * (length + length_back) + 0.5) & (gradient <= 0.01 * length + 0.002)
+    return (
+        inside & (miss <= 0.01 * (length + length_back) + 0.5) & (gradient <= 0.01 * length + 0.002)
+    )
 
 
 def warping_error(clip: np.ndarray, there: np.ndarray, seen: np.ndarray) -> float:
@@ -74,7 +91,9 @@ def warping_error(clip: np.ndarray, there: np.ndarray, seen: np.ndarray) -> floa
     errors = np.square(warp(values[1:], there) - values[:-1]).mean(-1)
     pairs = [error[mask].mean() for error, mask in zip(errors, seen, strict=True) if mask.any()]
     if not pairs:
-        raise UserError("no pixel of any frame can be followed into the next one: the clip cuts from shot to shot")
+        raise UserError(
+            "no pixel of any frame can be followed into the next one: the clip cuts from shot to shot"
+        )
     return float(np.mean(pairs))
 
 
@@ -83,5 +102,7 @@ def opencv():
     try:
         import cv2
     except ImportError as error:
-        raise UserError("optical flow and SSIM need OpenCV: pip install 'ivid2vid_jax[evaluation]'") from error
+        raise UserError(
+            "optical flow and SSIM need OpenCV: pip install 'ivid2vid_jax[evaluation]'"
+        ) from error
     return cv2

@@ -49,7 +49,9 @@ class Pair:
         """CLIP's states of the edited and of the source frames, before the projection."""
         found = self.clip.pooled(np.concatenate([self.edited, self.source]))
         if not np.isfinite(found).all():
-            raise UserError(f"CLIP's features of {(~np.isfinite(found).all(-1)).sum()} of {len(found)} frames are not finite")
+            raise UserError(
+                f"CLIP's features of {(~np.isfinite(found).all(-1)).sum()} of {len(found)} frames are not finite"
+            )
         return found[: len(self.edited)], found[len(self.edited) :]
 
     @cached_property
@@ -98,7 +100,12 @@ def both(measure: Callable[[np.ndarray], float]) -> Callable[[Pair], dict[str, f
 
 
 def warping(pair: Pair) -> dict[str, float]:
-    return beside_source(*(flow.warping_error(clip, pair.source_flow, pair.seen) for clip in (pair.edited, pair.source)))
+    return beside_source(
+        *(
+            flow.warping_error(clip, pair.source_flow, pair.seen)
+            for clip in (pair.edited, pair.source)
+        )
+    )
 
 
 def clip_text(pair: Pair) -> dict[str, float]:
@@ -127,74 +134,144 @@ def neighbours(pooled: np.ndarray) -> float:
 FARNEBACK = "OpenCV's Farneback flow on luma (its settings: evaluation/flow.py)"
 METRICS = {
     "frame_difference": Metric(
-        "Frame differencing", "grey levels", "near the source's", "mean absolute difference of consecutive frames, 0 to 255",
-        "VBench's temporal flickering is (255 - this) / 255", both(temporal.frame_difference),
+        "Frame differencing",
+        "grey levels",
+        "near the source's",
+        "mean absolute difference of consecutive frames, 0 to 255",
+        "VBench's temporal flickering is (255 - this) / 255",
+        both(temporal.frame_difference),
     ),
     "flow": Metric(
-        "Optical flow", "pixels a frame", "near the source's", "mean length of the flow between consecutive frames", FARNEBACK,
-        lambda pair: beside_source(flow.magnitude(pair.edited_flow), flow.magnitude(pair.source_flow)),
+        "Optical flow",
+        "pixels a frame",
+        "near the source's",
+        "mean length of the flow between consecutive frames",
+        FARNEBACK,
+        lambda pair: beside_source(
+            flow.magnitude(pair.edited_flow), flow.magnitude(pair.source_flow)
+        ),
     ),
     "flow_error": Metric(
-        "Flow end-point error", "pixels a frame", "lower", "mean length of the difference of the edited clip's flow and the source's",
+        "Flow end-point error",
+        "pixels a frame",
+        "lower",
+        "mean length of the difference of the edited clip's flow and the source's",
         f"V2VBench's motion alignment is this, negative, with GMFlow; here {FARNEBACK}",
         lambda pair: {"edited": flow.end_point_error(pair.edited_flow, pair.source_flow)},
     ),
     "block_matching": Metric(
-        "Block matching", "grey levels", "near the source's", "mean absolute luma that the best match of each block leaves in the next frame, 0 to 255",
+        "Block matching",
+        "grey levels",
+        "near the source's",
+        "mean absolute luma that the best match of each block leaves in the next frame, 0 to 255",
         f"exhaustive search, {temporal.BLOCK}x{temporal.BLOCK} blocks, {temporal.REACH} pixels each way",
         lambda pair: beside_source(pair.blocks[0][0], pair.blocks[1][0]),
     ),
     "block_motion": Metric(
-        "Block motion", "pixels a frame", "near the source's", "mean length of the block matches' vectors", "the same search",
+        "Block motion",
+        "pixels a frame",
+        "near the source's",
+        "mean length of the block matches' vectors",
+        "the same search",
         lambda pair: beside_source(pair.blocks[0][1], pair.blocks[1][1]),
     ),
     "warping_error": Metric(
-        "Warping error", "squared, values 0 to 1", "lower", "frame t against frame t+1 warped by the source clip's flow, over pixels that are not occluded",
+        "Warping error",
+        "squared, values 0 to 1",
+        "lower",
+        "frame t against frame t+1 warped by the source clip's flow, over pixels that are not occluded",
         f"Lai et al. 2018, their masks of occlusion and motion boundaries, with {FARNEBACK}; pixels whose flow leaves the frame are left out, which theirs counts",
         warping,
     ),
     "psnr": Metric(
-        "PSNR to the source", "dB", "higher", "of the squared error to the source, pooled over clips; a clip's value is its mean squared error",
-        "scikit-image's peak_signal_noise_ratio", lambda pair: {"edited": fidelity.squared_error(pair.source, pair.edited)}, summary=fidelity.psnr,
+        "PSNR to the source",
+        "dB",
+        "higher",
+        "of the squared error to the source, pooled over clips; a clip's value is its mean squared error",
+        "scikit-image's peak_signal_noise_ratio",
+        lambda pair: {"edited": fidelity.squared_error(pair.source, pair.edited)},
+        summary=fidelity.psnr,
     ),
     "ssim": Metric(
-        "SSIM to the source", "", "higher", "structural similarity, Gaussian window of 1.5 pixels, mean over channels and frames",
+        "SSIM to the source",
+        "",
+        "higher",
+        "structural similarity, Gaussian window of 1.5 pixels, mean over channels and frames",
         "scikit-image's structural_similarity(gaussian_weights=True, use_sample_covariance=False)",
         lambda pair: {"edited": fidelity.ssim(pair.source, pair.edited)},
     ),
     "psnr_outside": Metric(
-        "PSNR outside the mask", "dB", "higher", "as PSNR, over the pixels that the edit must not change", "scikit-image's peak_signal_noise_ratio",
-        lambda pair: {"edited": fidelity.squared_error(pair.source, pair.edited, pair.outside())}, summary=fidelity.psnr,
+        "PSNR outside the mask",
+        "dB",
+        "higher",
+        "as PSNR, over the pixels that the edit must not change",
+        "scikit-image's peak_signal_noise_ratio",
+        lambda pair: {"edited": fidelity.squared_error(pair.source, pair.edited, pair.outside())},
+        summary=fidelity.psnr,
     ),
     "ssim_outside": Metric(
-        "SSIM outside the mask", "", "higher", "as SSIM, over the pixels that the edit must not change; the mask's inside is set to the source",
-        "scikit-image's structural_similarity", lambda pair: {"edited": fidelity.ssim(pair.source, pair.edited, pair.outside())},
+        "SSIM outside the mask",
+        "",
+        "higher",
+        "as SSIM, over the pixels that the edit must not change; the mask's inside is set to the source",
+        "scikit-image's structural_similarity",
+        lambda pair: {"edited": fidelity.ssim(pair.source, pair.edited, pair.outside())},
     ),
     "clip_text": Metric(
-        "CLIP text alignment", "100 x cosine", "higher", "of the edited frames to the edited clip's caption, mean over frames",
-        "LOVEU-TGVE-2023's clip_score_text without its resize to 480x480", clip_text, "clip",
+        "CLIP text alignment",
+        "100 x cosine",
+        "higher",
+        "of the edited frames to the edited clip's caption, mean over frames",
+        "LOVEU-TGVE-2023's clip_score_text without its resize to 480x480",
+        clip_text,
+        "clip",
     ),
     "clip_direction": Metric(
-        "CLIP directional similarity", "cosine", "higher", "of the change of each frame's embedding to the change of the captions', mean over frames",
+        "CLIP directional similarity",
+        "cosine",
+        "higher",
+        "of the change of each frame's embedding to the change of the captions', mean over frames",
         "InstructPix2Pix (arXiv 2211.09800), which squeezes frames to the tower's square; here the middle square is cut out, as CLIP's preprocessing does",
-        clip_direction, "clip",
+        clip_direction,
+        "clip",
     ),
     "clip_frames": Metric(
-        "CLIP frame consistency, all pairs", "cosine", "near the source's", "mean over all pairs of different frames, projected embeddings",
-        "LOVEU-TGVE-2023's clip_score_frame", lambda pair: beside_source(*map(all_pairs, pair.embedded)), "clip",
+        "CLIP frame consistency, all pairs",
+        "cosine",
+        "near the source's",
+        "mean over all pairs of different frames, projected embeddings",
+        "LOVEU-TGVE-2023's clip_score_frame",
+        lambda pair: beside_source(*map(all_pairs, pair.embedded)),
+        "clip",
     ),
     "clip_neighbours": Metric(
-        "CLIP frame consistency, consecutive", "cosine", "near the source's", "mean over consecutive frames, states before the projection, none below 0",
-        "V2VBench and EditVerseBench", lambda pair: beside_source(*map(neighbours, pair.pooled)), "clip",
+        "CLIP frame consistency, consecutive",
+        "cosine",
+        "near the source's",
+        "mean over consecutive frames, states before the projection, none below 0",
+        "V2VBench and EditVerseBench",
+        lambda pair: beside_source(*map(neighbours, pair.pooled)),
+        "clip",
     ),
     "fid": Metric(
-        "FID", "", "lower", "squared Fréchet distance of Inception features, all edited frames against all source frames", "pytorch-fid", None, "inception",
+        "FID",
+        "",
+        "lower",
+        "squared Fréchet distance of Inception features, all edited frames against all source frames",
+        "pytorch-fid",
+        None,
+        "inception",
     ),
     "kid": Metric(
-        "KID", "", "lower", "unbiased squared MMD of the same features, kernel (x.y / 2048 + 1)^3, 100 random subsets of at most 1000 frames",
-        "clean-fid's formula on pytorch-fid's features; its standard error is that of drawing subsets alone, not that of the clips", None, "inception",
+        "KID",
+        "",
+        "lower",
+        "unbiased squared MMD of the same features, kernel (x.y / 2048 + 1)^3, 100 random subsets of at most 1000 frames",
+        "clean-fid's formula on pytorch-fid's features; its standard error is that of drawing subsets alone, not that of the clips",
+        None,
+        "inception",
     ),
-}  # fmt: skip
+}
 
 
 def measure(pair: Pair, names: list[str]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:

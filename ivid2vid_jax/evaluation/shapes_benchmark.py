@@ -57,27 +57,56 @@ class Item:
 
 
 def specs(
-    kinds: Sequence[str], count: int, size: int, frames: int, world: str = "shapes", phrasings: tuple[int, ...] = ()
+    kinds: Sequence[str],
+    count: int,
+    size: int,
+    frames: int,
+    world: str = "shapes",
+    phrasings: tuple[int, ...] = (),
 ) -> Iterator[tuple[str, int, shapes.Spec]]:
     """(kind, index, spec), `count` held-out ones of each kind, said in the sentences of these numbers (() = all)."""
     for kind in kinds:
         place = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
         for index in range(count):
-            yield kind, index, shapes.sample_spec(SEED, place + index, "eval", (kind,), size, frames, world, phrasings)
+            yield (
+                kind,
+                index,
+                shapes.sample_spec(
+                    SEED, place + index, "eval", (kind,), size, frames, world, phrasings
+                ),
+            )
 
 
-def judge(editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray) -> Item:
+def judge(
+    editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray
+) -> Item:
     verdict = shapes.check(truth.source, edited, spec)
-    source, wanted, found = (np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited))
-    outside = None if truth.mask is None or truth.mask.all() else float(np.square(found - source)[~truth.mask].mean())
+    source, wanted, found = (
+        np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited)
+    )
+    outside = (
+        None
+        if truth.mask is None or truth.mask.all()
+        else float(np.square(found - source)[~truth.mask].mean())
+    )
     moves, wanted_moves = np.diff(found, axis=0), np.diff(wanted, axis=0)
     warping, warping_truth = warping_errors(truth.source, edited, truth.edited)
     return Item(
-        editor, kind, index, verdict.passed, verdict.success, verdict.preserved, verdict.nearest,
-        error=float(np.square(found - wanted).mean()), error_outside=outside, difference=mean(np.abs(moves)),
-        difference_truth=mean(np.abs(wanted_moves)), flicker=mean(np.abs(moves - wanted_moves)),
-        warping=warping, warping_truth=warping_truth,
-    )  # fmt: skip
+        editor,
+        kind,
+        index,
+        verdict.passed,
+        verdict.success,
+        verdict.preserved,
+        verdict.nearest,
+        error=float(np.square(found - wanted).mean()),
+        error_outside=outside,
+        difference=mean(np.abs(moves)),
+        difference_truth=mean(np.abs(wanted_moves)),
+        flicker=mean(np.abs(moves - wanted_moves)),
+        warping=warping,
+        warping_truth=warping_truth,
+    )
 
 
 def mean(values: np.ndarray) -> float:
@@ -116,20 +145,37 @@ def without_temporal(pipe: Pipeline) -> Pipeline:
     """The same net, its temporal layers left out."""
     flat = flax.traverse_util.flatten_dict(pipe.params["unet"])
     spatial = {path: leaf for path, leaf in flat.items() if not is_temporal_key(torch_key(path))}
-    folder = dataclasses.replace(pipe.folder, unet=dataclasses.replace(pipe.folder.unet, temporal=()))
-    return dataclasses.replace(pipe, folder=folder, params=pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)})
+    folder = dataclasses.replace(
+        pipe.folder, unet=dataclasses.replace(pipe.folder.unet, temporal=())
+    )
+    return dataclasses.replace(
+        pipe,
+        folder=folder,
+        params=pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)},
+    )
 
 
 def run(
-    judged: dict[str, Editor], wanted: Sequence[tuple[str, int, shapes.Spec]], file: Path, show: Callable | None = None, progress: Callable | None = None
+    judged: dict[str, Editor],
+    wanted: Sequence[tuple[str, int, shapes.Spec]],
+    file: Path,
+    show: Callable | None = None,
+    progress: Callable | None = None,
 ) -> list[Item]:
     """Judges every editor on every spec; one line of `file` an item, and those that are there already are not made again.
 
     show(item, truth, edited) sees each new clip; progress(done, total).
     """
     done = {(item.editor, item.kind, item.index): item for item in read(file)}
-    missing = [(kind, index, spec) for kind, index, spec in wanted if any((name, kind, index) not in done for name in judged)]
-    total, made = len(wanted) * len(judged), sum((name, kind, index) in done for name in judged for kind, index, _ in wanted)
+    missing = [
+        (kind, index, spec)
+        for kind, index, spec in wanted
+        if any((name, kind, index) not in done for name in judged)
+    ]
+    total, made = (
+        len(wanted) * len(judged),
+        sum((name, kind, index) in done for name in judged for kind, index, _ in wanted),
+    )
     with jsonl.appending(file) as out:
         for kind, index, spec in missing:
             truth = shapes.triplet(spec)
@@ -163,12 +209,21 @@ def summary(items: Iterable[Item]) -> dict:
     outside = [item.error_outside for item in items if item.error_outside is not None]
     for name, errors in (("psnr", [item.error for item in items]), ("psnr_outside", outside)):
         if errors:
-            out[name] = {"db": float(psnr(np.asarray(errors))), "interval": bootstrap(errors, psnr) if all(errors) else None}
-    told = {name: [getattr(item, name) for item in items] for name in ("difference", "difference_truth", "flicker", "warping", "warping_truth")}
+            out[name] = {
+                "db": float(psnr(np.asarray(errors))),
+                "interval": bootstrap(errors, psnr) if all(errors) else None,
+            }
+    told = {
+        name: [getattr(item, name) for item in items]
+        for name in ("difference", "difference_truth", "flicker", "warping", "warping_truth")
+    }
     told["gap"] = [item.difference - item.difference_truth for item in items]
     for name, values in told.items():
         if values := [value for value in values if value is not None]:
-            out[name] = {"mean": float(np.mean(values)), "interval": bootstrap(values, lambda drawn: drawn.mean(-1))}
+            out[name] = {
+                "mean": float(np.mean(values)),
+                "interval": bootstrap(values, lambda drawn: drawn.mean(-1)),
+            }
     return out
 
 
@@ -178,8 +233,13 @@ def report(items: Iterable[Item]) -> dict:
     out = {}
     for editor in dict.fromkeys(item.editor for item in items):
         own = [item for item in items if item.editor == editor]
-        groups = {kind: [item for item in own if item.kind == kind] for kind in dict.fromkeys(item.kind for item in own)}
-        out[editor] = {"all": summary(own)} | {kind: summary(group) for kind, group in groups.items()}
+        groups = {
+            kind: [item for item in own if item.kind == kind]
+            for kind in dict.fromkeys(item.kind for item in own)
+        }
+        out[editor] = {"all": summary(own)} | {
+            kind: summary(group) for kind, group in groups.items()
+        }
     return out
 
 
@@ -189,13 +249,30 @@ def table(found: dict) -> str:
     rule = "|---|---|---|---|---|---|---|---|---|"
     first = next(iter(found))
     blocks = [head.format("editor"), rule, *(row(name, found[name]["all"]) for name in found), ""]
-    blocks += [head.format(f"kind, {first}"), rule, *(row(kind, found[first][kind]) for kind in found[first] if kind != "all")]
+    blocks += [
+        head.format(f"kind, {first}"),
+        rule,
+        *(row(kind, found[first][kind]) for kind in found[first] if kind != "all"),
+    ]
     return "\n".join(blocks)
 
 
 def row(name: str, s: dict) -> str:
     low, high = s["passed"]["interval"]
-    decibels = [f"{s[key]['db']:.1f}" if key in s and np.isfinite(s[key]["db"]) else "exact" if key in s else "" for key in ("psnr", "psnr_outside")]
-    shares = [f"{100 * s['passed']['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]", *(f"{100 * s[key]['share']:.1f}%" for key in ("success", "preserved"))]
-    moves = [f"{s['flicker']['mean']:.2f}", f"{s['difference']['mean']:.2f} ({s['difference_truth']['mean']:.2f})"]
+    decibels = [
+        f"{s[key]['db']:.1f}"
+        if key in s and np.isfinite(s[key]["db"])
+        else "exact"
+        if key in s
+        else ""
+        for key in ("psnr", "psnr_outside")
+    ]
+    shares = [
+        f"{100 * s['passed']['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
+        *(f"{100 * s[key]['share']:.1f}%" for key in ("success", "preserved")),
+    ]
+    moves = [
+        f"{s['flicker']['mean']:.2f}",
+        f"{s['difference']['mean']:.2f} ({s['difference_truth']['mean']:.2f})",
+    ]
     return "| " + " | ".join([name, str(s["count"]), *shares, *decibels, *moves]) + " |"

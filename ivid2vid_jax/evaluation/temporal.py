@@ -33,7 +33,9 @@ def block_matching(clip: np.ndarray) -> tuple[float, float]:
     return float(residuals.mean()), float(np.linalg.norm(vectors, axis=-1).mean())
 
 
-def block_vectors(before: np.ndarray, after: np.ndarray, block: int = BLOCK, reach: int = REACH) -> tuple[np.ndarray, np.ndarray]:
+def block_vectors(
+    before: np.ndarray, after: np.ndarray, block: int = BLOCK, reach: int = REACH
+) -> tuple[np.ndarray, np.ndarray]:
     """Where each block of `before` lies in `after` ([N, H, W] uint8 both): vectors [N, rows, columns, 2], (dx, dy) in pixels, and the mean absolute
     difference there, [N, rows, columns].
 
@@ -43,8 +45,13 @@ def block_vectors(before: np.ndarray, after: np.ndarray, block: int = BLOCK, rea
     (N, H, W), side = before.shape, min(block, *before.shape[1:])
     rows, columns = H // side, W // side
     a = before[:, : rows * side, : columns * side].astype(np.int16)
-    b = np.pad(after.astype(np.int16), ((0, 0), (reach, reach), (reach, reach)), constant_values=OUTSIDE)
-    best, vectors = np.full((N, rows, columns), np.iinfo(np.int32).max), np.zeros((N, rows, columns, 2))
+    b = np.pad(
+        after.astype(np.int16), ((0, 0), (reach, reach), (reach, reach)), constant_values=OUTSIDE
+    )
+    best, vectors = (
+        np.full((N, rows, columns), np.iinfo(np.int32).max),
+        np.zeros((N, rows, columns, 2)),
+    )
     for dx, dy in displacements(reach):
         shifted = b[:, reach + dy : reach + dy + a.shape[1], reach + dx : reach + dx + a.shape[2]]
         cost = np.abs(a - shifted).reshape(N, rows, side, columns, side).sum((2, 4), dtype=np.int32)
@@ -56,7 +63,9 @@ def block_vectors(before: np.ndarray, after: np.ndarray, block: int = BLOCK, rea
 def displacements(reach: int) -> Iterator[tuple[int, int]]:
     """(dx, dy) of the search, the shortest first."""
     steps = range(-reach, reach + 1)
-    yield from sorted(((dx, dy) for dy in steps for dx in steps), key=lambda d: d[0] ** 2 + d[1] ** 2)
+    yield from sorted(
+        ((dx, dy) for dy in steps for dx in steps), key=lambda d: d[0] ** 2 + d[1] ** 2
+    )
 
 
 def grey(clip: np.ndarray) -> np.ndarray:

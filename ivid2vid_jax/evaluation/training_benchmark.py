@@ -18,15 +18,32 @@ log = logging.getLogger(__name__)
 def check(config: TrainConfig) -> None:
     """UserError where `log.judge` cannot be done."""
     if config.log.judge and (config.task != "edit" or not set(config.data) & set(WORLDS)):
-        raise UserError(f"--log.judge {config.log.judge}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.judge 0")
+        raise UserError(
+            f"--log.judge {config.log.judge}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.judge 0"
+        )
 
 
 def judge(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
     """Judges `log.judge` clips and keeps what was found in RUN/judged; when: "before" or "after". What is there already is not done again."""
-    settings, kept = EditSettings(steps=config.log.sample_steps).resolved(pipe.folder), file(run, config.steps if when == "after" else 0)
+    settings, kept = (
+        EditSettings(steps=config.log.sample_steps).resolved(pipe.folder),
+        file(run, config.steps if when == "after" else 0),
+    )
     with Progress(f"judging {when} training") as progress:
-        items = shapes_benchmark.run({"model": shapes_benchmark.editor(pipe, settings)}, list(clips(config)), kept, None, progress)
-    log.info("%s training %d of %d edits pass (%s)", when, sum(item.passed for item in items), len(items), kept)
+        items = shapes_benchmark.run(
+            {"model": shapes_benchmark.editor(pipe, settings)},
+            list(clips(config)),
+            kept,
+            None,
+            progress,
+        )
+    log.info(
+        "%s training %d of %d edits pass (%s)",
+        when,
+        sum(item.passed for item in items),
+        len(items),
+        kept,
+    )
 
 
 def file(run: Path, step: int) -> Path:
@@ -40,20 +57,33 @@ def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
     kinds = config.loader.kinds or WORLDS[world]
     for kind in dict.fromkeys(kinds):
         count = max(1, round(config.log.judge * kinds.count(kind) / len(kinds)))
-        yield from shapes_benchmark.specs((kind,), count, config.loader.size, config.loader.frames, world)
+        yield from shapes_benchmark.specs(
+            (kind,), count, config.loader.size, config.loader.frames, world
+        )
 
 
 def table(run: Path) -> str:
     """Markdown: how many edits passed before and after, the last time the run ended, kinds never trained on by default first; empty where not both are judged."""
-    last = max((int(found.stem.rpartition("-")[2]) for found in (run / "judged").glob("after-*.jsonl")), default=0)
+    last = max(
+        (int(found.stem.rpartition("-")[2]) for found in (run / "judged").glob("after-*.jsonl")),
+        default=0,
+    )
     before, after = (shapes_benchmark.read(file(run, step)) for step in (0, last))
     if not (last and before and after):
         return ""
     kinds = sorted({item.kind for item in after}, key=lambda kind: (kind != UNSEEN_STYLE, kind))
-    groups = {kind: (kind,) for kind in kinds} | {"all kinds of the default training": tuple(kind for kind in kinds if kind != UNSEEN_STYLE)}
-    lines = [f"| kind of edit | passed before [95%] | passed after {last} steps [95%] |", "|---|---|---|"]
+    groups = {kind: (kind,) for kind in kinds} | {
+        "all kinds of the default training": tuple(kind for kind in kinds if kind != UNSEEN_STYLE)
+    }
+    lines = [
+        f"| kind of edit | passed before [95%] | passed after {last} steps [95%] |",
+        "|---|---|---|",
+    ]
     for name, members in groups.items():
-        cells = [share([item.passed for item in items if item.kind in members]) for items in (before, after)]
+        cells = [
+            share([item.passed for item in items if item.kind in members])
+            for items in (before, after)
+        ]
         if members:
             lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)

@@ -17,7 +17,9 @@ from ivid2vid_jax.utils.errors import UserError
 
 def editors(base: Pipeline, config: SynthesisConfig, names: Iterable[str]) -> dict[str, Editor]:
     """Of these names, with the settings of a recipe of the data engine."""
-    return {name: editor(EDITORS[name](base, getattr(config, name), 1), config.seed) for name in names}
+    return {
+        name: editor(EDITORS[name](base, getattr(config, name), 1), config.seed) for name in names
+    }
 
 
 def editor(edit: Callable, seed: int) -> Editor:
@@ -26,7 +28,9 @@ def editor(edit: Callable, seed: int) -> Editor:
     def run(truth: Triplet) -> np.ndarray:
         made = edit([Task(truth.source, truth.source_caption, (truth.edited_caption,), seed)])[0][0]
         if made is None:
-            raise UserError(f"{truth.edited_caption!r}: the net gave numbers that are not finite; give other settings by --engine")
+            raise UserError(
+                f"{truth.edited_caption!r}: the net gave numbers that are not finite; give other settings by --engine"
+            )
         return made
 
     return run

@@ -33,10 +33,14 @@ def make(made: Made, folder: Path, shared: Path) -> Path:
     Raises UserError where the folder holds triplets of another recipe, and what the engine raises.
     """
     engine, told = at_work(made, shared)
-    recipe = json.loads(json.dumps({"engine": dataclasses.asdict(made.engine), "captions": told}, default=str))
+    recipe = json.loads(
+        json.dumps({"engine": dataclasses.asdict(made.engine), "captions": told}, default=str)
+    )
     if folder.is_dir():
         if json.loads((folder / "recipe.json").read_text()) != recipe:
-            raise UserError(f"{folder}: holds triplets of another recipe of the data engine; delete it, or name a new --output")
+            raise UserError(
+                f"{folder}: holds triplets of another recipe of the data engine; delete it, or name a new --output"
+            )
         return folder / "dataset"
     run_stages(Engine(engine))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +59,9 @@ def at_work(made: Made, shared: Path) -> tuple[SynthesisConfig, dict[str, str]]:
     told = {id: made.captions(id) for id in source(engine).marks()}
     file = shared / f"{made.engine.output}-captions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"id": id, "caption": caption}) + "\n" for id, caption in told.items()))
+    file.write_text(
+        "".join(json.dumps({"id": id, "caption": caption}) + "\n" for id, caption in told.items())
+    )
     return dataclasses.replace(engine, captions=CaptionsConfig(source=str(file))), told
 
 
@@ -65,9 +71,19 @@ def table(folders: dict[str, Path]) -> str:
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for arm, folder in folders.items():
         found = json.loads((folder / STATISTICS).read_text())
-        counts = [f"{found['stages'][stage]['accepted']} of {found['stages'][stage]['items']}" for stage in ("clips", "instructions", "edits")]
-        right, precision, recall = (share(found.get("truth", {}).get(name)) for name in ("edits that pass", "precision", "recall"))
-        lines.append("| " + " | ".join([arm, *counts, right, str(found["triplets"]), precision, recall]) + " |")
+        counts = [
+            f"{found['stages'][stage]['accepted']} of {found['stages'][stage]['items']}"
+            for stage in ("clips", "instructions", "edits")
+        ]
+        right, precision, recall = (
+            share(found.get("truth", {}).get(name))
+            for name in ("edits that pass", "precision", "recall")
+        )
+        lines.append(
+            "| "
+            + " | ".join([arm, *counts, right, str(found["triplets"]), precision, recall])
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -26,8 +26,16 @@ from ivid2vid_jax.weights.pipeline_folder import (
 
 LEFT, RIGHT, MIDDLE = (0.25, 0.3, 0.3, 0.75), (0.68, 0.25, 0.75, 0.7), (0.25, 0.3, 0.75, 0.7)
 CLIPS = {
-    "circle": Scene((Object("circle", "red", "large", "plain", Way(MIDDLE, (0, 0.2), (0.5, 1.6), (1, 0.1))),), "grey", wave=0.0),
-    "star": Scene((Object("star", "purple", "large", "plain", Way(MIDDLE, (0, 1), (0.5, -1), (1, 1))),), "white", wave=0.0),
+    "circle": Scene(
+        (Object("circle", "red", "large", "plain", Way(MIDDLE, (0, 0.2), (0.5, 1.6), (1, 0.1))),),
+        "grey",
+        wave=0.0,
+    ),
+    "star": Scene(
+        (Object("star", "purple", "large", "plain", Way(MIDDLE, (0, 1), (0.5, -1), (1, 1))),),
+        "white",
+        wave=0.0,
+    ),
     "triangle-and-cross": Scene(
         (
             Object("triangle", "cyan", "large", "plain", Way(LEFT, (0, 1), (0.5, 0.5), (1, 0))),
@@ -46,7 +54,9 @@ class PackArgs:
     base: Path | None = None  # the run of stage C, becomes shapes-base
     edit: Path | None = None  # the run of stage F, becomes shapes-edit
     clip: Path | None = None  # the run of stage B, becomes shapes-clip
-    vae: Path | None = None  # a run whose autoencoder goes into both, in the place of theirs: the same encoder, with another decoder
+    vae: Path | None = (
+        None  # a run whose autoencoder goes into both, in the place of theirs: the same encoder, with another decoder
+    )
     text_scale: float | None = None  # guidance that shapes-edit proposes, for its sampling.json
     video_scale: float | None = None
     steps: int | None = None  # sampler steps
@@ -62,7 +72,14 @@ def run(args: PackArgs) -> None:
     for name, path in (("shapes-base", args.base), ("shapes-edit", args.edit)):
         if path:
             folder = open_folder(hub.resolve(path))
-            wanted = {key: getattr(args, key) for key in ("text_scale", "video_scale", "steps", "shared_noise")} if name == "shapes-edit" else {}
+            wanted = (
+                {
+                    key: getattr(args, key)
+                    for key in ("text_scale", "video_scale", "steps", "shared_noise")
+                }
+                if name == "shapes-edit"
+                else {}
+            )
             chosen = {key: value for key, value in wanted.items() if value is not None}
             folder = dataclasses.replace(folder, sampling=folder.sampling | chosen)
             params = load_params(folder)
@@ -72,7 +89,13 @@ def run(args: PackArgs) -> None:
             print(f"wrote {args.output / name}")
     if args.clip:
         folder = open_clip(hub.resolve(args.clip))
-        save_folder(args.output / "shapes-clip", folder, load_params(folder), dtype=jnp.float16, replace=True)
+        save_folder(
+            args.output / "shapes-clip",
+            folder,
+            load_params(folder),
+            dtype=jnp.float16,
+            replace=True,
+        )
         print(f"wrote {args.output / 'shapes-clip'}")
     if args.clips:
         shutil.rmtree(args.output / "clips", ignore_errors=True)
@@ -80,7 +103,12 @@ def run(args: PackArgs) -> None:
         for name, scene in CLIPS.items():
             spec = shapes.Spec(scene, Edit("identity", 0))
             frames = shapes.render(scene, spec.size, spec.frames)
-            write_clip(args.output / "clips" / f"{name}.mp4", iter(frames), [Fraction(i, 8) for i in range(len(frames))], Fraction(8))
+            write_clip(
+                args.output / "clips" / f"{name}.mp4",
+                iter(frames),
+                [Fraction(i, 8) for i in range(len(frames))],
+                Fraction(8),
+            )
         print(f"wrote {args.output / 'clips'}")
 
 
@@ -89,7 +117,9 @@ def decoder_of(run: Path, vae: dict) -> dict:
     found = load_params(open_folder(hub.resolve(run)))["vae"]
     for part in ("encoder", "quant_conv"):
         if not jax.tree.all(jax.tree.map(np.array_equal, found[part], vae[part])):
-            raise UserError(f"--vae {run}: its {part} is not that of the nets that are packed, so they know other latents")
+            raise UserError(
+                f"--vae {run}: its {part} is not that of the nets that are packed, so they know other latents"
+            )
     return found
 
 

@@ -17,9 +17,13 @@ class Inversion:
 
     def __init__(self, denoise: Callable, schedule: NoiseSchedule, spread: Spread | None = None):
         self.schedule, self.spread = schedule, spread or Spread(1)
-        self.rise = self.spread.jit(partial(rise, denoise, schedule.prediction_type), donate_argnums=1)
+        self.rise = self.spread.jit(
+            partial(rise, denoise, schedule.prediction_type), donate_argnums=1
+        )
 
-    def __call__(self, params: Any, latents: np.ndarray, text, steps: int) -> Iterator[np.ndarray | None]:
+    def __call__(
+        self, params: Any, latents: np.ndarray, text, steps: int
+    ) -> Iterator[np.ndarray | None]:
         """latents: scaled, [T, h, w, C] on the host; text: [K, D], of the empty prompt as a rule. The noise is [T, h, w, C] on the host."""
         x = self.spread.put(np.asarray(latents, np.float32), FRAMES)[None]
         for step in jax.device_put(rises(self.schedule, steps)):

@@ -1,7 +1,7 @@
 """The editor: modules and parameters of a pipeline folder, and what is done with them.
 
-    pipe = ivid2vid_jax.load("RUN/pipeline")
-    edited = pipe.edit("clip.mp4", "make it snow", seed=0)     # uint8 [T, H, W, 3]
+pipe = ivid2vid_jax.load("RUN/pipeline")
+edited = pipe.edit("clip.mp4", "make it snow", seed=0)     # uint8 [T, H, W, 3]
 """
 
 import dataclasses
@@ -41,43 +41,78 @@ class EditSettings:
     text_scale: float | None = None  # guidance towards the instruction; 7.5
     video_scale: float | None = None  # guidance towards the source clip; 1.5
     sampler: str | None = None  # ddim, euler_ancestral or dpm++; the folder's scheduler
-    size: int | None = None  # pixels of the longer side inside the model; the size it was trained at
+    size: int | None = (
+        None  # pixels of the longer side inside the model; the size it was trained at
+    )
     frames: int | None = None  # frames of one window; the number it was trained at
     seed: int = 0
-    shared_noise: float | None = None  # share of the noise that all frames have in common, 0 to 1; 0
+    shared_noise: float | None = (
+        None  # share of the noise that all frames have in common, 0 to 1; 0
+    )
     negative: str = ""  # in the place of the empty instruction
     eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
     guide_from: float | None = None  # guidance acts on the steps from this share of them on, 0,
-    guide_to: float | None = None  # and before this one, 1; the others evaluate the conditioned branch alone, a third of the work
+    guide_to: float | None = (
+        None  # and before this one, 1; the others evaluate the conditioned branch alone, a third of the work
+    )
 
     @classmethod
     def of(cls, args: Any) -> "EditSettings":
         """A command's arguments of the same names."""
-        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)})
+        return cls(
+            **{
+                field.name: getattr(args, field.name)
+                for field in dataclasses.fields(cls)
+                if hasattr(args, field.name)
+            }
+        )
 
     def resolved(self, folder: Folder) -> "EditSettings":
         """Every None filled in. Raises UserError that names a value out of its range."""
-        defaults = dict(steps=50, text_scale=7.5, video_scale=1.5, frames=folder.unet.num_frames, shared_noise=0.0, guide_from=0.0, guide_to=1.0)
+        defaults = dict(
+            steps=50,
+            text_scale=7.5,
+            video_scale=1.5,
+            frames=folder.unet.num_frames,
+            shared_noise=0.0,
+            guide_from=0.0,
+            guide_to=1.0,
+        )
         defaults["sampler"] = CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
         defaults["size"] = (folder.unet.sample_size or 64) * folder.vae.downscale
         defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
-        settings = dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        settings = dataclasses.replace(
+            self, **{k: v for k, v in defaults.items() if getattr(self, k) is None}
+        )
         settings.check()
         if settings.frames > folder.unet.most_frames:
-            raise UserError(f"frames {settings.frames} must be at most {folder.unet.most_frames}, the places of this net's motion modules")
+            raise UserError(
+                f"frames {settings.frames} must be at most {folder.unet.most_frames}, the places of this net's motion modules"
+            )
         return settings
 
     def check(self) -> None:
         for name, low, high in (
-            ("steps", 1, 1000), ("size", 1, 8192), ("frames", 1, 1024), ("seed", 0, 2**32 - 1), ("eta", 0, 1), ("rescale", 0, 1),
-            ("text_scale", 0, 1000), ("video_scale", 0, 1000), ("shared_noise", 0, 1), ("guide_from", 0, 1), ("guide_to", 0, 1),
-        ):  # fmt: skip
+            ("steps", 1, 1000),
+            ("size", 1, 8192),
+            ("frames", 1, 1024),
+            ("seed", 0, 2**32 - 1),
+            ("eta", 0, 1),
+            ("rescale", 0, 1),
+            ("text_scale", 0, 1000),
+            ("video_scale", 0, 1000),
+            ("shared_noise", 0, 1),
+            ("guide_from", 0, 1),
+            ("guide_to", 0, 1),
+        ):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and low <= value <= high):
                 raise UserError(f"{name} {value} must be between {low} and {high}")
         if self.sampler not in SAMPLERS:
-            raise UserError(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+            raise UserError(
+                f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}"
+            )
         if self.eta and self.sampler != "ddim":
             raise UserError(f"eta {self.eta} is for the ddim sampler only, this is {self.sampler}")
 
@@ -103,7 +138,11 @@ class Pipeline:
 
     @cached_property
     def loop(self) -> SamplingLoop:
-        return SamplingLoop(denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype), self.schedule.prediction_type, self.spread)
+        return SamplingLoop(
+            denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype),
+            self.schedule.prediction_type,
+            self.spread,
+        )
 
     @cached_property
     def _encode_text(self) -> Callable:
@@ -123,9 +162,18 @@ class Pipeline:
             if len(ids) > limit:
                 lost = self.tokenizer.decode(ids[limit - 1 : -1]).strip()
                 lost = lost if len(lost) < 60 else f"{lost[:40]} ... {lost[-15:]}"
-                log.warning("the text is %d tokens long and is cut at %d; what is not read: %r", len(ids), limit, lost)
-        ids = self.tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="np")["input_ids"]
-        return self._encode_text(self.params["text_encoder"], self.spread.put(np.asarray(ids, np.int32)))
+                log.warning(
+                    "the text is %d tokens long and is cut at %d; what is not read: %r",
+                    len(ids),
+                    limit,
+                    lost,
+                )
+        ids = self.tokenizer(
+            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="np"
+        )["input_ids"]
+        return self._encode_text(
+            self.params["text_encoder"], self.spread.put(np.asarray(ids, np.int32))
+        )
 
     def guidance(self, instruction: str, settings: EditSettings) -> list[Guidance]:
         """The branches of each step of an edit, on the device; see `diffusion/guidance.py`.
@@ -144,10 +192,18 @@ class Pipeline:
             )
 
         guided, plain = made(plan), made(branches(1.0, 1.0))
-        return [guided if settings.guide_from <= i / settings.steps < settings.guide_to else plain for i in range(settings.steps)]
+        return [
+            guided if settings.guide_from <= i / settings.steps < settings.guide_to else plain
+            for i in range(settings.steps)
+        ]
 
     def sample(
-        self, source: np.ndarray, instruction: str, settings: EditSettings, progress: Callable[[int, int], None] | None = None, noise=None
+        self,
+        source: np.ndarray,
+        instruction: str,
+        settings: EditSettings,
+        progress: Callable[[int, int], None] | None = None,
+        noise=None,
     ) -> np.ndarray:
         """Edited latents [T, h, w, C], unscaled, from the source clip's [T, h, w, C] (posterior mode, unscaled).
 
@@ -156,7 +212,16 @@ class Pipeline:
         table = sampler(settings.sampler, self.schedule, settings.steps, settings.eta)
         cut = windows.plan(len(source), settings.frames)
         total = settings.steps * len(cut)
-        ran = self.loop(self.params["unet"], source, self.guidance(instruction, settings), table, settings.seed, cut, noise, settings.shared_noise)
+        ran = self.loop(
+            self.params["unet"],
+            source,
+            self.guidance(instruction, settings),
+            table,
+            settings.seed,
+            cut,
+            noise,
+            settings.shared_noise,
+        )
         for done, latents in enumerate(ran):
             if latents is not None:
                 return latents / self.folder.vae.scaling_factor
@@ -168,9 +233,13 @@ class Pipeline:
         """Images of a caption by a text-to-image net (4 channels, no temporal layers), uint8 [count, size, size, 3]. settings: resolved."""
         latent, unet = self.folder.vae, self.folder.unet
         if unet.in_channels != latent.latent_channels or unet.temporal:
-            raise UserError(f"{self.folder.path}: this U-Net edits clips and draws no images from text alone")
+            raise UserError(
+                f"{self.folder.path}: this U-Net edits clips and draws no images from text alone"
+            )
         side = settings.size // latent.downscale
-        noise = np.random.default_rng(settings.seed).standard_normal((count, side, side, latent.latent_channels), np.float32)
+        noise = np.random.default_rng(settings.seed).standard_normal(
+            (count, side, side, latent.latent_channels), np.float32
+        )
         settings = dataclasses.replace(settings, video_scale=1.0, frames=count)
         drawn = self.sample(noise[..., :0], caption, settings, noise=noise)
         return np.stack(list(self.codec.decode(self.params["vae"], drawn)))
@@ -181,7 +250,12 @@ class Pipeline:
         return np.stack(list(self.codec.decode(params, self.codec.encode(params, iter(clip)))))
 
     def edit_frames(
-        self, frames: Iterable[np.ndarray], instruction: str, settings: EditSettings, fit: Fit, progress: Callable[[int, int], None] | None = None
+        self,
+        frames: Iterable[np.ndarray],
+        instruction: str,
+        settings: EditSettings,
+        fit: Fit,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Edited frames, one by one, from a stream of frames; pixels are held a chunk at a time, latents for the whole clip.
 
@@ -201,9 +275,17 @@ class Pipeline:
         """UserError for a net that takes no source clip."""
         channels, needed = self.folder.unet.in_channels, 2 * self.folder.vae.latent_channels
         if channels != needed:
-            raise UserError(f"{self.folder.path}: this U-Net takes {channels} latent channels and no source clip; an editor takes {needed}. Train one from it")
+            raise UserError(
+                f"{self.folder.path}: this U-Net takes {channels} latent channels and no source clip; an editor takes {needed}. Train one from it"
+            )
 
-    def edit(self, video: str | Path | np.ndarray, instruction: str, progress: Callable[[int, int], None] | None = None, **settings) -> np.ndarray:
+    def edit(
+        self,
+        video: str | Path | np.ndarray,
+        instruction: str,
+        progress: Callable[[int, int], None] | None = None,
+        **settings,
+    ) -> np.ndarray:
         """Edits a clip by an instruction.
 
         video: a path, or uint8 [T, H, W, 3]. settings: fields of `EditSettings`. Returns uint8 [T, H, W, 3] of the same
@@ -211,7 +293,9 @@ class Pipeline:
         """
         unknown = settings.keys() - {field.name for field in dataclasses.fields(EditSettings)}
         if unknown:
-            raise TypeError(f"unknown settings {', '.join(sorted(unknown))}; EditSettings has {', '.join(f.name for f in dataclasses.fields(EditSettings))}")
+            raise TypeError(
+                f"unknown settings {', '.join(sorted(unknown))}; EditSettings has {', '.join(f.name for f in dataclasses.fields(EditSettings))}"
+            )
         resolved = EditSettings(**settings).resolved(self.folder)
         if isinstance(video, str | Path):
             from ivid2vid_jax.video.read import (
@@ -223,14 +307,20 @@ class Pipeline:
         else:
             video = np.asarray(video)
             if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-                raise UserError(f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}")
+                raise UserError(
+                    f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
+                )
             size, frames = video.shape[1:3], video
         fit = Fit.plan(size, resolved.size, self.factor)
         return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
 
 
 def load(
-    model: str | Path | None = None, dtype: str = "auto", variant: str | None = None, attention_impl: str = "auto", devices: int | None = None
+    model: str | Path | None = None,
+    dtype: str = "auto",
+    variant: str | None = None,
+    attention_impl: str = "auto",
+    devices: int | None = None,
 ) -> Pipeline:
     """Loads a pipeline folder, a training run's, an embedded one (None: shapes-edit), or a model of the Hugging Face hub ("owner/name").
 
@@ -245,9 +335,20 @@ def load(
     except ValueError as error:
         raise UserError(f"{folder.path}: {error}") from error
     if folder.scheduler.get("_class_name") not in CLASSES:
-        log.info("%s: its %s gives the noise schedule; ddim samples", folder.path.name, folder.scheduler.get("_class_name"))
+        log.info(
+            "%s: its %s gives the noise schedule; ddim samples",
+            folder.path.name,
+            folder.scheduler.get("_class_name"),
+        )
     params = load_params(folder, compute, variant=variant)
-    return Pipeline(folder, spread.put(params), load_tokenizer(folder.tokenizer), compute, attention_impl, spread)
+    return Pipeline(
+        folder,
+        spread.put(params),
+        load_tokenizer(folder.tokenizer),
+        compute,
+        attention_impl,
+        spread,
+    )
 
 
 def load_tokenizer(path: Path):

@@ -53,22 +53,45 @@ def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guid
     G, K = x.shape[0], guidance.text.shape[0]
 
     def of_branches(window):  # [G, ...] -> [G*K, ...]
-        return jnp.broadcast_to(window[:, None], (G, K, *window.shape[1:])).reshape(G * K, *window.shape[1:])
+        return jnp.broadcast_to(window[:, None], (G, K, *window.shape[1:])).reshape(
+            G * K, *window.shape[1:]
+        )
 
     kept = jnp.tile(guidance.video, G).reshape(G * K, 1, 1, 1, 1)
-    text = jnp.broadcast_to(guidance.text[None], (G, *guidance.text.shape)).reshape(G * K, *guidance.text.shape[1:])
-    predictions = denoise(params, of_branches(x), jnp.broadcast_to(step.t, (G * K,)), Condition(text, of_branches(source) * kept))
-    return jax.vmap(combine, (0, None, None))(predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale)
+    text = jnp.broadcast_to(guidance.text[None], (G, *guidance.text.shape)).reshape(
+        G * K, *guidance.text.shape[1:]
+    )
+    predictions = denoise(
+        params,
+        of_branches(x),
+        jnp.broadcast_to(step.t, (G * K,)),
+        Condition(text, of_branches(source) * kept),
+    )
+    return jax.vmap(combine, (0, None, None))(
+        predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale
+    )
 
 
-def advance(state: State, prediction, frames, noise: Noise, step: Step, prediction_type: str) -> State:
+def advance(
+    state: State, prediction, frames, noise: Noise, step: Step, prediction_type: str
+) -> State:
     """One sampler step from a guided prediction; frames: int32 [T], the frames' numbers in the whole clip."""
     x0 = predicted_x0(state.x, prediction, step, prediction_type)
     fresh = frame_noise(noise.key, frames, state.x.shape[1:], noise.shared)
     return State(update(state.x, x0, state.x0, fresh, step), x0)
 
 
-def whole_step(denoise: Callable, prediction_type: str, params: Any, state: State, source, frames, noise: Noise, step: Step, guidance: Guidance) -> State:
+def whole_step(
+    denoise: Callable,
+    prediction_type: str,
+    params: Any,
+    state: State,
+    source,
+    frames,
+    noise: Noise,
+    step: Step,
+    guidance: Guidance,
+) -> State:
     """One sampler step of a clip that is seen at once: its guided prediction, and the advance by it. source: [T, h, w, C]."""
     prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
     return advance(state, prediction, frames, noise, step, prediction_type)
@@ -80,12 +103,25 @@ class SamplingLoop:
     def __init__(self, denoise: Callable, prediction_type: str, spread: Spread | None = None):
         self.spread = spread = spread or Spread(1)
         self.guided = spread.jit(partial(guided, denoise), WINDOWS)
-        self.advance = spread.jit(partial(advance, prediction_type=prediction_type), donate_argnums=0)
-        self.start = spread.jit(lambda noise, frames, scale, like: frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale)
+        self.advance = spread.jit(
+            partial(advance, prediction_type=prediction_type), donate_argnums=0
+        )
+        self.start = spread.jit(
+            lambda noise, frames, scale, like: (
+                frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale
+            )
+        )
         self.whole = spread.jit(partial(whole_step, denoise, prediction_type), donate_argnums=1)
 
     def __call__(
-        self, params: Any, source: np.ndarray, guidance: Sequence[Guidance], table: Sampler, seed: int, windows: list[slice], noise: np.ndarray | None = None,
+        self,
+        params: Any,
+        source: np.ndarray,
+        guidance: Sequence[Guidance],
+        table: Sampler,
+        seed: int,
+        windows: list[slice],
+        noise: np.ndarray | None = None,
         shared: float = 0.0,
     ) -> Iterator[np.ndarray | None]:
         """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
@@ -95,14 +131,21 @@ class SamplingLoop:
         shared: share of the seed's noise that all frames have in common.
         """
         scale, shared = jax.device_put((np.float32(table.start), np.float32(shared)))
-        first, *later = (Noise(key, shared) for key in jax.random.split(jax.random.key(seed), len(table.steps.t) + 1))
+        first, *later = (
+            Noise(key, shared)
+            for key in jax.random.split(jax.random.key(seed), len(table.steps.t) + 1)
+        )
         steps = list(zip(step_rows(table), later, guidance, strict=True))
         run = self.one_window if len(windows) == 1 else self.many_windows
         return run(params, np.asarray(source, np.float32), steps, first, scale, windows, noise)
 
     def one_window(self, params, source, steps, first, scale, windows, noise):
         frames, source = self.spread.put((np.arange(len(source), dtype=np.int32), source), FRAMES)
-        x = self.start(first, frames, scale, source) if noise is None else self.spread.put(noise * np.float32(scale), FRAMES)
+        x = (
+            self.start(first, frames, scale, source)
+            if noise is None
+            else self.spread.put(noise * np.float32(scale), FRAMES)
+        )
         state = State(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES))
         for step, drawn, guidance in steps:
             state = self.whole(params, state, source, frames, drawn, step, guidance)
@@ -119,7 +162,9 @@ class SamplingLoop:
         if noise is None:
             x = np.empty_like(source)
             for window in windows:
-                x[window] = jax.device_get(self.start(first, put(numbers[window]), scale, put(source[window])))
+                x[window] = jax.device_get(
+                    self.start(first, put(numbers[window]), scale, put(source[window]))
+                )
         else:
             x = noise * np.float32(scale)
         x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
@@ -128,15 +173,31 @@ class SamplingLoop:
             for i in range(0, len(windows), self.spread.count):
                 group = windows[i : i + self.spread.count]
                 filled = group + group[-1:] * (self.spread.count - len(group))
-                found = jax.device_get(self.guided(params, *put(tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)), WINDOWS), step, guidance))
-                for window, weight, part in zip(group, weights[i : i + len(group)], found[: len(group)], strict=True):
+                found = jax.device_get(
+                    self.guided(
+                        params,
+                        *put(
+                            tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)),
+                            WINDOWS,
+                        ),
+                        step,
+                        guidance,
+                    )
+                )
+                for window, weight, part in zip(
+                    group, weights[i : i + len(group)], found[: len(group)], strict=True
+                ):
                     prediction[window] += weight[:, None, None, None] * part
                     yield None
             after = State(np.empty_like(x), np.empty_like(x))
             for window in windows:
-                state, part, frames = put((State(x[window], x0[window]), prediction[window], numbers[window]))
+                state, part, frames = put(
+                    (State(x[window], x0[window]), prediction[window], numbers[window])
+                )
                 state = jax.device_get(self.advance(state, part, frames, drawn, step))
-                after.x[window], after.x0[window] = state  # where windows overlap, they hold the same values
+                after.x[window], after.x0[window] = (
+                    state  # where windows overlap, they hold the same values
+                )
             x, x0 = after
             runtime.return_freed_memory()
         yield x
@@ -144,7 +205,10 @@ class SamplingLoop:
 
 def blend_weights(windows: list[slice], length: int) -> list[np.ndarray]:
     """For each window the weights [frames] of its predictions: a tent over the window, and the tents of a frame sum to 1."""
-    tents = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in (w.stop - w.start for w in windows)]
+    tents = [
+        np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+        for n in (w.stop - w.start for w in windows)
+    ]
     total = np.zeros(length, np.float32)
     for tent, window in zip(tents, windows, strict=True):
         total[window] += tent

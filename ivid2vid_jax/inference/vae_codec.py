@@ -40,13 +40,17 @@ class FrameCodec:
         """Posterior modes [T, H/f, W/f, C] float32, unscaled, of frames [H, W, 3] uint8, all of one size."""
         out = []
         for chunk, used in chunks(frames, lambda frame: frame.shape[0] * frame.shape[1]):
-            out.append(self.tiled(lambda tile: self._encode(params, tile), chunk, self.downscale, 1)[:used])
+            out.append(
+                self.tiled(lambda tile: self._encode(params, tile), chunk, self.downscale, 1)[:used]
+            )
             runtime.return_freed_memory()
         return np.concatenate(out)
 
     def decode(self, params: Any, latents: np.ndarray) -> Iterator[np.ndarray]:
         """Frames [H, W, 3] uint8, one by one, of latents [T, h, w, C], unscaled."""
-        for chunk, used in chunks(latents, lambda frame: frame.shape[0] * frame.shape[1] * self.downscale**2):
+        for chunk, used in chunks(
+            latents, lambda frame: frame.shape[0] * frame.shape[1] * self.downscale**2
+        ):
             pixels = self.tiled(lambda tile: self._decode(params, tile), chunk, 1, self.downscale)
             yield from np.round(pixels[:used]).astype(np.uint8)
             runtime.return_freed_memory()
@@ -63,13 +67,19 @@ class FrameCodec:
         out = total = 0.0
         for y in spans(h, TILE // f, OVERLAP // f):
             for x in spans(w, TILE // f, OVERLAP // f):
-                part = jax.device_get(run(self.spread.put(chunk[:, scaled(y, cells_in), scaled(x, cells_in)], FRAMES)))
+                part = jax.device_get(
+                    run(self.spread.put(chunk[:, scaled(y, cells_in), scaled(x, cells_in)], FRAMES))
+                )
                 if isinstance(out, float):
-                    out = np.zeros((len(chunk), h * cells_out, w * cells_out, part.shape[-1]), np.float32)
+                    out = np.zeros(
+                        (len(chunk), h * cells_out, w * cells_out, part.shape[-1]), np.float32
+                    )
                     total = np.zeros((1, *out.shape[1:3], 1), np.float32)
                 place = (slice(None), scaled(y, cells_out), scaled(x, cells_out))
                 ramp = OVERLAP // f * cells_out
-                weight = np.outer(taper(part.shape[1], ramp), taper(part.shape[2], ramp))[None, :, :, None]
+                weight = np.outer(taper(part.shape[1], ramp), taper(part.shape[2], ramp))[
+                    None, :, :, None
+                ]
                 out[place] += part * weight
                 total[place] += weight
         return out / total
@@ -94,7 +104,10 @@ def spans(length: int, tile: int, overlap: int) -> list[slice]:
     if length <= tile:
         return [slice(0, length)]
     count = -(-(length - overlap) // (tile - overlap))
-    return [slice(start, start + tile) for start in np.linspace(0, length - tile, count).round().astype(int)]
+    return [
+        slice(start, start + tile)
+        for start in np.linspace(0, length - tile, count).round().astype(int)
+    ]
 
 
 def scaled(span: slice, cells: int) -> slice:

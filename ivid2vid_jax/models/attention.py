@@ -17,10 +17,18 @@ from ivid2vid_jax.models.sharded_reshape import axes
 
 SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
 LONG = 1024  # queries and keys from which on scores are too many to be kept
-CHUNK_BYTES = 2**28  # of the scores that "chunked" holds at a time, or those of LANES queries if they are more
+CHUNK_BYTES = (
+    2**28
+)  # of the scores that "chunked" holds at a time, or those of LANES queries if they are more
 WIDE = 256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
 LANES = 128  # of a TPU's registers: blocks are multiples of it
-BLOCKS = (1024, 512, 384, 256, 128)  # rows and columns of a tile of "splash", the largest that divides the sequence
+BLOCKS = (
+    1024,
+    512,
+    384,
+    256,
+    128,
+)  # rows and columns of a tile of "splash", the largest that divides the sequence
 
 
 def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
@@ -36,7 +44,9 @@ def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
     Raises ValueError for an unknown `impl`, and for a dtype or head width that cuDNN does not take.
     """
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
     if impl == "auto":
         impl = choose(q_BQHD, k_BKHD, platform())
     compute = BACKENDS[impl]
@@ -72,14 +82,34 @@ def plain(q_BQHD, k_BKHD, v_BKHD):
     """
     precision = precise(q_BQHD.dtype)
     if platform() == "cpu":
-        logits_BHKQ = jnp.einsum("BHKD,BHDQ->BHKQ", k_BKHD.swapaxes(1, 2), q_BQHD.transpose(0, 2, 3, 1), preferred_element_type=precision)
-        weights_BHKQ = jnp.exp(logits_BHKQ - jax.lax.stop_gradient(logits_BHKQ.max(2, keepdims=True)))
-        out_BHDQ = jnp.einsum("BHDK,BHKQ->BHDQ", v_BKHD.transpose(0, 2, 3, 1), weights_BHKQ.astype(v_BKHD.dtype), preferred_element_type=precision)
-        return (out_BHDQ / weights_BHKQ.sum(2, keepdims=True)).astype(v_BKHD.dtype).transpose(0, 3, 1, 2)
+        logits_BHKQ = jnp.einsum(
+            "BHKD,BHDQ->BHKQ",
+            k_BKHD.swapaxes(1, 2),
+            q_BQHD.transpose(0, 2, 3, 1),
+            preferred_element_type=precision,
+        )
+        weights_BHKQ = jnp.exp(
+            logits_BHKQ - jax.lax.stop_gradient(logits_BHKQ.max(2, keepdims=True))
+        )
+        out_BHDQ = jnp.einsum(
+            "BHDK,BHKQ->BHDQ",
+            v_BKHD.transpose(0, 2, 3, 1),
+            weights_BHKQ.astype(v_BKHD.dtype),
+            preferred_element_type=precision,
+        )
+        return (
+            (out_BHDQ / weights_BHKQ.sum(2, keepdims=True))
+            .astype(v_BKHD.dtype)
+            .transpose(0, 3, 1, 2)
+        )
     logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precision)
     if platform() != "tpu" or not short(v_BKHD.dtype):
-        return jnp.einsum("BHQK,BKHD->BQHD", jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype), v_BKHD)
-    weights_BHQK = jnp.exp(logits_BHQK - jax.lax.stop_gradient(logits_BHQK.max(-1, keepdims=True))).astype(v_BKHD.dtype)
+        return jnp.einsum(
+            "BHQK,BKHD->BQHD", jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype), v_BKHD
+        )
+    weights_BHQK = jnp.exp(
+        logits_BHQK - jax.lax.stop_gradient(logits_BHQK.max(-1, keepdims=True))
+    ).astype(v_BKHD.dtype)
     total_BQH1 = weights_BHQK.astype(precision).sum(-1).swapaxes(1, 2)[..., None]
     out_BQHD = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD, preferred_element_type=precision)
     return (out_BQHD / total_BQH1).astype(v_BKHD.dtype)
@@ -119,20 +149,37 @@ def splash(q_BQHD, k_BKHD, v_BKHD):
 
     Q, K, H = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[2]
     more_q, more_k = -Q % LANES, -K % LANES
-    q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0))) for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k)))
+    q, k, v = (
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0)))
+        for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k))
+    )
     rows, columns = block(Q + more_q), block(K + more_k)
     inner = 512 if columns % 512 == 0 else columns
-    layout = kernel.QKVLayout.SEQ_MINOR if q.shape[-1] % LANES else kernel.QKVLayout.HEAD_DIM_MINOR  # the innermost axis is padded to whole lanes
+    layout = (
+        kernel.QKVLayout.SEQ_MINOR if q.shape[-1] % LANES else kernel.QKVLayout.HEAD_DIM_MINOR
+    )  # the innermost axis is padded to whole lanes
     sizes = kernel.BlockSizes(
-        block_q=rows, block_kv=columns, block_kv_compute=inner,
-        block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=inner,
-        block_q_dq=rows, block_kv_dq=columns, q_layout=layout, k_layout=layout, v_layout=layout,
-    )  # fmt: skip
+        block_q=rows,
+        block_kv=columns,
+        block_kv_compute=inner,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_kv_dkv_compute=inner,
+        block_q_dq=rows,
+        block_kv_dq=columns,
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
+    )
     mask = masks.MultiHeadMask([masks.FullMask((Q + more_q, K + more_k))] * H)
-    run = kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=platform() != "tpu")
+    run = kernel.make_splash_mha_single_device(
+        mask, block_sizes=sizes, interpret=platform() != "tpu"
+    )
     segments = None
     if more_k:
-        segments = kernel.SegmentIds(jnp.zeros(Q + more_q, jnp.int32), (jnp.arange(K + more_k) >= K).astype(jnp.int32))
+        segments = kernel.SegmentIds(
+            jnp.zeros(Q + more_q, jnp.int32), (jnp.arange(K + more_k) >= K).astype(jnp.int32)
+        )
     out = jax.vmap(lambda q, k, v: run(q, k, v, segment_ids=segments))(q, k, v)
     return out[:, :, :Q].swapaxes(1, 2).astype(q_BQHD.dtype)
 
@@ -145,7 +192,9 @@ def block(length: int) -> int:
 def cudnn(q_BQHD, k_BKHD, v_BKHD):
     """cuDNN's flash attention."""
     if refusal := cudnn_refuses(q_BQHD.dtype, q_BQHD.shape[-1]):
-        raise ValueError(f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked")
+        raise ValueError(
+            f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked"
+        )
     return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, scale=1.0, implementation="cudnn")
 
 
@@ -158,7 +207,13 @@ def cudnn_refuses(dtype, head_dim: int) -> str:
     return ""
 
 
-BACKENDS = {"xla": plain, "pointwise": pointwise, "chunked": chunked, "splash": splash, "cudnn": cudnn}
+BACKENDS = {
+    "xla": plain,
+    "pointwise": pointwise,
+    "chunked": chunked,
+    "splash": splash,
+    "cudnn": cudnn,
+}
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 LOCAL = ("chunked", "splash", "cudnn")  # which the compiler cannot split over devices by itself
 
@@ -170,8 +225,16 @@ def shared_out(compute, batch: int):
     if math.prod(sizes) <= 1:
         return compute
     ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
-    spec = P(tuple(there)[:ways] or None)  # a batch that nothing divides: each device does all of it
-    return partial(jax.shard_map, mesh=jax.sharding.get_abstract_mesh(), in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(compute)
+    spec = P(
+        tuple(there)[:ways] or None
+    )  # a batch that nothing divides: each device does all of it
+    return partial(
+        jax.shard_map,
+        mesh=jax.sharding.get_abstract_mesh(),
+        in_specs=(spec,) * 3,
+        out_specs=spec,
+        check_vma=False,
+    )(compute)
 
 
 class Attention(nn.Module):
@@ -198,5 +261,12 @@ class Attention(nn.Module):
             y = Dense(inner, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
             return y.reshape(*y.shape[:-1], self.heads, self.head_dim)
 
-        out = attention(project("to_q", x_BQC), gather(project("to_k", context_BKC)), gather(project("to_v", context_BKC)), self.impl)
-        return Dense(self.out_features, dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(out.reshape(*out.shape[:-2], inner))
+        out = attention(
+            project("to_q", x_BQC),
+            gather(project("to_k", context_BKC)),
+            gather(project("to_v", context_BKC)),
+            self.impl,
+        )
+        return Dense(
+            self.out_features, dtype=self.dtype, kernel_init=self.out_init, name="to_out.0"
+        )(out.reshape(*out.shape[:-2], inner))

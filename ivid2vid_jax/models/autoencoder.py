@@ -22,9 +22,14 @@ from ivid2vid_jax.models.layers import (
 )
 
 FIXED = dict(
-    act_fn=("silu",), latents_mean=(None,), latents_std=(None,), shift_factor=(None, 0), mid_block_add_attention=(True, None),
-    use_quant_conv=(True, None), use_post_quant_conv=(True, None),
-)  # fmt: skip
+    act_fn=("silu",),
+    latents_mean=(None,),
+    latents_std=(None,),
+    shift_factor=(None, 0),
+    mid_block_add_attention=(True, None),
+    use_quant_conv=(True, None),
+    use_post_quant_conv=(True, None),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,10 @@ class AutoencoderConfig:
 
     def to_json(self) -> dict:
         levels = len(self.block_out_channels)
-        types = dict(down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)
+        types = dict(
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
+        )
         return {"_class_name": "AutoencoderKL", **dataclasses.asdict(self), **types}
 
     @property
@@ -86,13 +94,17 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, pixels) -> Posterior:
         """pixels: [N, H, W, 3] in [-1, 1], H and W multiples of `config.downscale`."""
-        moments = self.quant_conv(self.encoder(pixels.astype(self.dtype))).astype(precise(self.dtype))
+        moments = self.quant_conv(self.encoder(pixels.astype(self.dtype))).astype(
+            precise(self.dtype)
+        )
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
 
     def decode(self, latents):
         """latents: [N, h, w, C], already divided by the scaling factor. Returns [N, H, W, 3] float32, about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(precise(self.dtype))
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(
+            precise(self.dtype)
+        )
 
     def __call__(self, pixels):
         """Reconstruction through the posterior's mode; touches every parameter, for initialisation."""
@@ -109,7 +121,14 @@ class Encoder(nn.Module):
         x = nn.Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for i, features in enumerate(cfg.block_out_channels):
             last = i == len(cfg.block_out_channels) - 1
-            x = Stage(features, cfg.layers_per_block, None if last else "down", cfg.norm_num_groups, self.dtype, name=f"down_blocks.{i}")(x)
+            x = Stage(
+                features,
+                cfg.layers_per_block,
+                None if last else "down",
+                cfg.norm_num_groups,
+                self.dtype,
+                name=f"down_blocks.{i}",
+            )(x)
         x = MidBlock(cfg.norm_num_groups, self.dtype, name="mid_block")(x)
         return head(x, 2 * cfg.latent_channels, cfg.norm_num_groups, self.dtype)
 
@@ -125,7 +144,14 @@ class Decoder(nn.Module):
         x = MidBlock(cfg.norm_num_groups, self.dtype, name="mid_block")(x)
         for i, features in enumerate(reversed(cfg.block_out_channels)):
             last = i == len(cfg.block_out_channels) - 1
-            x = Stage(features, cfg.layers_per_block + 1, None if last else "up", cfg.norm_num_groups, self.dtype, name=f"up_blocks.{i}")(x)
+            x = Stage(
+                features,
+                cfg.layers_per_block + 1,
+                None if last else "up",
+                cfg.norm_num_groups,
+                self.dtype,
+                name=f"up_blocks.{i}",
+            )(x)
         return head(x, cfg.out_channels, cfg.norm_num_groups, self.dtype)
 
 
@@ -141,7 +167,9 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.layers):
-            x = ResnetBlock(self.features, self.groups, 1e-6, dtype=self.dtype, name=f"resnets.{i}")(x)
+            x = ResnetBlock(
+                self.features, self.groups, 1e-6, dtype=self.dtype, name=f"resnets.{i}"
+            )(x)
         if self.resample == "down":
             x = Downsample(self.features, padding=0, dtype=self.dtype, name="downsamplers.0")(x)
         elif self.resample == "up":
@@ -173,7 +201,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         N, h, w, C = x.shape
-        y = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="group_norm")(x).reshape(N, h * w, 1, C)
+        y = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="group_norm")(x).reshape(
+            N, h * w, 1, C
+        )
         q, k, v = (Dense(C, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
         return x + Dense(C, dtype=self.dtype, name="to_out.0")(attention(q, k, v)).reshape(x.shape)
 

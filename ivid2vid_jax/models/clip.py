@@ -22,7 +22,9 @@ ACTIVATIONS = {
 def check_activation(what: str, hidden_act: str) -> None:
     """ValueError for an activation that is not known here."""
     if hidden_act not in ACTIVATIONS:
-        raise ValueError(f"{what} config: hidden_act={hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"{what} config: hidden_act={hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,11 @@ class CLIPTextConfig:
         return from_json(cls, config.get("text_config", config))
 
     def to_json(self) -> dict:
-        return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **dataclasses.asdict(self)}
+        return {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            **dataclasses.asdict(self),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +92,36 @@ class CLIPConfig:
     @classmethod
     def from_json(cls, config: dict) -> "CLIPConfig":
         """Of a transformers CLIPModel's config.json, which leaves out what is ViT-B/32's, transformers' default."""
-        text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407} | config.get("text_config", {})
-        vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32}
-        return cls(CLIPTextConfig.from_json(text), CLIPVisionConfig.from_json(vision | config.get("vision_config", {})), config.get("projection_dim", 512))
+        text = {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_attention_heads": 8,
+            "eos_token_id": 49407,
+        } | config.get("text_config", {})
+        vision = {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "patch_size": 32,
+        }
+        return cls(
+            CLIPTextConfig.from_json(text),
+            CLIPVisionConfig.from_json(vision | config.get("vision_config", {})),
+            config.get("projection_dim", 512),
+        )
 
     def to_json(self) -> dict:
-        towers = {"text_config": self.text.to_json(), "vision_config": {"model_type": "clip_vision_model", **dataclasses.asdict(self.vision)}}
-        return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": self.projection_dim, **towers}
+        towers = {
+            "text_config": self.text.to_json(),
+            "vision_config": {"model_type": "clip_vision_model", **dataclasses.asdict(self.vision)},
+        }
+        return {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": self.projection_dim,
+            **towers,
+        }
 
 
 class CLIPModel(nn.Module):
@@ -129,7 +158,9 @@ class CLIPModel(nn.Module):
         eos = self.config.text.eos_token_id
         ends = ids.argmax(-1) if eos == 2 else (ids == eos).argmax(-1)
         states = self.text_model(ids)
-        return unit(self.text_projection(jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]))
+        return unit(
+            self.text_projection(jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0])
+        )
 
 
 LOGIT_SCALE = 2.6592  # log(1 / 0.07)
@@ -168,11 +199,23 @@ class PatchEmbeddings(nn.Module):
     def __call__(self, pixels):
         cfg = self.config
         if pixels.shape[1:3] != (cfg.image_size, cfg.image_size):
-            raise ValueError(f"images of {pixels.shape[1]} x {pixels.shape[2]} pixels where the image encoder takes {cfg.image_size} x {cfg.image_size}")
+            raise ValueError(
+                f"images of {pixels.shape[1]} x {pixels.shape[2]} pixels where the image encoder takes {cfg.image_size} x {cfg.image_size}"
+            )
         patch = (cfg.patch_size, cfg.patch_size)
-        x = nn.Conv(cfg.hidden_size, patch, strides=patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")(pixels)
+        x = nn.Conv(
+            cfg.hidden_size,
+            patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            name="patch_embedding",
+        )(pixels)
         x = x.reshape(len(pixels), -1, cfg.hidden_size)
-        first = self.param("class_embedding", nn.initializers.zeros, (cfg.hidden_size,)).astype(x.dtype)
+        first = self.param("class_embedding", nn.initializers.zeros, (cfg.hidden_size,)).astype(
+            x.dtype
+        )
         x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, cfg.hidden_size)), x], axis=1)
         places = nn.Embed(x.shape[1], cfg.hidden_size, dtype=self.dtype, name="position_embedding")
         return x + places(jnp.arange(x.shape[1]))[None]
@@ -208,9 +251,18 @@ class Embeddings(nn.Module):
     def __call__(self, ids):
         cfg = self.config
         if ids.shape[1] > cfg.max_position_embeddings:
-            raise ValueError(f"{ids.shape[1]} tokens exceed the text encoder's {cfg.max_position_embeddings}")
-        tokens = nn.Embed(cfg.vocab_size, cfg.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
-        places = nn.Embed(cfg.max_position_embeddings, cfg.hidden_size, dtype=self.dtype, name="position_embedding")
+            raise ValueError(
+                f"{ids.shape[1]} tokens exceed the text encoder's {cfg.max_position_embeddings}"
+            )
+        tokens = nn.Embed(
+            cfg.vocab_size, cfg.hidden_size, dtype=self.dtype, name="token_embedding"
+        )(ids)
+        places = nn.Embed(
+            cfg.max_position_embeddings,
+            cfg.hidden_size,
+            dtype=self.dtype,
+            name="position_embedding",
+        )
         return tokens + places(jnp.arange(ids.shape[1]))[None]
 
 
@@ -233,8 +285,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = x + SelfAttention(self.config.num_attention_heads, self.dtype, self.causal, name="self_attn")(layer_norm("layer_norm1", self.dtype)(x))
-        return x + MLP(self.config, self.dtype, name="mlp")(layer_norm("layer_norm2", self.dtype)(x))
+        x = x + SelfAttention(
+            self.config.num_attention_heads, self.dtype, self.causal, name="self_attn"
+        )(layer_norm("layer_norm1", self.dtype)(x))
+        return x + MLP(self.config, self.dtype, name="mlp")(
+            layer_norm("layer_norm2", self.dtype)(x)
+        )
 
 
 class MLP(nn.Module):
@@ -244,7 +300,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](h))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(
+            ACTIVATIONS[self.config.hidden_act](h)
+        )
 
 
 class SelfAttention(nn.Module):
@@ -261,7 +319,12 @@ class SelfAttention(nn.Module):
             Dense(C, dtype=self.dtype, name=name)(x).reshape(B, L, self.heads, C // self.heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * (C // self.heads) ** -0.5, k, preferred_element_type=precise(self.dtype))
+        logits = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            q * (C // self.heads) ** -0.5,
+            k,
+            preferred_element_type=precise(self.dtype),
+        )
         if self.causal:
             logits = jnp.where(jnp.tril(jnp.ones((L, L), bool))[None, None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)

@@ -53,7 +53,12 @@ class Conv(nn.Conv):
     def __call__(self, x):
         if tuple(self.kernel_size) == (1, 1):
             kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
-            x, kernel, bias = nn.dtypes.promote_dtype(x, kernel[0, 0], self.param("bias", self.bias_init, (self.features,)), dtype=self.dtype)
+            x, kernel, bias = nn.dtypes.promote_dtype(
+                x,
+                kernel[0, 0],
+                self.param("bias", self.bias_init, (self.features,)),
+                dtype=self.dtype,
+            )
             return matmul(x, kernel) + bias.reshape(*(1,) * (x.ndim - 1), -1)
         if x.ndim != 5:
             return super().__call__(x)
@@ -77,7 +82,9 @@ class GroupNorm(nn.Module):
     def __call__(self, x):
         C = x.shape[-1]
         if C % self.groups:
-            raise ValueError(f"{C} channels cannot be split into {self.groups} groups; change norm_num_groups")
+            raise ValueError(
+                f"{C} channels cannot be split into {self.groups} groups; change norm_num_groups"
+            )
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         lead, h = x.shape[: -self.pool], x.astype(precise(self.dtype))
@@ -88,17 +95,27 @@ class GroupNorm(nn.Module):
         def over_all(row):  # [C] or [*lead, C] to h's rank
             return row.reshape(*row.shape[:-1], *(1,) * (h.ndim - row.ndim), C)
 
-        def group_mean(h):  # over positions first, then over the group's channels: twice as fast on CPU as over both
+        def group_mean(
+            h,
+        ):  # over positions first, then over the group's channels: twice as fast on CPU as over both
             mean = h.mean(positions)
             mean = mean.reshape(*mean.shape[:-1], self.groups, C // self.groups).mean(-1)
             return over_all(jnp.repeat(mean, C // self.groups, axis=-1))
 
         mean = group_mean(h)
         # One pass for both moments where the result is 16-bit anyway: on TPU it is made beside h, which is then not read once more.
-        variance = group_mean(jnp.square(h)) - jnp.square(mean) if short(self.dtype) else group_mean(jnp.square(h - mean))
-        factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * over_all(scale.astype(h.dtype))
+        variance = (
+            group_mean(jnp.square(h)) - jnp.square(mean)
+            if short(self.dtype)
+            else group_mean(jnp.square(h - mean))
+        )
+        factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * over_all(
+            scale.astype(h.dtype)
+        )
         offset = over_all(bias.astype(h.dtype)) - mean * factor
-        factor, offset = jax.lax.optimization_barrier((factor, offset))  # else XLA computes them anew at every pixel
+        factor, offset = jax.lax.optimization_barrier(
+            (factor, offset)
+        )  # else XLA computes them anew at every pixel
         return (h * factor + offset).reshape(x.shape).astype(self.dtype)
 
 
@@ -107,7 +124,9 @@ def gelu(x):
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
 
 
-def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0, dtype=jnp.float32):
+def timestep_embedding(
+    t_B, features: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0, dtype=jnp.float32
+):
     """Sinusoidal embedding of timesteps (Vaswani et al. 2017, as Stable Diffusion uses it), [B, features] in `dtype`.
 
     t_B: [B], integers or floats. flip_sin_to_cos puts the cosines first.
@@ -115,7 +134,11 @@ def timestep_embedding(t_B, features: int, flip_sin_to_cos: bool = True, freq_sh
     half = features // 2
     freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=dtype) / (half - freq_shift))
     angles = t_B.astype(dtype)[:, None] * freqs[None, :]
-    halves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    halves = (
+        (jnp.cos(angles), jnp.sin(angles))
+        if flip_sin_to_cos
+        else (jnp.sin(angles), jnp.cos(angles))
+    )
     return jnp.pad(jnp.concatenate(halves, axis=-1), ((0, 0), (0, features % 2)))
 
 
@@ -171,7 +194,9 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         pad = [(1, 1)] * 2 if self.padding else [(0, 1)] * 2
-        return Conv(self.features, (3, 3), strides=(2, 2), padding=pad, dtype=self.dtype, name="conv")(x)
+        return Conv(
+            self.features, (3, 3), strides=(2, 2), padding=pad, dtype=self.dtype, name="conv"
+        )(x)
 
 
 class Upsample(nn.Module):
@@ -183,5 +208,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         *lead, H, W, C = x.shape
-        x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, H, 2, W, 2, C)).reshape(*lead, 2 * H, 2 * W, C)
+        x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, H, 2, W, 2, C)).reshape(
+            *lead, 2 * H, 2 * W, C
+        )
         return Conv(self.features, (3, 3), dtype=self.dtype, name="conv")(x)

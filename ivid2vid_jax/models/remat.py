@@ -15,7 +15,11 @@ def is_product(primitive, *args, **params) -> bool:
     return primitive.name == "conv_general_dilated"
 
 
-POLICIES = {"none": jax.checkpoint_policies.everything_saveable, "products": is_product, "block": jax.checkpoint_policies.nothing_saveable}
+POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "products": is_product,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def recomputed(layer: type[nn.Module], name: str) -> type[nn.Module]:

@@ -18,7 +18,11 @@ CLIPS, FRAMES = ("data", "fsdp"), "frames"
 def axes() -> dict[str, int]:
     """Name -> size of the mesh's axes, without those that a shard_map around this has taken: each device works on its own part of these."""
     mesh = jax.sharding.get_abstract_mesh()
-    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+    return {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
 
 
 def alone() -> bool:
@@ -40,7 +44,13 @@ def fold(x) -> tuple[jax.Array, Callable]:
     On a mesh the order of the rows is the devices': nothing is sent, and no layer that works row by row can tell.
     """
     clips, frames = split(x)
-    return rows(x, lambda x: x.reshape(-1, *x.shape[2:]), lambda y, B, T, *_: y.reshape(B, T, *y.shape[1:]), P(clips or None, frames), bool(frames))
+    return rows(
+        x,
+        lambda x: x.reshape(-1, *x.shape[2:]),
+        lambda y, B, T, *_: y.reshape(B, T, *y.shape[1:]),
+        P(clips or None, frames),
+        bool(frames),
+    )
 
 
 def fold_positions(x) -> tuple[jax.Array, Callable]:
@@ -50,7 +60,13 @@ def fold_positions(x) -> tuple[jax.Array, Callable]:
     def back(y, B, T, H, W, C):
         return rearrange(y, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
 
-    return rows(x, lambda x: rearrange(x, "B T H W C -> (B H W) T C"), back, by_axis(clips, axis), axis is not None)
+    return rows(
+        x,
+        lambda x: rearrange(x, "B T H W C -> (B H W) T C"),
+        back,
+        by_axis(clips, axis),
+        axis is not None,
+    )
 
 
 def fold_behind_time(x) -> tuple[jax.Array, Callable]:
@@ -60,15 +76,26 @@ def fold_behind_time(x) -> tuple[jax.Array, Callable]:
     def back(y, B, T, H, W, C):
         return rearrange(y, "T (B H W) C -> B T H W C", B=B, H=H, W=W)
 
-    return rows(x, lambda x: rearrange(x, "B T H W C -> T (B H W) C"), back, by_axis(clips, axis), axis is not None, before=(None,))
+    return rows(
+        x,
+        lambda x: rearrange(x, "B T H W C -> T (B H W) C"),
+        back,
+        by_axis(clips, axis),
+        axis is not None,
+        before=(None,),
+    )
 
 
-def rows(x, there: Callable, back: Callable, where: P, apart: bool, before: tuple = ()) -> tuple[jax.Array, Callable]:
+def rows(
+    x, there: Callable, back: Callable, where: P, apart: bool, before: tuple = ()
+) -> tuple[jax.Array, Callable]:
     """there(x), and `back` with x's shape; each device's own part where they are apart. before: axes of there(x) in front of the rows."""
     if not apart:
         return there(x), lambda y: back(y, *x.shape)
     mesh = jax.sharding.get_abstract_mesh()
-    names = [name for part in where if part for name in (part if isinstance(part, tuple) else (part,))]
+    names = [
+        name for part in where if part for name in (part if isinstance(part, tuple) else (part,))
+    ]
     shape, split_rows = NamedSharding(mesh, where).shard_shape(x.shape), P(*before, tuple(names))
 
     def local(function, old, new):
@@ -97,4 +124,8 @@ def over_positions(x):
 def over_frames(x):
     """The same array, on a mesh split over frames again; sent here, once, and nowhere before."""
     clips, frames = split(x)
-    return jax.lax.with_sharding_constraint(over_positions(x), P(clips or None, frames)) if frames else x
+    return (
+        jax.lax.with_sharding_constraint(over_positions(x), P(clips or None, frames))
+        if frames
+        else x
+    )

@@ -66,11 +66,20 @@ class TimeConv(nn.Module):
         if T == 1:  # a still image: the outer taps meet padding alone
             out = matmul(x, taps[1])
         elif platform() == "tpu":
-            rows, unfold = fold_behind_time(jax.lax.optimization_barrier(x))  # without it norms are computed anew for each tap, in float32
-            out = unfold(jax.lax.conv_general_dilated(rows, taps, (1,), ((1, 1),), dimension_numbers=("HNC", "HIO", "HNC")))
+            rows, unfold = fold_behind_time(
+                jax.lax.optimization_barrier(x)
+            )  # without it norms are computed anew for each tap, in float32
+            out = unfold(
+                jax.lax.conv_general_dilated(
+                    rows, taps, (1,), ((1, 1),), dimension_numbers=("HNC", "HIO", "HNC")
+                )
+            )
         else:
             x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-            out = matmul(jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1), taps.reshape(3 * C, self.features))
+            out = matmul(
+                jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1),
+                taps.reshape(3 * C, self.features),
+            )
         return out + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
 
 
@@ -95,13 +104,21 @@ class TemporalTransformer(nn.Module):
         h = GroupNorm(self.groups, 1e-6, self.pool, self.dtype, name="norm")(x)
         h, unfold = fold_positions(h)
         h = Dense(inner, dtype=self.dtype, name="proj_in")(h)
-        block = TransformerBlock(self.heads, self.head_dim, dtype=self.dtype, places=self.places, name="transformer_blocks.0")
+        block = TransformerBlock(
+            self.heads,
+            self.head_dim,
+            dtype=self.dtype,
+            places=self.places,
+            name="transformer_blocks.0",
+        )
         h = block(h[:, None])[:, 0]
         return over_frames(x + unfold(Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)))
 
 
 def temporal_convolution(config, heads, head_dim, dtype, name, wrap=lambda module: module):
-    return wrap(TemporalConvLayer)(config.norm_num_groups, config.temporal_dropout, dtype, name=name)
+    return wrap(TemporalConvLayer)(
+        config.norm_num_groups, config.temporal_dropout, dtype, name=name
+    )
 
 
 def temporal_attention(config, heads, head_dim, dtype, name, wrap=lambda module: module):
@@ -109,8 +126,20 @@ def temporal_attention(config, heads, head_dim, dtype, name, wrap=lambda module:
 
 
 def motion_module(config, heads, head_dim, dtype, name, wrap=lambda module: module):
-    heads, width, pool = config.motion_num_attention_heads, heads * head_dim, 4 if config.motion_group_norm == "clip" else 3
-    return wrap(TemporalTransformer)(heads, width // heads, config.norm_num_groups, dtype, config.motion_max_seq_length, pool, name=name)
+    heads, width, pool = (
+        config.motion_num_attention_heads,
+        heads * head_dim,
+        4 if config.motion_group_norm == "clip" else 3,
+    )
+    return wrap(TemporalTransformer)(
+        heads,
+        width // heads,
+        config.norm_num_groups,
+        dtype,
+        config.motion_max_seq_length,
+        pool,
+        name=name,
+    )
 
 
 SLOTS = {

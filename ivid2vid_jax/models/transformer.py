@@ -46,7 +46,9 @@ class Halves(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features)).astype(self.dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features)
+        ).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (2 * self.features,)).astype(self.dtype)
         row = (1,) * (x.ndim - 1) + (self.features,)
         halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
@@ -66,8 +68,14 @@ class FeedForward(nn.Module):
 
 def sinusoid(length: int, features: int, xp=np):
     """float32 [1, length, features]: sines of a place at even features, cosines at odd ones (Vaswani et al. 2017). xp: numpy or jax.numpy."""
-    angles = xp.arange(length).reshape(-1, 1) * xp.exp(xp.arange(0, features, 2) * (-math.log(10000.0) / features)).reshape(1, -1)
-    return xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1).reshape(1, length, -1)[..., :features].astype(np.float32)
+    angles = xp.arange(length).reshape(-1, 1) * xp.exp(
+        xp.arange(0, features, 2) * (-math.log(10000.0) / features)
+    ).reshape(1, -1)
+    return (
+        xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
+        .reshape(1, length, -1)[..., :features]
+        .astype(np.float32)
+    )
 
 
 class PositionCode(nn.Module):
@@ -82,7 +90,9 @@ class PositionCode(nn.Module):
     def __call__(self, x):
         pe = self.param("pe", lambda key: sinusoid(self.length, x.shape[-1], jnp))
         if x.shape[-2] > self.length:
-            raise ValueError(f"{x.shape[-2]} frames at once are more than the {self.length} places of the net (motion_max_seq_length); cut the clip into windows")
+            raise ValueError(
+                f"{x.shape[-2]} frames at once are more than the {self.length} places of the net (motion_max_seq_length); cut the clip into windows"
+            )
         return x + pe[:, : x.shape[-2]].astype(x.dtype)
 
 
@@ -107,17 +117,38 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x, context=None):
         coded = PositionCode(self.places, name="pos_embed") if self.places else lambda h: h
-        attend = dict(heads=self.heads, head_dim=self.head_dim, out_features=x.shape[-1], impl=self.impl, dtype=self.dtype)
+        attend = dict(
+            heads=self.heads,
+            head_dim=self.head_dim,
+            out_features=x.shape[-1],
+            impl=self.impl,
+            dtype=self.dtype,
+        )
         frames, unfold = fold(layer_norm("norm1", self.dtype)(x))
-        others = (lambda k: fold(first_and_former(unfold(k)))[0]) if self.sparse_causal else (lambda k: k)
+        others = (
+            (lambda k: fold(first_and_former(unfold(k)))[0])
+            if self.sparse_causal
+            else (lambda k: k)
+        )
         x = x + unfold(Attention(**attend, name="attn1")(coded(frames), gather=others))
         h = layer_norm("norm2", self.dtype)(x)
-        h, unfold = fold(h) if context is None else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
+        h, unfold = (
+            fold(h)
+            if context is None
+            else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
+        )
         x = x + unfold(Attention(**attend, name="attn2")(coded(h), context))
         x = x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
         if self.along_time:
-            h, unfold = fold_positions(over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None]))
-            x = x + over_frames(unfold(Attention(**attend, out_init=nn.initializers.zeros, name="attn_temp")(h)))[:, :, :, 0]
+            h, unfold = fold_positions(
+                over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None])
+            )
+            x = (
+                x
+                + over_frames(
+                    unfold(Attention(**attend, out_init=nn.initializers.zeros, name="attn_temp")(h))
+                )[:, :, :, 0]
+            )
         return x
 
 
@@ -155,7 +186,13 @@ class SpatialTransformer(nn.Module):
         h = rearrange(self.project(inner, "proj_in")(h), "B T H W C -> B T (H W) C")
         for i in range(self.depth):
             block = TransformerBlock(
-                self.heads, self.head_dim, self.impl, self.sparse_causal, self.along_time, self.dtype, name=f"transformer_blocks.{i}"
-            )  # fmt: skip
+                self.heads,
+                self.head_dim,
+                self.impl,
+                self.sparse_causal,
+                self.along_time,
+                self.dtype,
+                name=f"transformer_blocks.{i}",
+            )
             h = block(h, context)
         return x + self.project(C, "proj_out")(rearrange(h, "B T (H W) C -> B T H W C", H=H))

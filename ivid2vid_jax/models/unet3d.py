@@ -29,34 +29,71 @@ from ivid2vid_jax.models.transformer import SpatialTransformer
 
 # Keys of diffusers' U-Net configs that change the arithmetic and that this net computes at these values only.
 FIXED = dict(
-    act_fn=("silu",), center_input_sample=(False,), mid_block_scale_factor=(1, None), resnet_time_scale_shift=("default", None),
-    downsample_padding=(1, None), dual_cross_attention=(False,), only_cross_attention=(False,), class_embed_type=(None,),
-    num_class_embeds=(None,), addition_embed_type=(None,), encoder_hid_dim=(None,), encoder_hid_dim_type=(None,),
-    time_cond_proj_dim=(None,), timestep_post_act=(None,), time_embedding_type=("positional", None), time_embedding_dim=(None,),
-    time_embedding_act_fn=(None,), conv_in_kernel=(3, None), conv_out_kernel=(3, None), attention_type=("default", None),
-    mid_block_only_cross_attention=(None, False), cross_attention_norm=(None,), class_embeddings_concat=(False,),
-    resnet_skip_time_act=(False,), resnet_out_scale_factor=(1, None), num_attention_heads=(None,), dropout=(0, None),
-    mid_block_type=("UNetMidBlock2DCrossAttn", None), reverse_transformer_layers_per_block=(None,), projection_class_embeddings_input_dim=(None,),
-    addition_time_embed_dim=(None,), temporal_transformer_layers_per_block=(1,), reverse_temporal_transformer_layers_per_block=(None,),
-    temporal_transformer_layers_per_mid_block=(1, None), transformer_layers_per_mid_block=(None,), mid_block_layers=(1,),
+    act_fn=("silu",),
+    center_input_sample=(False,),
+    mid_block_scale_factor=(1, None),
+    resnet_time_scale_shift=("default", None),
+    downsample_padding=(1, None),
+    dual_cross_attention=(False,),
+    only_cross_attention=(False,),
+    class_embed_type=(None,),
+    num_class_embeds=(None,),
+    addition_embed_type=(None,),
+    encoder_hid_dim=(None,),
+    encoder_hid_dim_type=(None,),
+    time_cond_proj_dim=(None,),
+    timestep_post_act=(None,),
+    time_embedding_type=("positional", None),
+    time_embedding_dim=(None,),
+    time_embedding_act_fn=(None,),
+    conv_in_kernel=(3, None),
+    conv_out_kernel=(3, None),
+    attention_type=("default", None),
+    mid_block_only_cross_attention=(None, False),
+    cross_attention_norm=(None,),
+    class_embeddings_concat=(False,),
+    resnet_skip_time_act=(False,),
+    resnet_out_scale_factor=(1, None),
+    num_attention_heads=(None,),
+    dropout=(0, None),
+    mid_block_type=("UNetMidBlock2DCrossAttn", None),
+    reverse_transformer_layers_per_block=(None,),
+    projection_class_embeddings_input_dim=(None,),
+    addition_time_embed_dim=(None,),
+    temporal_transformer_layers_per_block=(1,),
+    reverse_temporal_transformer_layers_per_block=(None,),
+    temporal_transformer_layers_per_mid_block=(1, None),
+    transformer_layers_per_mid_block=(None,),
+    mid_block_layers=(1,),
     reverse_motion_num_attention_heads=(None,),
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes and switches of the net, under diffusers' names; the last group is this package's own."""
 
-    in_channels: int = 4  # latent channels: 4 in a text-to-image base, 8 in an editor ([noisy, source])
+    in_channels: int = (
+        4  # latent channels: 4 in a text-to-image base, 8 in an editor ([noisy, source])
+    )
     out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # channels of each level, finest first
+    block_out_channels: tuple[int, ...] = (
+        320,
+        640,
+        1280,
+        1280,
+    )  # channels of each level, finest first
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     layers_per_block: int = 2  # resnets of each level on the way down; one more on the way up
-    attention_head_dim: int | tuple[int, ...] = 8  # NUMBER of heads, per level: diffusers' misnomer in UNet2D configs
+    attention_head_dim: int | tuple[int, ...] = (
+        8  # NUMBER of heads, per level: diffusers' misnomer in UNet2D configs
+    )
     transformer_layers_per_block: int = 1
     cross_attention_dim: int = 768  # width of the text encoder
-    use_linear_projection: bool = False  # SD 2.x: dense layers around the transformer blocks instead of 1x1 convolutions
+    use_linear_projection: bool = (
+        False  # SD 2.x: dense layers around the transformer blocks instead of 1x1 convolutions
+    )
     upcast_attention: bool = False  # kept for export; the softmax is in float32 always
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
@@ -77,23 +114,43 @@ class UNetConfig:
         levels = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != levels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {levels} levels of block_out_channels")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {levels} levels of block_out_channels"
+                )
         for kind in self.temporal:
             if kind not in SLOTS:
-                raise ValueError(f"temporal kind {kind!r} is unknown; choose from {', '.join(SLOTS)}")
+                raise ValueError(
+                    f"temporal kind {kind!r} is unknown; choose from {', '.join(SLOTS)}"
+                )
         pooled = ("frame", "clip")
-        for name, choices in (("spatial_attention", ("frame", "sparse_causal")), ("group_norm", pooled), ("motion_group_norm", pooled)):
+        for name, choices in (
+            ("spatial_attention", ("frame", "sparse_causal")),
+            ("group_norm", pooled),
+            ("motion_group_norm", pooled),
+        ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose from {', '.join(choices)}")
-        if ["CrossAttn" in name for name in self.down_block_types] != ["CrossAttn" in name for name in reversed(self.up_block_types)]:
-            raise ValueError(f"down_block_types {self.down_block_types} and up_block_types {self.up_block_types} do not mirror each other")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not supported; choose from {', '.join(choices)}"
+                )
+        if ["CrossAttn" in name for name in self.down_block_types] != [
+            "CrossAttn" in name for name in reversed(self.up_block_types)
+        ]:
+            raise ValueError(
+                f"down_block_types {self.down_block_types} and up_block_types {self.up_block_types} do not mirror each other"
+            )
         for level, channels in enumerate(self.block_out_channels):
             if (self.attends(level) or level == levels - 1) and channels % self.heads(level):
-                raise ValueError(f"{channels} channels of level {level} cannot be split into {self.heads(level)} heads")
+                raise ValueError(
+                    f"{channels} channels of level {level} cannot be split into {self.heads(level)} heads"
+                )
             if "motion" in self.temporal and channels % self.motion_num_attention_heads:
-                raise ValueError(f"{channels} channels of level {level} cannot be split into motion_num_attention_heads {self.motion_num_attention_heads}")
+                raise ValueError(
+                    f"{channels} channels of level {level} cannot be split into motion_num_attention_heads {self.motion_num_attention_heads}"
+                )
         if self.num_frames > self.most_frames:
-            raise ValueError(f"num_frames {self.num_frames} is more than the {self.most_frames} places of the motion modules (motion_max_seq_length)")
+            raise ValueError(
+                f"num_frames {self.num_frames} is more than the {self.most_frames} places of the motion modules (motion_max_seq_length)"
+            )
 
     @classmethod
     def from_json(cls, config: dict) -> "UNetConfig":
@@ -101,17 +158,31 @@ class UNetConfig:
 
         Raises ValueError for a key at a value that this net does not compute.
         """
-        config = {**config, **{k: v.replace("3D", "2D") for k, v in config.items() if k == "mid_block_type" and v}}
+        config = {
+            **config,
+            **{k: v.replace("3D", "2D") for k, v in config.items() if k == "mid_block_type" and v},
+        }
         for key in ("down_block_types", "up_block_types"):
             if key in config:
-                config[key] = [name.replace("3D", "2D").replace("Motion", "2D") for name in config[key]]
-        if config.get("_class_name") == "UNet3DConditionModel":  # there the head DIMENSION, here the number of heads
+                config[key] = [
+                    name.replace("3D", "2D").replace("Motion", "2D") for name in config[key]
+                ]
+        if (
+            config.get("_class_name") == "UNet3DConditionModel"
+        ):  # there the head DIMENSION, here the number of heads
             width = config["attention_head_dim"]
             config["attention_head_dim"] = [c // width for c in config["block_out_channels"]]
             config |= dict(use_linear_projection=True, temporal=["conv", "attention"])
         if config.get("_class_name") == "UNetMotionModel":
-            config |= dict(attention_head_dim=config.pop("num_attention_heads"), temporal=["motion"])
-            config.setdefault("num_frames", min(cls.num_frames, config.get("motion_max_seq_length") or cls.motion_max_seq_length))
+            config |= dict(
+                attention_head_dim=config.pop("num_attention_heads"), temporal=["motion"]
+            )
+            config.setdefault(
+                "num_frames",
+                min(
+                    cls.num_frames, config.get("motion_max_seq_length") or cls.motion_max_seq_length
+                ),
+            )
         known_default(config, FIXED, "U-Net")
         return from_json(cls, config)
 
@@ -166,31 +237,65 @@ class InflatedUNet3D(nn.Module):
         cfg = self.config if self.train else dataclasses.replace(self.config, temporal_dropout=0.0)
         levels = range(len(cfg.block_out_channels))
         if x.shape[-1] != cfg.in_channels:
-            raise ValueError(f"the U-Net takes {cfg.in_channels} latent channels, got {x.shape[-1]}")
+            raise ValueError(
+                f"the U-Net takes {cfg.in_channels} latent channels, got {x.shape[-1]}"
+            )
         if x.shape[2] % cfg.downscale or x.shape[3] % cfg.downscale:
-            raise ValueError(f"latent size {x.shape[2]}x{x.shape[3]} is not a multiple of {cfg.downscale}")
+            raise ValueError(
+                f"latent size {x.shape[2]}x{x.shape[3]} is not a multiple of {cfg.downscale}"
+            )
         x, context = x.astype(self.dtype), context.astype(self.dtype)
-        temb = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift, precise(self.dtype))
+        temb = timestep_embedding(
+            t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift, precise(self.dtype)
+        )
         temb = TimestepMLP(4 * cfg.block_out_channels[0], self.dtype, name="time_embedding")(temb)
 
         x = Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for kind in cfg.temporal:
             if "input" in SLOTS[kind]:
                 name, build = SLOTS[kind]["input"]
-                x = build(cfg, 8, cfg.head_dim(0), self.dtype, name, partial(recomputed, name=self.remat))(x)  # 8 heads at every size, as diffusers has it
+                x = build(
+                    cfg, 8, cfg.head_dim(0), self.dtype, name, partial(recomputed, name=self.remat)
+                )(x)  # 8 heads at every size, as diffusers has it
 
         skips = [x]
         for level in levels:
-            block = Level(cfg, level, cfg.layers_per_block, self.attention_impl, self.remat, self.dtype, name=f"down_blocks.{level}")
-            x, outputs = block(x, temb, context, skips=None, resample="down" if level < levels[-1] else None)
+            block = Level(
+                cfg,
+                level,
+                cfg.layers_per_block,
+                self.attention_impl,
+                self.remat,
+                self.dtype,
+                name=f"down_blocks.{level}",
+            )
+            x, outputs = block(
+                x, temb, context, skips=None, resample="down" if level < levels[-1] else None
+            )
             skips += outputs
-        x = MidBlock(cfg, self.attention_impl, self.remat, self.dtype, name="mid_block")(x, temb, context)
+        x = MidBlock(cfg, self.attention_impl, self.remat, self.dtype, name="mid_block")(
+            x, temb, context
+        )
         for i, level in enumerate(reversed(levels)):
-            block = Level(cfg, level, cfg.layers_per_block + 1, self.attention_impl, self.remat, self.dtype, name=f"up_blocks.{i}")
+            block = Level(
+                cfg,
+                level,
+                cfg.layers_per_block + 1,
+                self.attention_impl,
+                self.remat,
+                self.dtype,
+                name=f"up_blocks.{i}",
+            )
             x, _ = block(x, temb, context, skips=skips, resample="up" if level > 0 else None)
 
-        x = nn.silu(GroupNorm(cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name="conv_norm_out")(x))
-        return Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(precise(self.dtype))
+        x = nn.silu(
+            GroupNorm(
+                cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name="conv_norm_out"
+            )(x)
+        )
+        return Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(
+            precise(self.dtype)
+        )
 
 
 class Level(nn.Module):
@@ -258,16 +363,25 @@ class Layers:
     def resnet(self, i, x, temb):
         cfg = self.config
         features = cfg.block_out_channels[self.level]
-        block = self.module(ResnetBlock)(features, cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name=f"resnets.{i}")
+        block = self.module(ResnetBlock)(
+            features, cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name=f"resnets.{i}"
+        )
         return self.temporal("resnet", i, block(x, temb))
 
     def attention(self, i, x, context):
         cfg = self.config
         block = self.module(SpatialTransformer)(
-            cfg.heads(self.level), cfg.head_dim(self.level), cfg.transformer_layers_per_block, cfg.norm_num_groups,
-            cfg.use_linear_projection, self.attention_impl, cfg.spatial_attention == "sparse_causal", "tune_a_video" in cfg.temporal,
-            dtype=self.dtype, name=f"attentions.{i}",
-        )  # fmt: skip
+            cfg.heads(self.level),
+            cfg.head_dim(self.level),
+            cfg.transformer_layers_per_block,
+            cfg.norm_num_groups,
+            cfg.use_linear_projection,
+            self.attention_impl,
+            cfg.spatial_attention == "sparse_causal",
+            "tune_a_video" in cfg.temporal,
+            dtype=self.dtype,
+            name=f"attentions.{i}",
+        )
         return self.temporal("attention", i, block(x, context))
 
     def temporal(self, slot, i, x):
@@ -275,7 +389,14 @@ class Layers:
         for kind in cfg.temporal:
             if slot in SLOTS[kind]:
                 name, build = SLOTS[kind][slot]
-                x = build(cfg, cfg.heads(self.level), cfg.head_dim(self.level), self.dtype, name.format(i), self.module)(x)
+                x = build(
+                    cfg,
+                    cfg.heads(self.level),
+                    cfg.head_dim(self.level),
+                    self.dtype,
+                    name.format(i),
+                    self.module,
+                )(x)
         return x
 
 

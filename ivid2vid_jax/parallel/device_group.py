@@ -11,7 +11,10 @@ from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.mesh import mesh_of
 from ivid2vid_jax.utils.errors import UserError
 
-FRAMES, WINDOWS = "frames", "data"  # axes of the meshes, under the names that models/sharded_reshape.py knows
+FRAMES, WINDOWS = (
+    "frames",
+    "data",
+)  # axes of the meshes, under the names that models/sharded_reshape.py knows
 
 
 class Spread:
@@ -23,7 +26,14 @@ class Spread:
         if not 1 <= count <= len(there):
             raise UserError(f"--devices {count} must be between 1 and the {len(there)} there are")
         self.count = count
-        self.meshes = {FRAMES: mesh_of((1, 1, count), there[:count]), WINDOWS: mesh_of((count, 1, 1), there[:count])} if count > 1 else {}
+        self.meshes = (
+            {
+                FRAMES: mesh_of((1, 1, count), there[:count]),
+                WINDOWS: mesh_of((count, 1, 1), there[:count]),
+            }
+            if count > 1
+            else {}
+        )
 
     def jit(self, function: Callable, by: str = FRAMES, **options) -> Callable:
         """`runtime.jit`, the program being one for the mesh whose axis `by` is split."""

@@ -25,14 +25,20 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"--mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and at most one may be -1, what is left")
+        raise UserError(
+            f"--mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and at most one may be -1, what is left"
+        )
     known = math.prod(size for size in sizes if size > 0)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise UserError(f"--mesh {' x '.join(map(str, sizes))} is not the {len(devices)} devices there are; let one of data, fsdp, frames be -1")
+        raise UserError(
+            f"--mesh {' x '.join(map(str, sizes))} is not the {len(devices)} devices there are; let one of data, fsdp, frames be -1"
+        )
     local = sum(device.process_index == jax.process_index() for device in devices)
     if local % sizes[2]:
-        raise UserError(f"--mesh.frames {sizes[2]} does not divide the {local} devices of one process; frames are split within a host")
+        raise UserError(
+            f"--mesh.frames {sizes[2]} does not divide the {local} devices of one process; frames are split within a host"
+        )
     return mesh_of(tuple(sizes), devices)
 
 

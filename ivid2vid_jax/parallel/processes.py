@@ -35,22 +35,37 @@ def initialise(config: DistributedConfig) -> None:
         return
     if any(value is not None for value in explicit):
         if any(value is None for value in explicit):
-            raise UserError("--distributed.coordinator, --distributed.processes and --distributed.process go together")
+            raise UserError(
+                "--distributed.coordinator, --distributed.processes and --distributed.process go together"
+            )
         if not 0 <= config.process < config.processes:
-            raise UserError(f"--distributed.process {config.process} must be between 0 and {config.processes - 1}")
-        address = config.coordinator if ":" in config.coordinator else f"{config.coordinator}:{PORT}"
-        jax.distributed.initialize(address, config.processes, config.process, cluster_detection_method="deactivate")
+            raise UserError(
+                f"--distributed.process {config.process} must be between 0 and {config.processes - 1}"
+            )
+        address = (
+            config.coordinator if ":" in config.coordinator else f"{config.coordinator}:{PORT}"
+        )
+        jax.distributed.initialize(
+            address, config.processes, config.process, cluster_detection_method="deactivate"
+        )
     elif cluster(os.environ) or has_tpu():
         os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
         try:
             jax.distributed.initialize()
         except ValueError as error:  # a TPU without a cluster around it, as on Colab
             if cluster(os.environ):
-                raise UserError(f"the processes of this cluster could not find each other ({error}); name them by --distributed.*") from error
+                raise UserError(
+                    f"the processes of this cluster could not find each other ({error}); name them by --distributed.*"
+                ) from error
             return
     else:
         return
-    log.info("process %d of %d, %d devices here", jax.process_index(), jax.process_count(), jax.local_device_count())
+    log.info(
+        "process %d of %d, %d devices here",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+    )
 
 
 def cluster(environment) -> bool:
@@ -62,4 +77,6 @@ def cluster(environment) -> bool:
 
 def has_tpu() -> bool:
     """Whether this is a TPU VM; asked of the system, for a question to JAX would start the devices before the processes have met."""
-    return importlib.util.find_spec("libtpu") is not None and any(glob.glob(path) for path in ("/dev/accel*", "/dev/vfio/[0-9]*"))
+    return importlib.util.find_spec("libtpu") is not None and any(
+        glob.glob(path) for path in ("/dev/accel*", "/dev/vfio/[0-9]*")
+    )

@@ -16,12 +16,12 @@ from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SMALL = 2**14  # elements; smaller leaves are copied to every device: norms, biases, and what is not worth a gather
+SMALL = (
+    2**14
+)  # elements; smaller leaves are copied to every device: norms, biases, and what is not worth a gather
 
 # First match wins. The same rules serve parameters, EMA and optimiser state, whose leaves carry the parameter's name and shape.
-RULES = (
-    (r".*", "fsdp"),
-)
+RULES = ((r".*", "fsdp"),)
 
 
 def fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -44,8 +44,18 @@ def of_tree(tree: Any, mesh: Mesh, rules=RULES) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         tactic = next(tactic for pattern, tactic in rules if re.search(pattern, name))
         spec = TACTICS[tactic](leaf.shape, mesh)
-        if tactic == "fsdp" and mesh.shape["fsdp"] > 1 and spec == P() and math.prod(leaf.shape) >= SMALL:
-            log.info("%s %s is copied to every device: no axis is a multiple of %d", name, list(leaf.shape), mesh.shape["fsdp"])
+        if (
+            tactic == "fsdp"
+            and mesh.shape["fsdp"] > 1
+            and spec == P()
+            and math.prod(leaf.shape) >= SMALL
+        ):
+            log.info(
+                "%s %s is copied to every device: no axis is a multiple of %d",
+                name,
+                list(leaf.shape),
+                mesh.shape["fsdp"],
+            )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
@@ -55,7 +65,13 @@ def warn_of_micro_batches(batch: int, accumulation: int, mesh: Mesh) -> None:
     """Says in the log where the clips of a micro-batch cannot be split evenly: devices then do the same work several times."""
     ways, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
     if clips % ways:
-        log.warning("%d clips a micro-batch (--loader.batch %d, --optim.accumulation %d) are not a multiple of data x fsdp = %d of the mesh: devices do work twice", clips, batch, accumulation, ways)
+        log.warning(
+            "%d clips a micro-batch (--loader.batch %d, --optim.accumulation %d) are not a multiple of data x fsdp = %d of the mesh: devices do work twice",
+            clips,
+            batch,
+            accumulation,
+            ways,
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -68,9 +84,13 @@ def of_batch(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     frames = "frames" if len(shape) == 5 and shape[1] > 1 else None
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if shape[0] % ways:
-        raise UserError(f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {ways} of the mesh")
+        raise UserError(
+            f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {ways} of the mesh"
+        )
     if frames and shape[1] % mesh.shape["frames"]:
-        raise UserError(f"{name}: {shape[1]} frames are not a multiple of --mesh.frames {mesh.shape['frames']}")
+        raise UserError(
+            f"{name}: {shape[1]} frames are not a multiple of --mesh.frames {mesh.shape['frames']}"
+        )
     return NamedSharding(mesh, P(clips, frames) if frames else P(clips))
 
 
@@ -80,6 +100,10 @@ def put_batch(batch: dict, mesh: Mesh) -> dict:
     out = {}
     for name, part in batch.items():
         shape = (part.shape[0] * count, *part.shape[1:])
-        with jax.transfer_guard("allow"):  # of several processes JAX counts this transfer as an implicit one
-            out[name] = jax.make_array_from_process_local_data(of_batch(name, shape, mesh), part, shape)
+        with jax.transfer_guard(
+            "allow"
+        ):  # of several processes JAX counts this transfer as an implicit one
+            out[name] = jax.make_array_from_process_local_data(
+                of_batch(name, shape, mesh), part, shape
+            )
     return out

@@ -47,10 +47,14 @@ class Slice:
     def __post_init__(self):
         kind, _, shape = self.name.partition(":")
         if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-            raise UserError(f"--topology {self.name}: give a chip ({', '.join(CHIPS)}) and the slice's sides, such as v5e:4x4 or v5p:2x2x1")
+            raise UserError(
+                f"--topology {self.name}: give a chip ({', '.join(CHIPS)}) and the slice's sides, such as v5e:4x4 or v5p:2x2x1"
+            )
         sides = CHIPS[kind].sides
         if len(self.shape) != sides:
-            raise UserError(f"--topology {self.name}: a slice of {kind} has {sides} sides, such as {kind}:{'x'.join(['2'] * sides)}")
+            raise UserError(
+                f"--topology {self.name}: a slice of {kind} has {sides} sides, such as {kind}:{'x'.join(['2'] * sides)}"
+            )
 
     @property
     def chip(self) -> Chip:
@@ -72,16 +76,22 @@ class Slice:
         bounds = (1, 1, 1) if self.count == 1 else HOST
         try:
             with quiet():
-                found = topologies.get_topology_desc(platform="tpu", topology_name=self.name, chips_per_host_bounds=bounds)
+                found = topologies.get_topology_desc(
+                    platform="tpu", topology_name=self.name, chips_per_host_bounds=bounds
+                )
         except Exception as error:
-            raise UserError(f"--topology {self.name}: the TPU compiler knows no such slice ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"--topology {self.name}: the TPU compiler knows no such slice ({str(error).splitlines()[0]})"
+            ) from error
         return list(found.devices)
 
 
 def find_libtpu() -> None:
     """Makes the TPU compiler ready; UserError with the way out where it is not installed."""
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
-        raise UserError('the TPU compiler is not installed here (it runs without a TPU): pip install "jax[tpu]"')
+        raise UserError(
+            'the TPU compiler is not installed here (it runs without a TPU): pip install "jax[tpu]"'
+        )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server for a TPU
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
@@ -108,4 +118,6 @@ def without_accelerators() -> None:
 
 def cache_folder() -> Path:
     """Where plans that took minutes are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivid2vid_jax" / "plans"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivid2vid_jax" / "plans"
+    )

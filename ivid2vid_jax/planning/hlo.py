@@ -9,8 +9,32 @@ import re
 from collections import Counter
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SILENT = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all", "partition-id", "replica-id", "iota")  # move nothing
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+SILENT = (
+    "parameter",
+    "bitcast",
+    "get-tuple-element",
+    "tuple",
+    "constant",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+)  # move nothing
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(.*)$")
@@ -34,7 +58,9 @@ def instructions(text: str, calls: bool = False):
         for instruction in bodies.get(name, ()):
             yield *instruction, times
             loop = instruction[2] == "while"
-            if inner := re.search(BODY if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""):
+            if inner := re.search(
+                BODY if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""
+            ):
                 yield from walk(inner[1], times * (trips(instruction[4], bodies) if loop else 1))
 
     yield from walk(entry, 1)
@@ -45,10 +71,17 @@ def trips(loop: str, bodies: dict[str, list]) -> int:
     loops in which it gathers weights piece by piece while it multiplies are of the second kind."""
     if told := TRIPS.search(loop):
         return int(told[1])
-    condition, body = (bodies.get(found[1], []) if (found := re.search(which, loop)) else [] for which in (r"condition=(%[\w.\-]+)", BODY))
+    condition, body = (
+        bodies.get(found[1], []) if (found := re.search(which, loop)) else []
+        for which in (r"condition=(%[\w.\-]+)", BODY)
+    )
     try:
         limit, counter = compared(condition)
-        steps = {name: operands.split(", ") for name, _, operation, operands, _ in body if operation == "add"}
+        steps = {
+            name: operands.split(", ")
+            for name, _, operation, operands, _ in body
+            if operation == "add"
+        }
         return -(-limit // constant(body, steps[called(body[-1], counter)][1]))
     except (LookupError, ValueError):
         return 1
@@ -65,7 +98,11 @@ def compared(condition: list) -> tuple[int, int]:
 
 
 def constant(instructions: list, wanted: str) -> int:
-    return {name: int(operands) for name, _, operation, operands, _ in instructions if operation == "constant" and operands.isdigit()}[wanted]
+    return {
+        name: int(operands)
+        for name, _, operation, operands, _ in instructions
+        if operation == "constant" and operands.isdigit()
+    }[wanted]
 
 
 def called(result: tuple, number: int) -> str:
@@ -85,7 +122,9 @@ def moved(text: str) -> int:
         elif operation.endswith("-start"):
             size = sizes[name]  # of an asynchronous operation: its operands are among its results
         else:
-            size = sizes[name] + sum(sizes.get(operand.strip().split(" ")[-1], 0) for operand in operands.split(","))
+            size = sizes[name] + sum(
+                sizes.get(operand.strip().split(" ")[-1], 0) for operand in operands.split(",")
+            )
         total += times * size
     return total
 
@@ -93,7 +132,9 @@ def moved(text: str) -> int:
 def sliced(result: str, rest: str) -> int:
     """Of a slice: what it takes out, once where one of both sides is on the chip, else twice."""
     arrays = ARRAY.findall(result)
-    out = arrays[1] if len(arrays) > 2 else arrays[0]  # started asynchronously: (operand, result, ...)
+    out = (
+        arrays[1] if len(arrays) > 2 else arrays[0]
+    )  # started asynchronously: (operand, result, ...)
     whole = [padded(*array) for array in (out, arrays[0])]
     return min(whole) * sum("S(" not in array[3] for array in (out, arrays[0]))
 
@@ -109,7 +150,10 @@ def padded(dtype: str, sides: str, layout: str, tiles: str) -> int:
     tile = re.match(r"T\((\d+),(\d+)\)", tiles or "")
     if tile and len(dims) > 1:
         inner, outer = (int(axis) for axis in layout.split(",")[:2])
-        dims[inner], dims[outer] = (-(-dims[axis] // int(side)) * int(side) for axis, side in ((inner, tile[2]), (outer, tile[1])))
+        dims[inner], dims[outer] = (
+            -(-dims[axis] // int(side)) * int(side)
+            for axis, side in ((inner, tile[2]), (outer, tile[1]))
+        )
     return math.prod(dims) * BYTES.get(dtype, 4)
 
 
@@ -125,12 +169,23 @@ def sent(text: str, chips: int) -> Counter:
         if kind not in COLLECTIVES or (channel and channel[1] in seen):
             continue
         seen.add(channel and channel[1])
-        arrays = [math.prod(int(side) for side in sides.split(",") if side) * BYTES.get(dtype, 4) for dtype, sides, _, _ in ARRAY.findall(result)]
-        if started and kind != "all-reduce":  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
+        arrays = [
+            math.prod(int(side) for side in sides.split(",") if side) * BYTES.get(dtype, 4)
+            for dtype, sides, _, _ in ARRAY.findall(result)
+        ]
+        if (
+            started and kind != "all-reduce"
+        ):  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
             arrays = [min(arrays) if kind == "reduce-scatter" else max(arrays)]
         size = group_size(rest, chips)
         share = (size - 1) / size
-        ring = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": size - 1, "all-to-all": share, "collective-permute": 1}[kind]
+        ring = {
+            "all-gather": share,
+            "all-reduce": 2 * share,
+            "reduce-scatter": size - 1,
+            "all-to-all": share,
+            "collective-permute": 1,
+        }[kind]
         total[kind] += int(times * sum(arrays) * ring)
     return total
 

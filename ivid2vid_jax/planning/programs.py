@@ -33,11 +33,29 @@ from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, open_folder
 
 TEXT_SD15 = CLIPTextConfig(
-    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    max_position_embeddings=77,
 )
-TEXT_SD21 = dataclasses.replace(TEXT_SD15, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
+TEXT_SD21 = dataclasses.replace(
+    TEXT_SD15,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
 SD15 = UNetConfig()
-SD21 = UNetConfig(attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True, upcast_attention=True, sample_size=96)
+SD21 = UNetConfig(
+    attention_head_dim=(5, 10, 20, 20),
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+    upcast_attention=True,
+    sample_size=96,
+)
 KNOWN = {  # published models whose sizes are known without their files
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD15, TEXT_SD15),
     "timbrooks/instruct-pix2pix": (dataclasses.replace(SD15, in_channels=8), TEXT_SD15),
@@ -63,18 +81,36 @@ def folder_of(config: TrainConfig) -> Folder:
         raise UserError(f"--task {config.task}: plans are made of the editor's training only")
     if config.model in KNOWN:
         unet, text = KNOWN[config.model]
-        source = Folder(Path(config.model), unet, AutoencoderConfig(), text, init_state.SCHEDULER | {"prediction_type": "epsilon"}, {})
+        source = Folder(
+            Path(config.model),
+            unet,
+            AutoencoderConfig(),
+            text,
+            init_state.SCHEDULER | {"prediction_type": "epsilon"},
+            {},
+        )
     elif config.model is None:
         net = config.net
-        source = Folder(Path("scratch"), dataclasses.replace(net.unet, temporal=()), net.vae, net.text_encoder, init_state.SCHEDULER | {"prediction_type": net.prediction_type}, {})
+        source = Folder(
+            Path("scratch"),
+            dataclasses.replace(net.unet, temporal=()),
+            net.vae,
+            net.text_encoder,
+            init_state.SCHEDULER | {"prediction_type": net.prediction_type},
+            {},
+        )
     else:
         source = open_folder(hub.resolve(config.model))
-    return dataclasses.replace(source, unet=init_state.target_unet(config, source.unet, source.vae.latent_channels))
+    return dataclasses.replace(
+        source, unet=init_state.target_unet(config, source.unet, source.vae.latent_channels)
+    )
 
 
 def on_chip(tree: Any) -> int:
     """Bytes of a tree of placed abstract arrays that one chip holds."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def placed(shape: tuple, dtype, where: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -86,20 +122,47 @@ def training(config: TrainConfig, folder: Folder, mesh: Mesh) -> Program:
     shapes = names.flatten({name: abstract(name, net) for name, net in folder.models.items()})
     chosen = names.trainable(shapes, config.optim.trainable)
     where = sharding.of_tree(shapes, mesh)
-    trained = {name: placed(shapes[name].shape, jnp.float32, where[name]) for name in sorted(chosen)}
+    trained = {
+        name: placed(shapes[name].shape, jnp.float32, where[name]) for name in sorted(chosen)
+    }
     frozen_type = jnp.float32 if config.optim.frozen_dtype == "float32" else jnp.bfloat16
-    frozen = {name: placed(x.shape, frozen_type, where[name]) for name, x in sorted(shapes.items()) if name not in chosen}
+    frozen = {
+        name: placed(x.shape, frozen_type, where[name])
+        for name, x in sorted(shapes.items())
+        if name not in chosen
+    }
     optimizer = make_optimizer(config.optim, config.steps)
-    state = jax.eval_shape(lambda params: new_state(params, optimizer, config.optim, config.seed), trained)
-    state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), state, sharding.of_tree(state, mesh))
-    learned = objective(config, folder, np.zeros(folder.text_length, np.int32), jnp.bfloat16, frozenset(chosen))
-    step = partial(train_step, objective=learned, optimizer=optimizer, config=config.optim, schedule=learning_rate(config.optim, config.steps))
-    batch = {name: placed(shape, dtype, sharding.of_batch(name, shape, mesh)) for name, (shape, dtype) in batch_shapes(config, folder).items()}
+    state = jax.eval_shape(
+        lambda params: new_state(params, optimizer, config.optim, config.seed), trained
+    )
+    state = jax.tree.map(
+        lambda x, s: placed(x.shape, x.dtype, s), state, sharding.of_tree(state, mesh)
+    )
+    learned = objective(
+        config, folder, np.zeros(folder.text_length, np.int32), jnp.bfloat16, frozenset(chosen)
+    )
+    step = partial(
+        train_step,
+        objective=learned,
+        optimizer=optimizer,
+        config=config.optim,
+        schedule=learning_rate(config.optim, config.steps),
+    )
+    batch = {
+        name: placed(shape, dtype, sharding.of_batch(name, shape, mesh))
+        for name, (shape, dtype) in batch_shapes(config, folder).items()
+    }
     held = {
-        "parameters": on_chip(state.params), "optimiser": on_chip(state.opt_state), "EMA": on_chip(state.ema), "frozen weights": on_chip(frozen),
-        "batch": on_chip(batch), "gradients": on_chip(state.params) * (1 + (config.optim.accumulation > 1)),
-    }  # fmt: skip
-    return Program(step, (state, frozen, batch), (0,), (jax.tree.map(lambda x: x.sharding, state), None), held)
+        "parameters": on_chip(state.params),
+        "optimiser": on_chip(state.opt_state),
+        "EMA": on_chip(state.ema),
+        "frozen weights": on_chip(frozen),
+        "batch": on_chip(batch),
+        "gradients": on_chip(state.params) * (1 + (config.optim.accumulation > 1)),
+    }
+    return Program(
+        step, (state, frozen, batch), (0,), (jax.tree.map(lambda x: x.sharding, state), None), held
+    )
 
 
 def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, Any]]:
@@ -107,7 +170,13 @@ def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, 
     B, T, size = config.loader.batch, config.loader.frames, config.loader.size
     out = {"serial": ((B,), np.uint32), "tokens": ((B, folder.text_length), np.int32)}
     if config.loader.cached:
-        latent = (B, T, size // folder.vae.downscale, size // folder.vae.downscale, folder.vae.latent_channels)
+        latent = (
+            B,
+            T,
+            size // folder.vae.downscale,
+            size // folder.vae.downscale,
+            folder.vae.latent_channels,
+        )
         out |= {name: (latent, np.float16) for name in ("source_mean", "target_mean", "target_std")}
         out |= {"text": ((B, folder.text_length, folder.text_encoder.hidden_size), np.float16)}
     else:
@@ -118,19 +187,55 @@ def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, 
 def editing(config: TrainConfig, folder: Folder, mesh: Mesh, branches: int = 3) -> Program:
     """One sampling step of one clip, guided by text and video, in bfloat16; its frames split over the mesh's axis of that name. UserError where they cannot be."""
     if config.loader.frames % mesh.shape["frames"]:
-        raise UserError(f"--frames {config.loader.frames} cannot be split over {mesh.shape['frames']} chips; give a multiple, or --mesh frames=N that divides them")
-    T, side, channels = config.loader.frames, config.loader.size // folder.vae.downscale, folder.vae.latent_channels
+        raise UserError(
+            f"--frames {config.loader.frames} cannot be split over {mesh.shape['frames']} chips; give a multiple, or --mesh frames=N that divides them"
+        )
+    T, side, channels = (
+        config.loader.frames,
+        config.loader.size // folder.vae.downscale,
+        folder.vae.latent_channels,
+    )
     everywhere, by_frames = NamedSharding(mesh, P()), NamedSharding(mesh, P("frames"))
-    params = jax.tree.map(lambda x: placed(x.shape, jnp.bfloat16, everywhere), abstract("unet", folder.unet))
+    params = jax.tree.map(
+        lambda x: placed(x.shape, jnp.bfloat16, everywhere), abstract("unet", folder.unet)
+    )
     latent = placed((T, side, side, channels), jnp.float32, by_frames)
     scalar = placed((), jnp.float32, everywhere)
     step = Step(*(scalar,) * len(Step._fields))
     text = (branches, folder.text_length, folder.text_encoder.hidden_size)
-    guidance = Guidance(placed(text, jnp.bfloat16, everywhere), *(placed((branches,), jnp.float32, everywhere),) * 2, scalar)
+    guidance = Guidance(
+        placed(text, jnp.bfloat16, everywhere),
+        *(placed((branches,), jnp.float32, everywhere),) * 2,
+        scalar,
+    )
     denoise = denoiser(folder.unet, config.optim.attention, dtype=jnp.bfloat16)
 
     def sample(params, state, source, frames, key, step, guidance):
-        return whole_step(denoise, "epsilon", params, state, source, frames, Noise(jax.random.wrap_key_data(key)), step, guidance)
+        return whole_step(
+            denoise,
+            "epsilon",
+            params,
+            state,
+            source,
+            frames,
+            Noise(jax.random.wrap_key_data(key)),
+            step,
+            guidance,
+        )
 
-    args = (params, State(latent, latent), latent, placed((T,), jnp.int32, by_frames), placed((2,), jnp.uint32, everywhere), step, guidance)
-    return Program(sample, args, (1,), State(by_frames, by_frames), {"parameters": on_chip(params), "latents": on_chip(args[1:3])})
+    args = (
+        params,
+        State(latent, latent),
+        latent,
+        placed((T,), jnp.int32, by_frames),
+        placed((2,), jnp.uint32, everywhere),
+        step,
+        guidance,
+    )
+    return Program(
+        sample,
+        args,
+        (1,),
+        State(by_frames, by_frames),
+        {"parameters": on_chip(params), "latents": on_chip(args[1:3])},
+    )

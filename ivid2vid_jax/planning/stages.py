@@ -33,7 +33,15 @@ from ivid2vid_jax.training import flops
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.weights.pipeline_folder import abstract
 
-LAYERS = (ResnetBlock, SpatialTransformer, TemporalConvLayer, TemporalTransformer, Downsample, Upsample, TimestepMLP)
+LAYERS = (
+    ResnetBlock,
+    SpatialTransformer,
+    TemporalConvLayer,
+    TemporalTransformer,
+    Downsample,
+    Upsample,
+    TimestepMLP,
+)
 ENDS = (nn.Conv, GroupNorm)  # where they stand by themselves: conv_in, conv_norm_out, conv_out
 EFFORT = "exec_time_optimization_effort"  # the compiler's option: -1 to 1, 0 where nobody sets it
 
@@ -69,10 +77,21 @@ class Cost:
 
 
 def fields(module: nn.Module) -> dict[str, Any]:
-    return {f.name: str(getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+    return {
+        f.name: str(getattr(module, f.name))
+        for f in dataclasses.fields(module)
+        if f.name not in ("parent", "name")
+    }
 
 
-def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attention_impl: str = "auto", dtype=jnp.bfloat16) -> list[Stage]:
+def stages(
+    config: UNetConfig,
+    x,
+    context,
+    trained: tuple[str, ...] = (),
+    attention_impl: str = "auto",
+    dtype=jnp.bfloat16,
+) -> list[Stage]:
     """The distinct layers of one evaluation. x: abstract latents [B, T, h, w, C]; context: abstract text [B, K, D]; trained: patterns of
     `optim.trainable`, none for sampling."""
     shapes = names.flatten({"unet": abstract("unet", config)})
@@ -84,25 +103,42 @@ def stages(config: UNetConfig, x, context, trained: tuple[str, ...] = (), attent
         module = at.module
         whole = isinstance(module, LAYERS) or (len(module.path) == 1 and isinstance(module, ENDS))
         path = "/".join(module.path)
-        if at.method_name == "__call__" and whole and path not in seen:  # a subclass's call calls its parent's
+        if (
+            at.method_name == "__call__" and whole and path not in seen
+        ):  # a subclass's call calls its parent's
             seen.add(path)
             learns = any(name.startswith(f"unet/{path}/") for name in chosen)
-            stage = Stage(module.clone(parent=None, name=None), path, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args), learns)
+            stage = Stage(
+                module.clone(parent=None, name=None),
+                path,
+                tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args),
+                learns,
+            )
             found.setdefault(stage.key, stage).count += 1
         return call(*args, **kwargs)
 
     net = InflatedUNet3D(config, attention_impl, dtype=dtype)
     with nn.intercept_methods(record):
-        jax.eval_shape(net.init, jax.random.key(0), x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32), context)
+        jax.eval_shape(
+            net.init, jax.random.key(0), x, jax.ShapeDtypeStruct(x.shape[:1], jnp.int32), context
+        )
     return list(found.values())
 
 
 def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0.0) -> Cost:
     """remat: what the layer keeps for its backward pass, see models/remat.py; None for the forward pass alone. effort: the compiler's."""
     master = jnp.float32 if remat and stage.trained else jnp.bfloat16
-    shapes = jax.eval_shape(partial(stage.module.init, method=stage.method), jax.random.key(0), *stage.args)["params"]
-    params = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where), shapes, sharding.of_tree(shapes, mesh))
-    args = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x, mesh)) for x in stage.args)
+    shapes = jax.eval_shape(
+        partial(stage.module.init, method=stage.method), jax.random.key(0), *stage.args
+    )["params"]
+    params = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where),
+        shapes,
+        sharding.of_tree(shapes, mesh),
+    )
+    args = tuple(
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x, mesh)) for x in stage.args
+    )
 
     def forward(params, *args):
         return stage.module.apply({"params": params}, *args, method=stage.method)
@@ -123,7 +159,9 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0
             cost = measure(forward, (params, *args), where_out, mesh, effort)
         else:
             gradient = jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=where_out)
-            where_in = jax.tree.map(lambda x: x.sharding, (params, *args) if stage.trained else args)
+            where_in = jax.tree.map(
+                lambda x: x.sharding, (params, *args) if stage.trained else args
+            )
             cost = measure(both, (params, gradient, *args), (where_out, where_in), mesh, effort)
             cost.kept = residuals(forward, params, args, mesh.size)
     cost.seconds = time.perf_counter() - begin
@@ -135,7 +173,14 @@ def measure(function: Callable, args: tuple, where_out, mesh: Mesh, effort: floa
     traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=where_out).trace(*args)
     compiled = traced.lower().compile(compiler_options={EFFORT: effort})
     (operations, again), text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
-    return Cost(operations, hlo.moved(text) + again, dict(hlo.sent(text, mesh.size)), 0, compiled.memory_analysis().temp_size_in_bytes, 0.0)
+    return Cost(
+        operations,
+        hlo.moved(text) + again,
+        dict(hlo.sent(text, mesh.size)),
+        0,
+        compiled.memory_analysis().temp_size_in_bytes,
+        0.0,
+    )
 
 
 def place(x, mesh: Mesh) -> NamedSharding:
@@ -143,11 +188,16 @@ def place(x, mesh: Mesh) -> NamedSharding:
     clips = ("data", "fsdp", "frames") if x.ndim == 4 else ("data", "fsdp")
     ways = math.prod(mesh.shape[axis] for axis in clips)
     frames = "frames" if x.ndim == 5 and x.shape[1] % mesh.shape["frames"] == 0 else None
-    return NamedSharding(mesh, P(clips if x.shape[0] % ways == 0 else None, frames) if x.ndim > 1 else P())
+    return NamedSharding(
+        mesh, P(clips if x.shape[0] % ways == 0 else None, frames) if x.ndim > 1 else P()
+    )
 
 
 def residuals(forward: Callable, params, args: tuple, chips: int) -> int:
     """Bytes a chip keeps between forward and backward, weights apart: activations are split over all chips, as the input is."""
     pull = jax.eval_shape(lambda *inputs: jax.vjp(forward, *inputs)[1], params, *args)
     weights = {x.shape for x in jax.tree.leaves(params)}
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull) if x.shape not in weights) // chips
+    return (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull) if x.shape not in weights)
+        // chips
+    )

@@ -1,6 +1,6 @@
 """`python -m ivid2vid_jax.synthesis.calibrate`: thresholds of the data engine's filter for a CLIP of one's own, where the true edits are known.
 
-    python -m ivid2vid_jax.synthesis.calibrate --model shapes-clip --base shapes-base --count 200
+python -m ivid2vid_jax.synthesis.calibrate --model shapes-clip --base shapes-base --count 200
 """
 
 import dataclasses
@@ -29,7 +29,9 @@ class CalibrateArgs:
     true edit by another instruction, half of the time of the same kind where that has others to choose from."""
 
     model: str = "shapes-clip"  # CLIP: a folder, a run, of the hub, or embedded
-    base: str | None = "shapes-base"  # its autoencoder blurs the edits as it does those that the engine makes; "None" leaves them as drawn
+    base: str | None = (
+        "shapes-base"  # its autoencoder blurs the edits as it does those that the engine makes; "None" leaves them as drawn
+    )
     count: int = 200  # clips
     recall: float = 0.95  # share of true edits that each threshold passes by itself
     seed: int = 77
@@ -40,29 +42,57 @@ class CalibrateArgs:
 def run(args: CalibrateArgs) -> None:
     """Prints the filter's config and what it lets pass."""
     if not 2 * LEAST <= args.count <= 10**6 or not 0.5 <= args.recall < 1:
-        raise UserError(f"--count {args.count} must be between {2 * LEAST} and 1000000, --recall {args.recall} at least 0.5 and below 1")
+        raise UserError(
+            f"--count {args.count} must be between {2 * LEAST} and 1000000, --recall {args.recall} at least 0.5 and below 1"
+        )
     drawn = load(args.base).reconstruct if args.base else lambda clip: clip
     with Progress("clips") as progress:
         found = scores(args, scorer(load_clip(args.model)), drawn, progress)
     half = args.count // 2
     true, *false = ([each[group] for each in found[:half]] for group in GROUPS)
     try:
-        config = calibrated(true, [each for group in false for each in group], FilterConfig(model=args.model), args.recall)
+        config = calibrated(
+            true,
+            [each for group in false for each in group],
+            FilterConfig(model=args.model),
+            args.recall,
+        )
     except ValueError as error:
-        raise UserError(f"--model {args.model}: {error}; train it longer, or lower --recall {args.recall}") from error
-    config = dataclasses.replace(config, **{name: round(getattr(config, name), 3) for name in ("image", "text", "direction", "consistency")})
+        raise UserError(
+            f"--model {args.model}: {error}; train it longer, or lower --recall {args.recall}"
+        ) from error
+    config = dataclasses.replace(
+        config,
+        **{
+            name: round(getattr(config, name), 3)
+            for name in ("image", "text", "direction", "consistency")
+        },
+    )
     print(config)
     print(table({group: [each[group] for each in found[half:]] for group in GROUPS}, config))
 
 
-def scores(args: CalibrateArgs, judge: Callable, drawn: Callable[[np.ndarray], np.ndarray], progress: Callable) -> list[dict[str, Scores]]:
+def scores(
+    args: CalibrateArgs,
+    judge: Callable,
+    drawn: Callable[[np.ndarray], np.ndarray],
+    progress: Callable,
+) -> list[dict[str, Scores]]:
     """Of each clip, the scores of its edits by group."""
     out, rng = [], np.random.default_rng(args.seed)
     for index in range(args.count):
         spec = shapes.sample_spec(args.seed, index, kinds=EDITS, size=args.size, frames=args.frames)
-        source, captions = shapes.render(spec.scene, spec.size, spec.frames), (shapes.caption(spec.scene), shapes.caption(spec.edited))
+        source, captions = (
+            shapes.render(spec.scene, spec.size, spec.frames),
+            (shapes.caption(spec.scene), shapes.caption(spec.edited)),
+        )
         edits = (spec.edited, spec.scene, wrong(spec, rng))
-        out.append({group: judge(source, drawn(shapes.render(scene, spec.size, spec.frames)), *captions) for group, scene in zip(GROUPS, edits, strict=True)})
+        out.append(
+            {
+                group: judge(source, drawn(shapes.render(scene, spec.size, spec.frames)), *captions)
+                for group, scene in zip(GROUPS, edits, strict=True)
+            }
+        )
         progress(index + 1, args.count)
     return out
 
@@ -81,13 +111,32 @@ def table(found: dict[str, list[Scores]], config: FilterConfig) -> str:
     """Markdown: the share of each group that passes, and the means of its scores; precision where the groups are as many as each other."""
     names = [field.name for field in dataclasses.fields(Scores)]
     lines = ["| clips | pass [95%] | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    passed = {group: sum(not refusal(each, config) for each in members) for group, members in found.items()}
+    passed = {
+        group: sum(not refusal(each, config) for each in members)
+        for group, members in found.items()
+    }
     for group, members in found.items():
         (low, high), share = wilson(passed[group], len(members)), passed[group] / len(members)
         means = [f"{np.mean([getattr(each, name) for each in members]):.3f}" for name in names]
-        lines.append("| " + " | ".join([f"{len(members)} {group}", f"{100 * share:.1f}% [{100 * low:.0f}, {100 * high:.0f}]", *means]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    f"{len(members)} {group}",
+                    f"{100 * share:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
+                    *means,
+                ]
+            )
+            + " |"
+        )
     true, every = passed[GROUPS[0]], sum(passed.values())
-    return "\n".join([*lines, "", f"precision {100 * true / max(1, every):.1f}% of {every} that pass, recall {100 * true / len(found[GROUPS[0]]):.1f}%"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"precision {100 * true / max(1, every):.1f}% of {every} that pass, recall {100 * true / len(found[GROUPS[0]]):.1f}%",
+        ]
+    )
 
 
 if __name__ == "__main__":

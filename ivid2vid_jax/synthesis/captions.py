@@ -31,14 +31,22 @@ class Blip:
             import torch
             from transformers import BlipForConditionalGeneration, BlipProcessor
         except ImportError as error:
-            raise UserError(f'captions by BLIP need torch ({error}): pip install "ivid2vid_jax[synthesis]", or give --captions.source FILE') from error
+            raise UserError(
+                f'captions by BLIP need torch ({error}): pip install "ivid2vid_jax[synthesis]", or give --captions.source FILE'
+            ) from error
         self.config, self.torch = config, torch
         try:
             self.processor = BlipProcessor.from_pretrained(config.model)
             model = BlipForConditionalGeneration.from_pretrained(config.model)
         except (OSError, ValueError) as error:
-            way = f"hf download {config.model}" if not Path(config.model).exists() else "put a whole BLIP folder there"
-            raise UserError(f"--captions.model {config.model} cannot be loaded ({str(error).strip().splitlines()[0]}); {way}") from error
+            way = (
+                f"hf download {config.model}"
+                if not Path(config.model).exists()
+                else "put a whole BLIP folder there"
+            )
+            raise UserError(
+                f"--captions.model {config.model} cannot be loaded ({str(error).strip().splitlines()[0]}); {way}"
+            ) from error
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def __call__(self, frames: Sequence[np.ndarray]) -> list[str]:
@@ -46,10 +54,21 @@ class Blip:
         c, out = self.config, []
         for i in range(0, len(frames), c.batch):
             part = list(frames[i : i + c.batch])
-            inputs = self.processor(images=part, text=[c.prompt] * len(part), return_tensors="pt").to(self.model.device)
+            inputs = self.processor(
+                images=part, text=[c.prompt] * len(part), return_tensors="pt"
+            ).to(self.model.device)
             with self.torch.no_grad():
-                made = self.model.generate(**inputs, num_beams=c.beams, do_sample=False, min_length=c.shortest, max_length=c.longest)
-            out += [without(text, c.prompt) for text in self.processor.batch_decode(made, skip_special_tokens=True)]
+                made = self.model.generate(
+                    **inputs,
+                    num_beams=c.beams,
+                    do_sample=False,
+                    min_length=c.shortest,
+                    max_length=c.longest,
+                )
+            out += [
+                without(text, c.prompt)
+                for text in self.processor.batch_decode(made, skip_special_tokens=True)
+            ]
         return out
 
 
@@ -70,7 +89,9 @@ def from_file(path: Path) -> dict[str, str]:
                 row = json.loads(line)
                 out[row["id"]] = " ".join(row["caption"].split())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f'{path}, line {number}: needs {{"id": ..., "caption": ...}} ({type(error).__name__}: {error})') from error
+                raise UserError(
+                    f'{path}, line {number}: needs {{"id": ..., "caption": ...}} ({type(error).__name__}: {error})'
+                ) from error
     return out
 
 

@@ -18,7 +18,9 @@ class ChatConfig:
 
     base_url: str | None = None  # e.g. http://localhost:8000/v1; None = OpenAI's own
     model: str = "gpt-4o-mini"
-    key: str = "OPENAI_API_KEY"  # environment variable that holds the key; a local server needs none
+    key: str = (
+        "OPENAI_API_KEY"  # environment variable that holds the key; a local server needs none
+    )
     temperature: float = 0.7
     max_tokens: int = 600  # of a reply
     timeout: float = 60.0  # s for a whole reply, however slowly it comes
@@ -62,9 +64,13 @@ class Chat:
         try:
             import openai  # noqa: F401
         except ImportError as error:
-            raise UserError('asking a chat model needs the openai client: pip install "ivid2vid_jax[synthesis]"') from error
+            raise UserError(
+                'asking a chat model needs the openai client: pip install "ivid2vid_jax[synthesis]"'
+            ) from error
         if config.base_url is None and not os.environ.get(config.key):
-            raise UserError(f"--chat.base-url is not given, so OpenAI would be asked, but the environment has no {config.key}; set it, or name a local server")
+            raise UserError(
+                f"--chat.base-url is not given, so OpenAI would be asked, but the environment has no {config.key}; set it, or name a local server"
+            )
         self.config, self.server = config, config.base_url or "OpenAI"
         self.gate, self.next = threading.Lock(), 0.0
         self.answered = False  # whether any request has been, so that the address is right
@@ -77,9 +83,13 @@ class Chat:
             except Busy as error:
                 if attempt >= self.config.retries:
                     if isinstance(error, Unreachable) and not self.answered:
-                        raise UserError(f"--chat.base-url: {error}, and has not answered at all; start it, or name another") from error
+                        raise UserError(
+                            f"--chat.base-url: {error}, and has not answered at all; start it, or name another"
+                        ) from error
                     raise
-                time.sleep(min(MOST_PAUSE, 0.5 * 2**attempt if error.pause is None else error.pause))
+                time.sleep(
+                    min(MOST_PAUSE, 0.5 * 2**attempt if error.pause is None else error.pause)
+                )
         raise AssertionError("unreachable")
 
     def in_time(self, messages: list[dict]) -> Reply:
@@ -90,7 +100,9 @@ class Chat:
         import openai
 
         key = os.environ.get(self.config.key) or "none"
-        client = openai.OpenAI(base_url=self.config.base_url, api_key=key, timeout=self.config.timeout, max_retries=0)
+        client = openai.OpenAI(
+            base_url=self.config.base_url, api_key=key, timeout=self.config.timeout, max_retries=0
+        )
         pool = concurrent.futures.ThreadPoolExecutor(1)
         try:
             return pool.submit(self.once, client, messages).result(timeout=self.config.timeout)
@@ -105,21 +117,29 @@ class Chat:
 
         c = self.config
         try:
-            found = client.chat.completions.create(model=c.model, messages=messages, temperature=c.temperature, max_tokens=c.max_tokens)
+            found = client.chat.completions.create(
+                model=c.model, messages=messages, temperature=c.temperature, max_tokens=c.max_tokens
+            )
             self.answered = True
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise UserError(f"{self.server} refuses the key of {c.key} ({brief(error)})") from error
         except openai.NotFoundError as error:
-            raise UserError(f"{self.server} knows no model {c.model!r} ({brief(error)}); name another with --chat.model") from error
+            raise UserError(
+                f"{self.server} knows no model {c.model!r} ({brief(error)}); name another with --chat.model"
+            ) from error
         except openai.APITimeoutError as error:
             raise Busy(f"no reply within {c.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise Unreachable(f"{self.server} cannot be reached ({brief(error.__cause__ or error)})") from error
+            raise Unreachable(
+                f"{self.server} cannot be reached ({brief(error.__cause__ or error)})"
+            ) from error
         except openai.APIStatusError as error:
             self.answered = True
             message = f"status {error.status_code} ({brief(error)})"
             if error.code == "insufficient_quota":
-                raise UserError(f"{self.server}: the quota of {c.key} is used up ({brief(error)}); what was answered is kept: go on with more, or another key") from error
+                raise UserError(
+                    f"{self.server}: the quota of {c.key} is used up ({brief(error)}); what was answered is kept: go on with more, or another key"
+                ) from error
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
                 raise Busy(message, seconds(error.response.headers.get("retry-after"))) from error
             raise ChatError(message) from error
@@ -153,7 +173,12 @@ def as_reply(found, model: str) -> Reply:
         raise ChatError(f"the model refuses ({str(message.refusal)[:80]})")
     if not message.content:
         raise ChatError("an empty reply")
-    return Reply(message.content, found.model or model, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+    return Reply(
+        message.content,
+        found.model or model,
+        usage.prompt_tokens if usage else 0,
+        usage.completion_tokens if usage else 0,
+    )
 
 
 def brief(error: BaseException) -> str:

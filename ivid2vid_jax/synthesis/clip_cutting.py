@@ -28,17 +28,25 @@ class ClipsConfig:
     size: int = 256  # pixels of the square that is cut from the middle and resized
     least: int = 256  # pixels of the shorter side below which a video is refused
     per_video: int = 4  # most clips of one video
-    cut: float = 15.0  # mean grey levels between two thumbnails from which on they may belong to two shots,
+    cut: float = (
+        15.0  # mean grey levels between two thumbnails from which on they may belong to two shots,
+    )
     sudden: float = 2.5  # if that is so many times what is usual before them, and after
     motion: float = 0.5  # least mean grey levels between neighbouring thumbnails of a clip
-    alike: int = 10  # most bits, of 192, in which two clips' fingerprints differ that are the same scene
+    alike: int = (
+        10  # most bits, of 192, in which two clips' fingerprints differ that are the same scene
+    )
 
 
 def videos(folder: Path) -> dict[str, Path]:
     """Id -> file of the videos under a folder; the id is the path below it. Raises UserError for a folder that holds none."""
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: no such folder")
-    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() in VIDEOS}
+    found = {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix.lower() in VIDEOS
+    }
     if not found:
         raise UserError(f"--videos {folder}: holds no video ({', '.join(VIDEOS)})")
     return found
@@ -53,28 +61,40 @@ def cut(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, 
     try:
         video = open_clip(path, fps=config.fps)
         if min(video.height, video.width) < config.least:
-            return REJECTED, facts | {"reason": f"{video.width}x{video.height} pixels: the shorter side is below {config.least}"}
+            return REJECTED, facts | {
+                "reason": f"{video.width}x{video.height} pixels: the shorter side is below {config.least}"
+            }
         for shot, start, frames in pieces((frame.pixels for frame in video.frames()), config):
             if len(facts["clips"]) == config.per_video:
                 break
             place = {"shot": shot, "start": start}
             if len(frames) < config.frames:
-                facts["refused"].append(place | {"reason": f"the shot ends after {len(frames)} of {config.frames} frames"})
+                facts["refused"].append(
+                    place
+                    | {"reason": f"the shot ends after {len(frames)} of {config.frames} frames"}
+                )
                 continue
             thumbs = np.stack([thumbnail(frame) for frame in frames])
             motion = float(np.abs(np.diff(thumbs, axis=0)).mean())
             if motion < config.motion:
-                facts["refused"].append(place | {"reason": "nothing moves", "motion": round(motion, 3)})
+                facts["refused"].append(
+                    place | {"reason": "nothing moves", "motion": round(motion, 3)}
+                )
                 continue
             id = f"{file_name(name)}-{len(facts['clips'])}"
             write(output / f"{id}.npy", np.stack(frames))
-            facts["clips"].append(place | {"id": id, "motion": round(motion, 3), "fingerprint": fingerprint(thumbs)})
+            facts["clips"].append(
+                place | {"id": id, "motion": round(motion, 3), "fingerprint": fingerprint(thumbs)}
+            )
     except UserError as error:
         return REJECTED, facts | {"reason": str(error)}
     except OSError as error:
         return FAILED, facts | {"reason": str(error)}
     if not facts["clips"]:
-        return REJECTED, facts | {"reason": "; ".join(dict.fromkeys(each["reason"] for each in facts["refused"])) or "no frame"}
+        return REJECTED, facts | {
+            "reason": "; ".join(dict.fromkeys(each["reason"] for each in facts["refused"]))
+            or "no frame"
+        }
     return ACCEPTED, facts
 
 
@@ -83,7 +103,9 @@ def file_name(id: str) -> str:
     return id.replace("%", "%25").replace("/", "%2F")
 
 
-def pieces(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+def pieces(
+    frames: Iterable[np.ndarray], config: ClipsConfig
+) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """(number of the shot, first frame, squares [size, size, 3]) of the pieces of at most `frames` frames that each shot falls into."""
     shot = start = 0
     piece: list[np.ndarray] = []
@@ -102,13 +124,18 @@ def pieces(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[
 
 def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[np.ndarray, bool]]:
     """(frame, whether a shot begins with it). A cut is a step between frames that is large, and much larger than the steps around it."""
-    waiting: deque = deque()  # (frame, step to it) not yet told, AROUND of them behind the one in question
+    waiting: deque = (
+        deque()
+    )  # (frame, step to it) not yet told, AROUND of them behind the one in question
     past: deque = deque(maxlen=AROUND)
     before = None
 
     def told():
         frame, step = waiting.popleft()
-        usual = max(float(np.median(side)) if side else 0.0 for side in (past, [later for _, later in waiting]))
+        usual = max(
+            float(np.median(side)) if side else 0.0
+            for side in (past, [later for _, later in waiting])
+        )
         begins = step is None or (step >= config.cut and step >= config.sudden * usual)
         if step is not None:
             past.append(step)
@@ -132,7 +159,9 @@ def middle_square(frame: np.ndarray) -> np.ndarray:
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
     """[THUMB, THUMB, 3] float32, the frame averaged."""
-    return np.asarray(Image.fromarray(frame).resize((THUMB, THUMB), Image.Resampling.BOX), np.float32)
+    return np.asarray(
+        Image.fromarray(frame).resize((THUMB, THUMB), Image.Resampling.BOX), np.float32
+    )
 
 
 def fingerprint(thumbs: np.ndarray) -> str:
@@ -150,7 +179,9 @@ def unlike(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[
     In the order of the lines, so it is the same at every start.
     """
     clips, kept, repeats = [clip for line in lines for clip in line["clips"]], [], {}
-    marks = np.frombuffer(bytes.fromhex("".join(clip["fingerprint"] for clip in clips)), np.uint64).reshape(-1, 3)
+    marks = np.frombuffer(
+        bytes.fromhex("".join(clip["fingerprint"] for clip in clips)), np.uint64
+    ).reshape(-1, 3)
     seen = np.empty_like(marks)  # of those that are kept
     for clip, mark in zip(clips, marks, strict=True):
         near = np.bitwise_count(seen[: len(kept)] ^ mark[None]).sum(axis=1) <= config.alike

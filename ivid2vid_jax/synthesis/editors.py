@@ -33,7 +33,11 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.inflate import inflate
 from ivid2vid_jax.weights.pipeline_folder import Folder
 
-TRAINED = (r"/attn1/to_q/", r"/attn2/to_q/", r"/attn_temp/")  # Tune-A-Video's; its norm_temp stays as it is
+TRAINED = (
+    r"/attn1/to_q/",
+    r"/attn2/to_q/",
+    r"/attn_temp/",
+)  # Tune-A-Video's; its norm_temp stays as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +59,14 @@ class TuneAVideoConfig:
     weight_decay: float = 1e-2
     clip: float = 1.0  # most norm of a clip's gradient
     inversion: int = 50  # steps of DDIM inversion
-    inversion_prompt: Literal["empty", "caption"] = "empty"  # with the clip's caption and text scale 1, what both captions share is kept best
+    inversion_prompt: Literal["empty", "caption"] = (
+        "empty"  # with the clip's caption and text scale 1, what both captions share is kept best
+    )
     sampling: int = 50  # steps of DDIM
     text_scale: float = 12.5
-    strength: float = 1.0  # share of the way to noise that inversion goes; less keeps more of the clip
+    strength: float = (
+        1.0  # share of the way to noise that inversion goes; less keeps more of the clip
+    )
     random_bias: bool = False  # the temporal layers' output bias drawn as the original leaves it, instead of zero: the net then starts off its base
     at_once: int = 1  # clips a device
 
@@ -70,7 +78,9 @@ class SharedNoiseConfig:
 
     sampling: int = 20  # steps of DDIM
     text_scale: float = 7.5
-    strength: float = 0.8  # share of the way to noise from which frames start; less keeps more of the clip
+    strength: float = (
+        0.8  # share of the way to noise from which frames start; less keeps more of the clip
+    )
     inversion: int = 0  # steps of DDIM inversion with the clip's caption, for each frame's own noise; 0 = noise that is the same for all
     at_once: int = 1  # clips a device
 
@@ -84,12 +94,18 @@ class ClipEditor(ABC):
     def __init__(self, pipe: Pipeline, config: Any, devices: int | None = None):
         unet, latent = pipe.folder.unet, pipe.folder.vae.latent_channels
         if unet.in_channels != latent or unet.temporal:
-            raise UserError(f"{pipe.folder.path}: clips are edited with a text-to-image base; this U-Net takes {unet.in_channels} channels, temporal layers {unet.temporal}")
+            raise UserError(
+                f"{pipe.folder.path}: clips are edited with a text-to-image base; this U-Net takes {unet.in_channels} channels, temporal layers {unet.temporal}"
+            )
         if not 0 < config.strength <= 1 or config.at_once < 1:
-            raise UserError(f"strength {config.strength} must be above 0 and at most 1, at-once {config.at_once} at least 1")
+            raise UserError(
+                f"strength {config.strength} must be above 0 and at most 1, at-once {config.at_once} at least 1"
+            )
         for name, low in (("sampling", 1), ("inversion", self.least_inversion)):
             if not low <= getattr(config, name) <= pipe.schedule.num_train_timesteps:
-                raise UserError(f"{name} {getattr(config, name)} must be between {low} and {pipe.schedule.num_train_timesteps}, the base's timesteps")
+                raise UserError(
+                    f"{name} {getattr(config, name)} must be between {low} and {pipe.schedule.num_train_timesteps}, the base's timesteps"
+                )
         self.pipe, self.config, self.schedule = pipe, config, pipe.schedule
         self.spread = Spread(devices)
         self.together = self.spread.count * config.at_once  # clips of one call
@@ -103,11 +119,19 @@ class ClipEditor(ABC):
         """The program of function(base, *of one clip, *for all), for `stacked` arguments that hold one row a clip."""
 
         def program(base, *args):
-            each = jax.vmap(function, in_axes=(None, *(0,) * stacked, *(None,) * (len(args) - stacked)))
+            each = jax.vmap(
+                function, in_axes=(None, *(0,) * stacked, *(None,) * (len(args) - stacked))
+            )
             if self.spread.count == 1:
                 return each(base, *args)
             where = (P(), *(P(WINDOWS),) * stacked, *(P(),) * (len(args) - stacked))
-            return jax.shard_map(each, mesh=self.spread.meshes[WINDOWS], in_specs=where, out_specs=P(WINDOWS), check_vma=False)(base, *args)
+            return jax.shard_map(
+                each,
+                mesh=self.spread.meshes[WINDOWS],
+                in_specs=where,
+                out_specs=P(WINDOWS),
+                check_vma=False,
+            )(base, *args)
 
         return runtime.jit(program, **options)
 
@@ -122,11 +146,26 @@ class ClipEditor(ABC):
 
     def step(self, base, tuned, state: State, text, key, step: Step, weights):
         """A step of sampling one clip; text: [2, K, D] of the empty prompt and of the edit."""
-        guidance, frames = Guidance(text, jnp.ones(2), weights, jnp.zeros(())), jnp.arange(state.x.shape[0])
+        guidance, frames = (
+            Guidance(text, jnp.ones(2), weights, jnp.zeros(())),
+            jnp.arange(state.x.shape[0]),
+        )
         params = unflatten({**base, **tuned})
-        return whole_step(self.denoise, self.schedule.prediction_type, params, state, state.x[..., :0], frames, Noise(key), step, guidance)
+        return whole_step(
+            self.denoise,
+            self.schedule.prediction_type,
+            params,
+            state,
+            state.x[..., :0],
+            frames,
+            Noise(key),
+            step,
+            guidance,
+        )
 
-    def __call__(self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> list[list[np.ndarray | None]]:
+    def __call__(
+        self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+    ) -> list[list[np.ndarray | None]]:
         """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one
         shape. progress(steps done, steps in all)."""
         if len({task.clip.shape for task in tasks}) > 1:
@@ -139,24 +178,45 @@ class ClipEditor(ABC):
     def group(self, tasks: Sequence[Task], count: "Count") -> list[list[np.ndarray | None]]:
         """The last task fills up a group that is short."""
         filled = [*tasks, *[tasks[-1]] * (self.together - len(tasks))]
-        latents = np.stack([self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip)) for task in filled]) * self.pipe.folder.vae.scaling_factor
+        latents = (
+            np.stack(
+                [
+                    self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip))
+                    for task in filled
+                ]
+            )
+            * self.pipe.folder.vae.scaling_factor
+        )
         keys = self.put(jnp.stack([random.key(task.seed) for task in filled]))
         base, out = self.placed, [[] for _ in tasks]
         table, first = descent(self.schedule, self.config)
         tuned, noisy = self.prepare(base, filled, latents, keys, table, first, count)
         for number in range(most(tasks)):
-            captions = [task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled]
+            captions = [
+                task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled
+            ]
             edited = self.sample(base, tuned, noisy, captions, keys, table, first, count)
             for row, task in enumerate(tasks):
                 if number < len(task.edited_captions):
-                    whole, scaled = np.isfinite(edited[row]).all(), edited[row] / self.pipe.folder.vae.scaling_factor
-                    out[row].append(np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled))) if whole else None)
+                    whole, scaled = (
+                        np.isfinite(edited[row]).all(),
+                        edited[row] / self.pipe.folder.vae.scaling_factor,
+                    )
+                    out[row].append(
+                        np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled)))
+                        if whole
+                        else None
+                    )
         return out
 
-    def sample(self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count) -> np.ndarray:
+    def sample(
+        self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count
+    ) -> np.ndarray:
         texts = self.pipe.encode_text(["", *captions])
         text = self.put(jnp.stack([jnp.stack([texts[0], each]) for each in texts[1:]]))
-        weights = jnp.asarray([1 - self.config.text_scale, self.config.text_scale], jnp.float32)  # of both, also where one of them is zero
+        weights = jnp.asarray(
+            [1 - self.config.text_scale, self.config.text_scale], jnp.float32
+        )  # of both, also where one of them is zero
         state = self.put(State(noisy, np.zeros_like(noisy)))
         for step in step_rows(table)[first:]:
             state = self.sample_step(base, tuned, state, text, keys, step, weights)
@@ -164,7 +224,14 @@ class ClipEditor(ABC):
         return jax.device_get(state.x)
 
     def rise(self, base, tuned, x, text, step):
-        return rise(self.denoise, self.schedule.prediction_type, unflatten({**base, **tuned}), x[None], text[None], step)[0]
+        return rise(
+            self.denoise,
+            self.schedule.prediction_type,
+            unflatten({**base, **tuned}),
+            x[None],
+            text[None],
+            step,
+        )[0]
 
     def inverted(self, base, tuned, latents, text, count) -> np.ndarray:
         """Their noise by DDIM inversion, as far as the strength goes; latents [N, T, h, w, C] and text [N, K, D] on the devices."""
@@ -188,11 +255,17 @@ class SharedNoise(ClipEditor):
 
     def prepare(self, base, tasks, latents, keys, table, first, count):
         if self.config.inversion:
-            x, text = self.put((np.float32(latents), self.pipe.encode_text([task.caption for task in tasks])))
+            x, text = self.put(
+                (np.float32(latents), self.pipe.encode_text([task.caption for task in tasks]))
+            )
             return {}, self.inverted(base, {}, x, text, count)
-        noise = np.stack([random.normal(random.key(task.seed), latents.shape[2:]) for task in tasks])[:, None]
+        noise = np.stack(
+            [random.normal(random.key(task.seed), latents.shape[2:]) for task in tasks]
+        )[:, None]
         start = table.start if first == 0 else 1.0
-        return {}, np.float32(table.steps.alpha[first] * latents + table.steps.sigma[first] * start * noise)
+        return {}, np.float32(
+            table.steps.alpha[first] * latents + table.steps.sigma[first] * start * noise
+        )
 
 
 class TuneAVideo(ClipEditor):
@@ -201,8 +274,14 @@ class TuneAVideo(ClipEditor):
 
     def __init__(self, pipe: Pipeline, config: TuneAVideoConfig, devices: int | None = None):
         super().__init__(pipe, config, devices)
-        self.optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(config.lr, weight_decay=config.weight_decay))
-        self.trained = {name: np.asarray(self.base.pop(name), np.float32) for name in sorted(trainable(self.base, TRAINED))}
+        self.optimizer = optax.chain(
+            optax.clip_by_global_norm(config.clip),
+            optax.adamw(config.lr, weight_decay=config.weight_decay),
+        )
+        self.trained = {
+            name: np.asarray(self.base.pop(name), np.float32)
+            for name in sorted(trainable(self.base, TRAINED))
+        }
         if config.random_bias:
             self.trained |= drawn_biases(self.trained)
         self.tune_step = self.many(self.tune, 5, donate_argnums=(1, 2))
@@ -223,18 +302,26 @@ class TuneAVideo(ClipEditor):
             found = self.denoise(unflatten({**base, **tuned}), x_t, t, Condition(text[None], None))
             return losses.square_mean(found - wanted)[0]
 
-        updates, optimizer_state = self.optimizer.update(jax.grad(loss)(tuned), optimizer_state, tuned)
+        updates, optimizer_state = self.optimizer.update(
+            jax.grad(loss)(tuned), optimizer_state, tuned
+        )
         return optax.apply_updates(tuned, updates), optimizer_state
 
     def prepare(self, base, tasks, latents, keys, table, first, count):
         texts = self.pipe.encode_text(["", *(task.caption for task in tasks)])
         x, text = self.put((np.float32(latents), texts[1:]))
-        tuned = self.put({name: np.stack([value] * len(tasks)) for name, value in self.trained.items()})
+        tuned = self.put(
+            {name: np.stack([value] * len(tasks)) for name, value in self.trained.items()}
+        )
         state = self.put(jax.vmap(self.optimizer.init)(tuned))
         for number in range(self.config.steps):
             tuned, state = self.tune_step(base, tuned, state, x, text, keys, np.int32(number))
             count.one()
-        told = text if self.config.inversion_prompt == "caption" else self.put(jnp.stack([texts[0]] * len(tasks)))
+        told = (
+            text
+            if self.config.inversion_prompt == "caption"
+            else self.put(jnp.stack([texts[0]] * len(tasks)))
+        )
         return tuned, self.inverted(base, tuned, x, told, count)
 
 
@@ -244,9 +331,15 @@ EDITORS = {"tune_a_video": TuneAVideo, "shared_noise": SharedNoise}
 def drawn_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The temporal layers' output biases, uniform within 1/sqrt(width), as PyTorch's layers start."""
     out = {}
-    for number, name in enumerate(name for name in weights if name.endswith("/attn_temp/to_out.0/bias")):
+    for number, name in enumerate(
+        name for name in weights if name.endswith("/attn_temp/to_out.0/bias")
+    ):
         limit = len(weights[name]) ** -0.5
-        out[name] = np.random.default_rng([0, number]).uniform(-limit, limit, weights[name].shape).astype(np.float32)
+        out[name] = (
+            np.random.default_rng([0, number])
+            .uniform(-limit, limit, weights[name].shape)
+            .astype(np.float32)
+        )
     return out
 
 
@@ -266,12 +359,19 @@ def ascent(schedule: NoiseSchedule, config) -> list[Rise]:
     if not config.inversion:
         return []
     table, first = descent(schedule, config)
-    t, alpha, sigma = (np.asarray(column)[first] for column in (table.steps.t, table.steps.alpha, table.steps.sigma))
+    t, alpha, sigma = (
+        np.asarray(column)[first]
+        for column in (table.steps.t, table.steps.alpha, table.steps.sigma)
+    )
     every = rises(schedule, config.inversion)
     steps = [step for step in every if step.t <= t]
     if steps and steps[-1].t == t:
         return steps
-    here = (steps[-1].alpha_after, steps[-1].sigma_after) if steps else (every[0].alpha, every[0].sigma)
+    here = (
+        (steps[-1].alpha_after, steps[-1].sigma_after)
+        if steps
+        else (every[0].alpha, every[0].sigma)
+    )
     return [*steps, Rise(t, *here, alpha, sigma)]
 
 
@@ -279,7 +379,9 @@ def check_size(folder: Folder, size: Sequence[int]) -> None:
     """UserError for clips of a height and width that the base's nets cannot halve as often as they do."""
     factor = folder.vae.downscale * folder.unet.downscale
     if any(side % factor for side in size):
-        raise UserError(f"clips of {size[1]}x{size[0]} pixels: {folder.path} takes multiples of {factor} alone; cut them with another --clips.size")
+        raise UserError(
+            f"clips of {size[1]}x{size[0]} pixels: {folder.path} takes multiples of {factor} alone; cut them with another --clips.size"
+        )
 
 
 def most(tasks: Sequence[Task]) -> int:

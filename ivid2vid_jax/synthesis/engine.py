@@ -63,8 +63,15 @@ class Engine:
         config.check()
         self.config, self.folder, self.shard = config, Path(config.output), config.part()
         self.source = source(config)
-        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "clips.jsonl").is_file() and not any(self.folder.glob("clips-*.jsonl")):
-            raise UserError(f"--output {self.folder}: holds other things and was not made by this command; name a new folder")
+        if (
+            self.folder.exists()
+            and any(self.folder.iterdir())
+            and not (self.folder / "clips.jsonl").is_file()
+            and not any(self.folder.glob("clips-*.jsonl"))
+        ):
+            raise UserError(
+                f"--output {self.folder}: holds other things and was not made by this command; name a new folder"
+            )
 
     def meet(self, stage: str) -> None:
         """Waits for the other processes of `--shard auto`: the next stage may need what all have made, and one that left would end them all."""
@@ -81,7 +88,9 @@ class Engine:
             settle(manifest, self.mine(marks), self.source.make, progress=progress)
         self.tell("clips", marks)
         if not self.manifest("clips").missing(marks) and self.repeats:
-            print(f"  {len(self.repeats)} clips repeat others and are left out, {' and '.join(next(iter(self.repeats.items())))} among them")
+            print(
+                f"  {len(self.repeats)} clips repeat others and are left out, {' and '.join(next(iter(self.repeats.items())))} among them"
+            )
 
     def captions(self) -> None:
         config, marks = self.config.captions, self.caption_marks
@@ -95,14 +104,23 @@ class Engine:
                 def work(ids):
                     found = blip([middle(self.clip(id)) for id in ids])
                     progress.bar.update(len(ids))
-                    return [(ACCEPTED, {"caption": each, "model": config.model}) if each else (REJECTED, {"reason": "BLIP says nothing"}) for each in found]
+                    return [
+                        (ACCEPTED, {"caption": each, "model": config.model})
+                        if each
+                        else (REJECTED, {"reason": "BLIP says nothing"})
+                        for each in found
+                    ]
 
                 settle_groups(manifest, mine, batched(sorted(mine), config.batch), work)
         self.tell("captions", marks)
 
     def told_caption(self, id: str) -> tuple[str, dict]:
         caption = self.told[id]
-        return (ACCEPTED, {"caption": caption, "model": self.config.captions.source}) if caption else (REJECTED, {"reason": "the file has no caption of it"})
+        return (
+            (ACCEPTED, {"caption": caption, "model": self.config.captions.source})
+            if caption
+            else (REJECTED, {"reason": "the file has no caption of it"})
+        )
 
     def instructions(self) -> None:
         c, marks, caption_of = self.config, self.instruction_marks, self.caption_of
@@ -110,14 +128,28 @@ class Engine:
         if manifest.missing(mine):
             ask = self.proposer()
             with Progress("instructions") as progress:
-                settle(manifest, mine, lambda id: ask(id, caption_of[id]), c.chat.concurrency if c.instructions == "chat" else 1, progress)
+                settle(
+                    manifest,
+                    mine,
+                    lambda id: ask(id, caption_of[id]),
+                    c.chat.concurrency if c.instructions == "chat" else 1,
+                    progress,
+                )
         self.tell("instructions", marks)
 
     def proposer(self):
         """f(clip id, caption) -> (status, facts)."""
         c = self.config
         if c.instructions == OWN:
-            return lambda id, caption: (ACCEPTED, {"caption": caption, "model": OWN, "proposals": [proposal(spec) for spec in self.specs(id)], "refused": []})
+            return lambda id, caption: (
+                ACCEPTED,
+                {
+                    "caption": caption,
+                    "model": OWN,
+                    "proposals": [proposal(spec) for spec in self.specs(id)],
+                    "refused": [],
+                },
+            )
         if c.instructions == "chat":
             chat = Chat(c.chat)
             return lambda id, caption: instructions.by_chat(chat, caption, self.types(id))
@@ -126,7 +158,9 @@ class Engine:
 
         def look_up(id, caption):
             taken, refused = instructions.sift(self.listed.get(caption, []), caption, c.per_clip)
-            return instructions.settled({"caption": caption, "model": c.instructions}, taken, refused)
+            return instructions.settled(
+                {"caption": caption, "model": c.instructions}, taken, refused
+            )
 
         return look_up
 
@@ -137,7 +171,10 @@ class Engine:
     def edits(self) -> None:
         """All edits of a clip by one seed are made together, and of as many clips as the editor takes at once."""
         marks = self.edit_marks
-        manifest, mine = self.manifest("edits"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
+        manifest, mine = (
+            self.manifest("edits"),
+            {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)},
+        )
         if self.config.editor == TRUTH:
             with Progress("edits") as progress:
                 settle(manifest, mine, self.true_edit, progress=progress)
@@ -150,7 +187,10 @@ class Engine:
         parts: dict[tuple[str, int], list[str]] = {}
         for id in sorted(mine):
             parts.setdefault(self.part(id), []).append(id)
-        groups = [[id for part in some for id in parts[part]] for some in batched(sorted(parts), editor.together)]
+        groups = [
+            [id for part in some for id in parts[part]]
+            for some in batched(sorted(parts), editor.together)
+        ]
         todo, done = set(manifest.missing(mine)), itertools.count()
         waiting = sum(bool(todo.intersection(group)) for group in groups)
         with Progress(f"edits, {editor.together} clips at once") as progress:
@@ -160,10 +200,24 @@ class Engine:
                 tasks = []
                 for clip, seed in dict.fromkeys(map(self.part, ids)):
                     edits = [self.jobs[id] for id in parts[clip, seed]]
-                    tasks.append(Task(self.clip(clip), edits[0].caption, tuple(edit.edited_caption for edit in edits), seed))
-                made = itertools.chain(*editor(tasks, lambda step, steps: progress(before * steps + step, waiting * steps)))
+                    tasks.append(
+                        Task(
+                            self.clip(clip),
+                            edits[0].caption,
+                            tuple(edit.edited_caption for edit in edits),
+                            seed,
+                        )
+                    )
+                made = itertools.chain(
+                    *editor(
+                        tasks, lambda step, steps: progress(before * steps + step, waiting * steps)
+                    )
+                )
                 seconds = round((time.monotonic() - began) / len(ids), 3)
-                return [self.edited_as(id, edited, seconds) for id, edited in zip(ids, made, strict=True)]
+                return [
+                    self.edited_as(id, edited, seconds)
+                    for id, edited in zip(ids, made, strict=True)
+                ]
 
             settle_groups(manifest, mine, groups, work)
 
@@ -175,16 +229,26 @@ class Engine:
         if edited is None:
             return REJECTED, {"reason": "the net gave numbers that are not finite"}
         write(self.folder / "edits" / f"{id}.npy", edited)
-        return ACCEPTED, {"editor": self.config.editor, "base": self.config.base, "seed": self.jobs[id].seed, "seconds": seconds}
+        return ACCEPTED, {
+            "editor": self.config.editor,
+            "base": self.config.base,
+            "seed": self.jobs[id].seed,
+            "seconds": seconds,
+        }
 
     def true_edit(self, id: str) -> tuple[str, dict]:
         spec = shapes.Spec.from_json(self.jobs[id].spec)
-        write(self.folder / "edits" / f"{id}.npy", shapes.render(spec.edited, spec.size, spec.frames))
+        write(
+            self.folder / "edits" / f"{id}.npy", shapes.render(spec.edited, spec.size, spec.frames)
+        )
         return ACCEPTED, {"editor": TRUTH}
 
     def scores(self) -> None:
         marks = self.score_marks
-        manifest, mine = self.manifest("scores"), {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)}
+        manifest, mine = (
+            self.manifest("scores"),
+            {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)},
+        )
         if manifest.missing(mine):
             from ivid2vid_jax.evaluation.clip_scores import load_clip
 
@@ -192,8 +256,14 @@ class Engine:
 
             def work(id):
                 edit = self.jobs[id]
-                found: Scores = judge(self.clip(edit.clip), self.edited(id), edit.caption, edit.edited_caption)
-                facts = {"prompt": f"{edit.clip}: {edit.instruction}", "scores": dataclasses.asdict(found), "model": self.config.filter.model}
+                found: Scores = judge(
+                    self.clip(edit.clip), self.edited(id), edit.caption, edit.edited_caption
+                )
+                facts = {
+                    "prompt": f"{edit.clip}: {edit.instruction}",
+                    "scores": dataclasses.asdict(found),
+                    "model": self.config.filter.model,
+                }
                 reason = refusal(found, self.config.filter)
                 return (REJECTED, facts | {"reason": reason}) if reason else (ACCEPTED, facts)
 
@@ -208,7 +278,10 @@ class Engine:
         """Id -> facts of the clips that are used, with their video and mark. UserError where a shard has not cut its own yet."""
         marks, manifest = self.source.marks(), self.manifest("clips")
         if missing := manifest.missing(marks):
-            raise UserError(f"{self.folder}: {len(missing)} of {len(marks)} videos are still to be cut: run --stages clips first" + (", of every shard" if self.shard[1] > 1 else ""))
+            raise UserError(
+                f"{self.folder}: {len(missing)} of {len(marks)} videos are still to be cut: run --stages clips first"
+                + (", of every shard" if self.shard[1] > 1 else "")
+            )
         return {
             clip["id"]: clip | {"video": line["id"], "mark": mark(line["mark"], clip["id"])}
             for line in manifest.accepted(marks)
@@ -223,7 +296,11 @@ class Engine:
 
     def marks(self, stage: str) -> dict[str, str]:
         """Id -> mark of the items of a stage, as far as the stages before it have come."""
-        return self.source.marks() if stage == "clips" else getattr(self, f"{stage.removesuffix('s')}_marks")
+        return (
+            self.source.marks()
+            if stage == "clips"
+            else getattr(self, f"{stage.removesuffix('s')}_marks")
+        )
 
     @cached_property
     def told(self) -> dict[str, str | None]:
@@ -237,7 +314,9 @@ class Engine:
     def caption_marks(self) -> dict[str, str]:
         c = self.config.captions
         if c.source == "blip":
-            settings = dataclasses.asdict(dataclasses.replace(c, batch=8, model=weights_of(c.model)))
+            settings = dataclasses.asdict(
+                dataclasses.replace(c, batch=8, model=weights_of(c.model))
+            )
             return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
         if c.source == OWN:
             return {id: mark(clip["mark"], OWN) for id, clip in self.kept.items()}
@@ -246,7 +325,10 @@ class Engine:
     @cached_property
     def caption_of(self) -> dict[str, str]:
         """Clip -> caption."""
-        return {line["id"]: line["caption"] for line in self.manifest("captions").accepted(self.caption_marks)}
+        return {
+            line["id"]: line["caption"]
+            for line in self.manifest("captions").accepted(self.caption_marks)
+        }
 
     @cached_property
     def listed(self) -> dict[str, list]:
@@ -259,12 +341,23 @@ class Engine:
     @cached_property
     def instruction_marks(self) -> dict[str, str]:
         c = self.config
-        how = {"chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()], "rules": [c.seed], OWN: []}.get(c.instructions)
+        how = {
+            "chat": [c.chat.model, c.chat.temperature, instructions.prompt_hash()],
+            "rules": [c.seed],
+            OWN: [],
+        }.get(c.instructions)
 
         def of(caption: str) -> list:
-            return [dataclasses.astuple(each) for each in self.listed.get(caption, [])] if how is None else how
+            return (
+                [dataclasses.astuple(each) for each in self.listed.get(caption, [])]
+                if how is None
+                else how
+            )
 
-        return {id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, of(caption)) for id, caption in self.caption_of.items()}
+        return {
+            id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, of(caption))
+            for id, caption in self.caption_of.items()
+        }
 
     @cached_property
     def jobs(self) -> dict[str, Edit]:
@@ -273,18 +366,42 @@ class Engine:
         if c.editor == TRUTH:
             how = mark(TRUTH)
         else:
-            how = mark(c.editor, dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)), self.base_folder.fingerprint(), c.seed)
+            how = mark(
+                c.editor,
+                dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)),
+                self.base_folder.fingerprint(),
+                c.seed,
+            )
         lines = self.manifest("instructions").accepted(self.instruction_marks)
-        edits = (self.job(line, each, how, sample) for line in lines for each in line["proposals"] for sample in range(c.samples))
+        edits = (
+            self.job(line, each, how, sample)
+            for line in lines
+            for each in line["proposals"]
+            for sample in range(c.samples)
+        )
         return {edit.id: edit for edit in edits}
 
     def job(self, line: dict, proposal: dict, how: str, sample: int) -> Edit:
         """A sample of a proposal of a clip's line; the first is what it is where it is the only one."""
-        clip, words, number = line["id"], (proposal["instruction"], proposal["edited_caption"]), [sample] if sample else []
+        clip, words, number = (
+            line["id"],
+            (proposal["instruction"], proposal["edited_caption"]),
+            [sample] if sample else [],
+        )
         id = "-".join([f"{clip}.{mark(words)[:8]}", *map(str, number)])
         decides = mark(self.kept[clip]["mark"], line["caption"], words, how, *number)
         spec = proposal.get("spec") or self.spec(clip, proposal["edited_caption"])
-        return Edit(id, clip, self.kept[clip]["video"], line["caption"], *words, proposal["edit_type"], spec, self.seed(clip, *number), decides)
+        return Edit(
+            id,
+            clip,
+            self.kept[clip]["video"],
+            line["caption"],
+            *words,
+            proposal["edit_type"],
+            spec,
+            self.seed(clip, *number),
+            decides,
+        )
 
     @property
     def edit_marks(self) -> dict[str, str]:
@@ -293,8 +410,15 @@ class Engine:
     @cached_property
     def score_marks(self) -> dict[str, str]:
         """Of the edits that have been made."""
-        config = dataclasses.asdict(dataclasses.replace(self.config.filter, keep=1, model=weights_of(self.config.filter.model)))
-        return {line["id"]: mark(line["mark"], config) for line in self.manifest("edits").accepted(self.edit_marks)}
+        config = dataclasses.asdict(
+            dataclasses.replace(
+                self.config.filter, keep=1, model=weights_of(self.config.filter.model)
+            )
+        )
+        return {
+            line["id"]: mark(line["mark"], config)
+            for line in self.manifest("edits").accepted(self.edit_marks)
+        }
 
     @cached_property
     def base_folder(self) -> Folder:
@@ -349,10 +473,15 @@ class Engine:
         """Says on the screen what a stage has come to, all shards together."""
         manifest = self.manifest(stage)
         reasons = manifest.reasons(marks)
-        counts = {status: sum(number for reason, number in reasons.items() if reason.startswith(status)) for status in (REJECTED, FAILED)}
+        counts = {
+            status: sum(number for reason, number in reasons.items() if reason.startswith(status))
+            for status in (REJECTED, FAILED)
+        }
         accepted = len(manifest.accepted(marks))
         left = len(marks) - accepted - sum(counts.values())
-        print(f"{stage}: {accepted} accepted, {counts[REJECTED]} rejected, {counts[FAILED]} failed, {left} to do; {manifest.file.name}")
+        print(
+            f"{stage}: {accepted} accepted, {counts[REJECTED]} rejected, {counts[FAILED]} failed, {left} to do; {manifest.file.name}"
+        )
         for reason, number in itertools.islice(reasons.items(), 3):
             print(f"  {number} {reason[:150]}")
 
@@ -360,14 +489,21 @@ class Engine:
 def proposal(spec: shapes.Spec) -> dict:
     """The shapes world's own instruction, as a proposal."""
     edited = shapes.caption(spec.edited)
-    return {"instruction": shapes.instruction(spec.scene, spec.edit), "edited_caption": edited, "edit_type": spec.edit.kind, "spec": spec.to_json()}
+    return {
+        "instruction": shapes.instruction(spec.scene, spec.edit),
+        "edited_caption": edited,
+        "edit_type": spec.edit.kind,
+        "spec": spec.to_json(),
+    }
 
 
 def weights_of(model: str):
     """What decides a model: of a folder, whose weights may change under its name, the sha256 of its files; else the name."""
     if not Path(model).expanduser().is_dir():
         return model
-    return {file.name: sha256(file) for file in sorted(hub.resolve(model).iterdir()) if file.is_file()}
+    return {
+        file.name: sha256(file) for file in sorted(hub.resolve(model).iterdir()) if file.is_file()
+    }
 
 
 def middle(clip: np.ndarray) -> np.ndarray:

@@ -26,10 +26,18 @@ class FilterConfig:
 def refusal(scores: Scores, config: FilterConfig) -> str:
     """The thresholds that are missed, in words; empty where none is."""
     least = {
-        "image": config.image, "text_source": config.text, "text_edited": config.text, "direction": config.direction, "consistency": config.consistency,
-    }  # fmt: skip
+        "image": config.image,
+        "text_source": config.text,
+        "text_edited": config.text,
+        "direction": config.direction,
+        "consistency": config.consistency,
+    }
     found = dataclasses.asdict(scores)
-    return "; ".join(f"{name} {found[name]:.3f} below {limit}" for name, limit in least.items() if not found[name] >= limit)
+    return "; ".join(
+        f"{name} {found[name]:.3f} below {limit}"
+        for name, limit in least.items()
+        if not found[name] >= limit
+    )
 
 
 def best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
@@ -41,23 +49,36 @@ def best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
     for group in prompts.values():
         ordered = sorted(group, key=lambda line: (-line["scores"]["direction"], line["id"]))
         kept |= {line["id"] for line in ordered[:keep]}
-        dropped |= {line["id"]: f"{keep} edits by the same instruction point the right way more clearly" for line in ordered[keep:]}
+        dropped |= {
+            line["id"]: f"{keep} edits by the same instruction point the right way more clearly"
+            for line in ordered[keep:]
+        }
     return kept, dropped
 
 
-def calibrated(true: Sequence[Scores], false: Sequence[Scores], config: FilterConfig, recall: float = 0.95) -> FilterConfig:
+def calibrated(
+    true: Sequence[Scores], false: Sequence[Scores], config: FilterConfig, recall: float = 0.95
+) -> FilterConfig:
     """The config with thresholds for another CLIP, where true edits are known: each the largest that this share of true edits passes by itself.
 
     Raises ValueError where fewer than 20 are given, or where no threshold turns any false edit away.
     """
     if len(true) < 20 or len(false) < 20:
-        raise ValueError(f"{len(true)} true and {len(false)} false edits are too few to calibrate on: at least 20 of each are needed")
+        raise ValueError(
+            f"{len(true)} true and {len(false)} false edits are too few to calibrate on: at least 20 of each are needed"
+        )
 
     def limit(*names: str) -> float:
-        return float(min(np.quantile([getattr(each, name) for each in true], 1 - recall) for name in names))
+        return float(
+            min(np.quantile([getattr(each, name) for each in true], 1 - recall) for name in names)
+        )
 
     found = dataclasses.replace(
-        config, image=limit("image"), text=limit("text_source", "text_edited"), direction=limit("direction"), consistency=limit("consistency")
+        config,
+        image=limit("image"),
+        text=limit("text_source", "text_edited"),
+        direction=limit("direction"),
+        consistency=limit("consistency"),
     )
     if not any(refusal(each, found) for each in false):
         raise ValueError("this CLIP tells no false edit from a true one")

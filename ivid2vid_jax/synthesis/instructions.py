@@ -40,7 +40,13 @@ EXAMPLES = (
     (
         "a brown dog runs along a beach",
         ("object", "style"),
-        (("make the dog a fox", "a fox runs along a beach"), ("turn it into a watercolor painting", "a watercolor painting of a brown dog running along a beach")),
+        (
+            ("make the dog a fox", "a fox runs along a beach"),
+            (
+                "turn it into a watercolor painting",
+                "a watercolor painting of a brown dog running along a beach",
+            ),
+        ),
     ),
     (
         "a woman in a white coat rides a bicycle through a city",
@@ -48,7 +54,10 @@ EXAMPLES = (
         (
             ("make her coat red", "a woman in a red coat rides a bicycle through a city"),
             ("make it snow", "a woman in a white coat rides a bicycle through a snowy city"),
-            ("replace the city with a forest", "a woman in a white coat rides a bicycle through a forest"),
+            (
+                "replace the city with a forest",
+                "a woman in a white coat rides a bicycle through a forest",
+            ),
         ),
     ),
 )
@@ -75,10 +84,23 @@ def wanted_types(index: int, count: int) -> list[str]:
 
 def messages(caption: str, types: list[str]) -> list[dict]:
     """The conversation that asks for one edit of each type."""
-    told = [{"role": "system", "content": SYSTEM.format(types="; ".join(f"{name}: {what}" for name, what in TYPES.items()))}]
+    told = [
+        {
+            "role": "system",
+            "content": SYSTEM.format(
+                types="; ".join(f"{name}: {what}" for name, what in TYPES.items())
+            ),
+        }
+    ]
     for example, kinds, answers in EXAMPLES:
-        reply = [dict(edit_type=kind, instruction=order, edited_caption=after) for kind, (order, after) in zip(kinds, answers, strict=True)]
-        told += [{"role": "user", "content": question(example, kinds)}, {"role": "assistant", "content": json.dumps(reply)}]
+        reply = [
+            dict(edit_type=kind, instruction=order, edited_caption=after)
+            for kind, (order, after) in zip(kinds, answers, strict=True)
+        ]
+        told += [
+            {"role": "user", "content": question(example, kinds)},
+            {"role": "assistant", "content": json.dumps(reply)},
+        ]
     return [*told, {"role": "user", "content": question(caption, types)}]
 
 
@@ -97,14 +119,20 @@ def parse(text: str) -> list[Proposal]:
     try:
         rows = json.loads(text[begin : end + 1]) if 0 <= begin < end else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"this is no JSON ({error}); answer with a JSON array and nothing else") from error
+        raise Malformed(
+            f"this is no JSON ({error}); answer with a JSON array and nothing else"
+        ) from error
     if isinstance(rows, dict):
         rows = [rows]
     keys = [field.name for field in dataclasses.fields(Proposal)]
     out = []
     for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) and row[key].strip() for key in keys):
-            raise Malformed(f"each element must be an object with the texts {', '.join(keys)}; this one is not: {json.dumps(row)[:100]}")
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(key), str) and row[key].strip() for key in keys
+        ):
+            raise Malformed(
+                f"each element must be an object with the texts {', '.join(keys)}; this one is not: {json.dumps(row)[:100]}"
+            )
         out.append(Proposal(**{key: " ".join(row[key].split()) for key in keys}))
     if not out:
         raise Malformed("the array is empty")
@@ -120,14 +148,18 @@ def refusal(proposal: Proposal, caption: str, taken: Collection[Proposal]) -> st
     if proposal.edit_type not in TYPES and proposal.edit_type not in rules.SHAPES_TYPES:
         return f"edit type {proposal.edit_type!r} is unknown"
     for other in taken:
-        if likeness(proposal.instruction, other.instruction) >= ALIKE or plain(proposal.edited_caption) == plain(other.edited_caption):
+        if likeness(proposal.instruction, other.instruction) >= ALIKE or plain(
+            proposal.edited_caption
+        ) == plain(other.edited_caption):
             return f"nearly the same as {other.instruction!r}"
     return ""
 
 
 def plain(text: str) -> tuple[str, ...]:
     """A text's words, in lower case and without articles and punctuation."""
-    return tuple(word for word in re.findall(r"[\w']+", text.lower()) if word not in ("a", "an", "the"))
+    return tuple(
+        word for word in re.findall(r"[\w']+", text.lower()) if word not in ("a", "an", "the")
+    )
 
 
 def likeness(a: str, b: str) -> float:
@@ -140,7 +172,11 @@ def sift(proposals: list[Proposal], caption: str, most: int) -> tuple[list[Propo
     """(the first `most` that can be taken, the others with their reasons)."""
     taken, refused = [], []
     for proposal in proposals:
-        if reason := f"more than the {most} asked for" if len(taken) == most else refusal(proposal, caption, taken):
+        if (
+            reason := f"more than the {most} asked for"
+            if len(taken) == most
+            else refusal(proposal, caption, taken)
+        ):
             refused.append(dataclasses.asdict(proposal) | {"reason": reason})
         else:
             taken.append(proposal)
@@ -150,19 +186,34 @@ def sift(proposals: list[Proposal], caption: str, most: int) -> tuple[list[Propo
 def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
     """(status, facts) of one clip for its manifest: proposals and refused ones, the model, the prompt's hash, tokens, every reply that could not be
     read."""
-    facts = {"caption": caption, "prompt": prompt_hash(), "model": chat.config.model, "tokens_in": 0, "tokens_out": 0, "unread": []}
+    facts = {
+        "caption": caption,
+        "prompt": prompt_hash(),
+        "model": chat.config.model,
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "unread": [],
+    }
     told = messages(caption, types)
     for _ in range(TRIES):
         try:
             reply = chat.ask(told)
         except ChatError as error:
             return FAILED, facts | {"reason": str(error)}
-        facts |= {"model": reply.model, "tokens_in": facts["tokens_in"] + reply.tokens_in, "tokens_out": facts["tokens_out"] + reply.tokens_out}
+        facts |= {
+            "model": reply.model,
+            "tokens_in": facts["tokens_in"] + reply.tokens_in,
+            "tokens_out": facts["tokens_out"] + reply.tokens_out,
+        }
         try:
             taken, refused = sift(parse(reply.text), caption, len(types))
         except Malformed as error:
             facts["unread"].append(reply.text[:2000])
-            told = [*told, {"role": "assistant", "content": reply.text}, {"role": "user", "content": str(error)}]
+            told = [
+                *told,
+                {"role": "assistant", "content": reply.text},
+                {"role": "user", "content": str(error)},
+            ]
             continue
         return settled(facts, taken, refused)
     return REJECTED, facts | {"reason": f"no reply of {TRIES} could be read"}
@@ -170,13 +221,26 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
 
 def by_rules(caption: str, types: list[str], seed: int) -> tuple[str, dict]:
     """The same by rules, without any model."""
-    taken, refused = sift([Proposal(*row) for row in rules.proposals(caption, types, seed)], caption, len(types))
+    taken, refused = sift(
+        [Proposal(*row) for row in rules.proposals(caption, types, seed)], caption, len(types)
+    )
     return settled({"caption": caption, "model": "rules"}, taken, refused)
 
 
 def settled(facts: dict, taken: list[Proposal], refused: list[dict]) -> tuple[str, dict]:
     facts |= {"proposals": [dataclasses.asdict(each) for each in taken], "refused": refused}
-    return (ACCEPTED, facts) if taken else (REJECTED, facts | {"reason": "; ".join(each["reason"] for each in refused) or "no edit fits the caption"})
+    return (
+        (ACCEPTED, facts)
+        if taken
+        else (
+            REJECTED,
+            facts
+            | {
+                "reason": "; ".join(each["reason"] for each in refused)
+                or "no edit fits the caption"
+            },
+        )
+    )
 
 
 def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
@@ -192,4 +256,6 @@ def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
                 caption = row["input"] if "input" in row else row["caption"]
                 yield caption, Proposal(row["edit"], row["output"], row.get("edit_type", "object"))
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: needs input (or caption), edit and output ({type(error).__name__}: {error})") from error
+                raise UserError(
+                    f"{path}, line {number}: needs input (or caption), edit and output ({type(error).__name__}: {error})"
+                ) from error

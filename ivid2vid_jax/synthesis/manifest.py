@@ -26,8 +26,15 @@ class Manifest:
         self.file, self.lock = file_of(folder, stage, shard), threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         jsonl.mend(self.file)
-        others = [path for path in folder.glob("*.jsonl") if path.stem == stage or path.stem.startswith(f"{stage}-")]
-        found = sorted((json.loads(line) for path in others for line in jsonl.whole(path)), key=lambda line: line["time"])
+        others = [
+            path
+            for path in folder.glob("*.jsonl")
+            if path.stem == stage or path.stem.startswith(f"{stage}-")
+        ]
+        found = sorted(
+            (json.loads(line) for path in others for line in jsonl.whole(path)),
+            key=lambda line: line["time"],
+        )
         self.lines = {line["id"]: line for line in found}
 
     def add(self, id: str, mark: str, status: str, **facts) -> dict:
@@ -53,7 +60,11 @@ class Manifest:
 
     def accepted(self, marks: Mapping[str, str]) -> list[dict]:
         """The accepted items' lines, of these marks, in the order of their ids whatever the order they were settled in."""
-        return [self.lines[id] for id in sorted(marks) if self.settled(id, marks[id]) and self.lines[id]["status"] == ACCEPTED]
+        return [
+            self.lines[id]
+            for id in sorted(marks)
+            if self.settled(id, marks[id]) and self.lines[id]["status"] == ACCEPTED
+        ]
 
     def reasons(self, marks: Mapping[str, str]) -> dict[str, int]:
         """Status and reason -> how many of these items, the commonest first."""
@@ -67,7 +78,9 @@ class Manifest:
 
 
 def file_of(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
-    return folder / (f"{stage}.jsonl" if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}.jsonl")
+    return folder / (
+        f"{stage}.jsonl" if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}.jsonl"
+    )
 
 
 @contextmanager
@@ -80,7 +93,13 @@ def claim(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def settle(manifest: Manifest, marks: Mapping[str, str], work: Callable[[str], tuple[str, dict]], workers: int = 1, progress: Callable | None = None) -> None:
+def settle(
+    manifest: Manifest,
+    marks: Mapping[str, str],
+    work: Callable[[str], tuple[str, dict]],
+    workers: int = 1,
+    progress: Callable | None = None,
+) -> None:
     """Settles the items (id -> mark) that are not, `workers` at a time: work(id) -> (status, facts). What one raises ends the stage; what was
     settled is kept. progress(done, total)."""
 
@@ -97,11 +116,18 @@ def settle(manifest: Manifest, marks: Mapping[str, str], work: Callable[[str], t
                 if progress:
                     progress(done, len(todo))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what is under way still ends and is kept
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # what is under way still ends and is kept
             raise
 
 
-def settle_groups(manifest: Manifest, marks: Mapping[str, str], groups: Iterable[list[str]], work: Callable[[list[str]], list[tuple[str, dict]]]) -> None:
+def settle_groups(
+    manifest: Manifest,
+    marks: Mapping[str, str],
+    groups: Iterable[list[str]],
+    work: Callable[[list[str]], list[tuple[str, dict]]],
+) -> None:
     """Settles items group by group, all of a group where any of it is missing, so that what an item becomes never hangs on what was done before."""
     todo = set(manifest.missing(marks))
     for group in groups:

@@ -7,28 +7,74 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black", "brown", "pink", "grey", "cyan")
+COLOURS = (
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "purple",
+    "orange",
+    "white",
+    "black",
+    "brown",
+    "pink",
+    "grey",
+    "cyan",
+)
 THINGS = (
-    ("dog", "fox", "wolf", "cat"), ("horse", "zebra", "deer"), ("bird", "parrot", "eagle"), ("duck", "swan", "goose"), ("cow", "bison"),
-    ("bear", "panda"), ("car", "jeep", "truck", "van"), ("bus", "tram"), ("boat", "ship"), ("bicycle", "motorbike"), ("man", "robot", "astronaut"),
-    ("woman", "robot", "astronaut"), ("boy", "girl"), ("ball", "balloon", "pumpkin"),
-)  # fmt: skip
+    ("dog", "fox", "wolf", "cat"),
+    ("horse", "zebra", "deer"),
+    ("bird", "parrot", "eagle"),
+    ("duck", "swan", "goose"),
+    ("cow", "bison"),
+    ("bear", "panda"),
+    ("car", "jeep", "truck", "van"),
+    ("bus", "tram"),
+    ("boat", "ship"),
+    ("bicycle", "motorbike"),
+    ("man", "robot", "astronaut"),
+    ("woman", "robot", "astronaut"),
+    ("boy", "girl"),
+    ("ball", "balloon", "pumpkin"),
+)
 SHAPES = ("circle", "square", "triangle", "cross", "star")
 PLACES = (
-    ("street", "road", "desert", "snowfield"), ("city", "forest", "village"), ("beach", "snowfield", "desert"), ("forest", "jungle", "city"),
-    ("mountain", "volcano"), ("field", "meadow", "desert"), ("sea", "lake", "river"), ("park", "jungle"), ("room", "kitchen", "library"),
-)  # fmt: skip
+    ("street", "road", "desert", "snowfield"),
+    ("city", "forest", "village"),
+    ("beach", "snowfield", "desert"),
+    ("forest", "jungle", "city"),
+    ("mountain", "volcano"),
+    ("field", "meadow", "desert"),
+    ("sea", "lake", "river"),
+    ("park", "jungle"),
+    ("room", "kitchen", "library"),
+)
 STYLES = (
-    ("make it a watercolor painting", "a watercolor painting of {}"), ("turn it into a pencil sketch", "a pencil sketch of {}"),
-    ("make it look like an oil painting", "an oil painting of {}"), ("turn it into a cartoon", "a cartoon of {}"),
-    ("make it black and white", "a black and white film of {}"), ("make it pixel art", "pixel art of {}"),
-)  # fmt: skip
+    ("make it a watercolor painting", "a watercolor painting of {}"),
+    ("turn it into a pencil sketch", "a pencil sketch of {}"),
+    ("make it look like an oil painting", "an oil painting of {}"),
+    ("turn it into a cartoon", "a cartoon of {}"),
+    ("make it black and white", "a black and white film of {}"),
+    ("make it pixel art", "pixel art of {}"),
+)
 WEATHER = (
-    ("make it snow", "{} in the snow"), ("make it rain", "{} in the rain"), ("make it night", "{} at night"), ("make it foggy", "{} in thick fog"),
-    ("make it autumn", "{} in autumn"), ("make it sunset", "{} at sunset"),
-)  # fmt: skip
+    ("make it snow", "{} in the snow"),
+    ("make it rain", "{} in the rain"),
+    ("make it night", "{} at night"),
+    ("make it foggy", "{} in thick fog"),
+    ("make it autumn", "{} in autumn"),
+    ("make it sunset", "{} at sunset"),
+)
 GROUNDS = ("black", "white", "grey", "green", "pink", "brown")  # backgrounds of the shapes world
-SHAPES_TYPES = ("colour", "shape", "background", "remove", "add", "size", "texture")  # kinds of the shapes world beside the general ones
+SHAPES_TYPES = (
+    "colour",
+    "shape",
+    "background",
+    "remove",
+    "add",
+    "size",
+    "texture",
+)  # kinds of the shapes world beside the general ones
 
 
 def proposals(caption: str, types: list[str], seed: int) -> Iterator[tuple[str, str, str]]:
@@ -42,13 +88,21 @@ def proposals(caption: str, types: list[str], seed: int) -> Iterator[tuple[str, 
 
 def attribute(caption: str) -> Iterator[tuple[str, str]]:
     """Another colour for what is called by one, or for a thing that is called by none."""
-    for match in re.finditer(rf"\b({'|'.join(COLOURS)}) ((?:\w+ )?)({'|'.join(nouns())})\b", caption):
+    for match in re.finditer(
+        rf"\b({'|'.join(COLOURS)}) ((?:\w+ )?)({'|'.join(nouns())})\b", caption
+    ):
         for colour in COLOURS:
             if colour != match[1]:
-                yield f"make the {match[2]}{match[3]} {colour}", replaced(caption, match.start(1), match.end(1), colour)
+                yield (
+                    f"make the {match[2]}{match[3]} {colour}",
+                    replaced(caption, match.start(1), match.end(1), colour),
+                )
     for match in re.finditer(rf"\b(?:a|an|the) ({'|'.join(nouns())})\b", caption):
         for colour in COLOURS:
-            yield f"make the {match[1]} {colour}", replaced(caption, match.start(1), match.start(1), f"{colour} ")
+            yield (
+                f"make the {match[1]} {colour}",
+                replaced(caption, match.start(1), match.start(1), f"{colour} "),
+            )
 
 
 def things(caption: str) -> Iterator[tuple[str, str]]:
@@ -60,7 +114,10 @@ def background(caption: str) -> Iterator[tuple[str, str]]:
     if match := re.search(rf"\b({'|'.join(GROUNDS)}) background\b", caption):
         for colour in GROUNDS:
             if colour != match[1]:
-                yield f"make the background {colour}", replaced(caption, match.start(1), match.end(1), colour)
+                yield (
+                    f"make the background {colour}",
+                    replaced(caption, match.start(1), match.end(1), colour),
+                )
     yield from exchanged(caption, PLACES, "replace the {} with {}")
 
 
@@ -74,12 +131,19 @@ def exchanged(caption: str, families: tuple, order: str) -> Iterator[tuple[str, 
         for match in re.finditer(rf"\b({'|'.join(family)})\b", caption):
             for other in family:
                 if other != match[1]:
-                    yield order.format(match[1], article(other)), replaced(caption, match.start(1), match.end(1), other)
+                    yield (
+                        order.format(match[1], article(other)),
+                        replaced(caption, match.start(1), match.end(1), other),
+                    )
 
 
 def replaced(text: str, begin: int, end: int, word: str) -> str:
     """The text with another word in a place, and the article before it to match."""
-    before = re.sub(r"\b([Aa])n? $", lambda match: match[1] + ("n " if word[0] in "aeiou" else " "), text[:begin])
+    before = re.sub(
+        r"\b([Aa])n? $",
+        lambda match: match[1] + ("n " if word[0] in "aeiou" else " "),
+        text[:begin],
+    )
     return before + word + text[end:]
 
 
@@ -92,6 +156,11 @@ def nouns() -> list[str]:
 
 
 RULES = {
-    "object": things, "shape": things, "attribute": attribute, "colour": attribute, "background": background, "style": whole(STYLES),
+    "object": things,
+    "shape": things,
+    "attribute": attribute,
+    "colour": attribute,
+    "background": background,
+    "style": whole(STYLES),
     "weather": whole(WEATHER),
-}  # fmt: skip
+}

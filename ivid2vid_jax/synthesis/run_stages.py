@@ -12,7 +12,9 @@ from ivid2vid_jax.synthesis.manifest import claim
 def run_stages(engine: Engine) -> None:
     """The stages that the engine's config names; stages that are done are passed over."""
     config = engine.config
-    if config.editor != TRUTH and (Path(config.base).expanduser().exists() or config.base in assets.MODELS):
+    if config.editor != TRUTH and (
+        Path(config.base).expanduser().exists() or config.base in assets.MODELS
+    ):
         _ = engine.base_folder  # what it refuses is refused before anything is paid for, unless it would have to be fetched
     with claim(engine.folder, "clips", engine.shard):
         for stage in STAGES:

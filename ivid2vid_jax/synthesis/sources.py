@@ -16,7 +16,9 @@ from ivid2vid_jax.synthesis.config import OWN, SynthesisConfig
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
 
 EDITS = tuple(kind for kind in shapes.KINDS if kind != "identity")
-ANYWHERE = tuple(kind for kind in EDITS if kind not in ("add", "remove"))  # edits that any scene can be asked for
+ANYWHERE = tuple(
+    kind for kind in EDITS if kind not in ("add", "remove")
+)  # edits that any scene can be asked for
 ENDS = 2**16  # bytes
 
 
@@ -34,7 +36,11 @@ class Source(Protocol):
 def source(config: SynthesisConfig) -> Source:
     """UserError for a folder that holds no video."""
     folder = config.output / "clips"
-    return Shapes(config, folder) if config.videos == OWN else Videos(clip_cutting.videos(Path(config.videos)), config.clips, folder)
+    return (
+        Shapes(config, folder)
+        if config.videos == OWN
+        else Videos(clip_cutting.videos(Path(config.videos)), config.clips, folder)
+    )
 
 
 @dataclasses.dataclass
@@ -48,7 +54,9 @@ class Videos:
         return {id: digest(file) for id, file in self.files.items()}
 
     def marks(self):
-        return {id: mark(dataclasses.asdict(self.config), each) for id, each in self.digests.items()}
+        return {
+            id: mark(dataclasses.asdict(self.config), each) for id, each in self.digests.items()
+        }
 
     def make(self, id):
         return clip_cutting.cut(self.files[id], id, self.config, self.folder)
@@ -71,18 +79,27 @@ class Shapes:
 
     def make(self, id):
         c, index = self.config, int(id.rpartition("-")[2])
-        first = shapes.sample_spec(c.seed, index, kinds=EDITS, size=c.clips.size, frames=c.clips.frames)
+        first = shapes.sample_spec(
+            c.seed, index, kinds=EDITS, size=c.clips.size, frames=c.clips.frames
+        )
         specs, rng = [first], np.random.default_rng([c.seed, index, 1])
         for kind in rng.permutation([kind for kind in ANYWHERE if kind != first.edit.kind]):
             edit = shapes.sample_edit(rng, first.scene, str(kind))
             if kind in (*ATTRIBUTES, "background") and not edit.value:
                 continue  # nothing to change to
-            if kind == "size" and any(thing.path.box[0] < RADII["large"] for thing in first.scene.objects):
+            if kind == "size" and any(
+                thing.path.box[0] < RADII["large"] for thing in first.scene.objects
+            ):
                 continue  # a larger one would leave the frame
             if len(specs) < c.per_clip and not shapes.held_out(first.scene, edit):
                 specs.append(dataclasses.replace(first, edit=edit))
-        clip_cutting.write(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
-        return ACCEPTED, {"clips": [{"id": id, "specs": [each.to_json() for each in specs]}], "refused": []}
+        clip_cutting.write(
+            self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames)
+        )
+        return ACCEPTED, {
+            "clips": [{"id": id, "specs": [each.to_json() for each in specs]}],
+            "refused": [],
+        }
 
     def repeats(self, lines):
         return {}

@@ -54,8 +54,13 @@ class Checkpoints:
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.stop = threading.Event()
-        self.listens = not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread()
-        if self.listens:  # jax.distributed has a SIGTERM handler of its own, which ours would replace
+        self.listens = (
+            not jax.distributed.is_initialized()
+            and threading.current_thread() is threading.main_thread()
+        )
+        if (
+            self.listens
+        ):  # jax.distributed has a SIGTERM handler of its own, which ours would replace
             self.handler = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
 
     def __enter__(self):
@@ -68,13 +73,17 @@ class Checkpoints:
         """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name. A bucket cannot
         rename: there a file that is written last is the commit."""
         whole = (path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
-        return sorted(int(path.name) for path in whole if not self.marked or (path / COMMIT).exists())
+        return sorted(
+            int(path.name) for path in whole if not self.marked or (path / COMMIT).exists()
+        )
 
     def clean(self) -> None:
         """Removes what a killed save left behind. Not by orbax: its own cleaning runs beside the first save and may trip over itself."""
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
-                if ".orbax-checkpoint-tmp" in path.name or (self.marked and path.name.isdecimal() and not (path / COMMIT).exists()):
+                if ".orbax-checkpoint-tmp" in path.name or (
+                    self.marked and path.name.isdecimal() and not (path / COMMIT).exists()
+                ):
                     path.rmtree(missing_ok=True)
         ocp.multihost.sync_global_processes("ivid2vid_jax.cleaned")
 
@@ -86,13 +95,21 @@ class Checkpoints:
         self.wait()
         later = [other for other in self.steps() if other >= step]
         if later:
-            raise ValueError(f"{self.folder}: step {step} cannot be saved while {later} are there; discard_after({step - 1}) sets them aside")
+            raise ValueError(
+                f"{self.folder}: step {step} cannot be saved while {later} are there; discard_after({step - 1}) sets them aside"
+            )
         data, meta = jsonable(data), jsonable(meta)
         leaves = jsonable(describe(state))
         record = {"meta": meta, "leaves": leaves, "seal": seal(data, meta, leaves)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(record))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            meta=ocp.args.JsonSave(record),
+        )
         try:
-            self.manager.save(step, args=args, force=True)  # without force orbax may decline, and says so only by its return value
+            self.manager.save(
+                step, args=args, force=True
+            )  # without force orbax may decline, and says so only by its return value
         except OSError as error:
             raise self.unwritten(error) from error
 
@@ -113,18 +130,28 @@ class Checkpoints:
         found = describe(state)
         wrong = [path for path in leaves if found[path].checksum != leaves[path].checksum]
         if wrong:
-            raise self.damaged(step, f"is damaged: the checksum of {some(wrong)} differs from the one it was saved with")
+            raise self.damaged(
+                step,
+                f"is damaged: the checksum of {some(wrong)} differs from the one it was saved with",
+            )
         return state, data, record["meta"]
 
     def discard_after(self, step: int) -> None:
         """Renames every checkpoint after `step` to `<its step>.discarded`, so that its step can be saved anew; deletes nothing."""
         self.wait()
         later = [other for other in self.steps() if other > step]
-        ocp.multihost.sync_global_processes("ivid2vid_jax.discard.listed")  # all have looked before one renames
+        ocp.multihost.sync_global_processes(
+            "ivid2vid_jax.discard.listed"
+        )  # all have looked before one renames
         if jax.process_index() == 0:
             for other in later:
-                names = (f"{other}.discarded{n or ''}" for n in range(len(list(self.folder.iterdir())) + 1))
-                (self.folder / str(other)).rename(next(self.folder / name for name in names if not (self.folder / name).exists()))
+                names = (
+                    f"{other}.discarded{n or ''}"
+                    for n in range(len(list(self.folder.iterdir())) + 1)
+                )
+                (self.folder / str(other)).rename(
+                    next(self.folder / name for name in names if not (self.folder / name).exists())
+                )
         ocp.multihost.sync_global_processes("ivid2vid_jax.discard.renamed")
         self.manager.reload()
 
@@ -147,7 +174,9 @@ class Checkpoints:
             self.wait()
         finally:
             if self.listens:
-                signal.signal(signal.SIGTERM, self.handler or signal.SIG_DFL)  # None: the one before was not Python's
+                signal.signal(
+                    signal.SIGTERM, self.handler or signal.SIG_DFL
+                )  # None: the one before was not Python's
                 self.listens = False
         self.manager.close()
 
@@ -155,11 +184,17 @@ class Checkpoints:
         """data, and what `save` put in meta, both as sealed."""
         self.wait()
         if step not in self.steps():
-            held = f"it holds {', '.join(map(str, self.steps()))}" if self.steps() else "it holds none"
+            held = (
+                f"it holds {', '.join(map(str, self.steps()))}" if self.steps() else "it holds none"
+            )
             raise UserError(f"{self.folder}: there is no checkpoint of step {step}; {held}")
         found = self.read(step, data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         data, record = found["data"], found["meta"]
-        parts = [record.get(name) for name in ("meta", "leaves", "seal")] if isinstance(record, dict) else [None] * 3
+        parts = (
+            [record.get(name) for name in ("meta", "leaves", "seal")]
+            if isinstance(record, dict)
+            else [None] * 3
+        )
         if parts[2] != seal(data, *parts[:2]):
             raise self.damaged(step, "is damaged: data or meta are not what was saved")
         return data, record
@@ -171,39 +206,59 @@ class Checkpoints:
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # out of memory is no fault of the checkpoint
         except Exception as error:
-            raise self.damaged(step, f"cannot be read: {' and '.join(items)} is missing or damaged ({first_line(error)})") from error
+            raise self.damaged(
+                step,
+                f"cannot be read: {' and '.join(items)} is missing or damaged ({first_line(error)})",
+            ) from error
 
     def check_fit(self, step: int, leaves: dict[str, Leaf], abstract_state: Any) -> None:
         """UserError that names the leaves in which the checkpoint and `abstract_state` differ."""
         wanted = {path: Leaf(str(x.dtype), list(x.shape), "") for path, x in named(abstract_state)}
-        other = [path for path in wanted if path in leaves and wanted[path].kind() != leaves[path].kind()]
+        other = [
+            path for path in wanted if path in leaves and wanted[path].kind() != leaves[path].kind()
+        ]
         faults = {
             "missing in it": [path for path in wanted if path not in leaves],
             "unexpected in it": [path for path in leaves if path not in wanted],
-            "other shape or type": [f"{path} (saved {leaves[path].kind()}, wanted {wanted[path].kind()})" for path in other],
+            "other shape or type": [
+                f"{path} (saved {leaves[path].kind()}, wanted {wanted[path].kind()})"
+                for path in other
+            ],
         }
         told = "; ".join(f"{what}: {some(paths)}" for what, paths in faults.items() if paths)
         if told:
             folder = self.folder / str(step)
-            raise UserError(f"{folder}: is a checkpoint of another model or optimiser: {told}; train with the config it was saved with")
+            raise UserError(
+                f"{folder}: is a checkpoint of another model or optimiser: {told}; train with the config it was saved with"
+            )
 
     def damaged(self, step: int, what: str) -> UserError:
         """The error for a checkpoint that cannot be had, with the way out."""
         before = [other for other in self.steps() if other < step]
         offer = "there is none before it: train anew elsewhere"
         if before:
-            offer = f"the one before it is of step {before[-1]}: start again with --resume {before[-1]}"
+            offer = (
+                f"the one before it is of step {before[-1]}: start again with --resume {before[-1]}"
+            )
         return UserError(f"{self.folder / str(step)}: {what}; {offer}")
 
     def unwritten(self, error: Exception) -> UserError:
-        held = f"the last complete one is of step {self.steps()[-1]}" if self.steps() else "there is no complete one"
-        return UserError(f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {held}; make room or repair the disk")
+        held = (
+            f"the last complete one is of step {self.steps()[-1]}"
+            if self.steps()
+            else "there is no complete one"
+        )
+        return UserError(
+            f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {held}; make room or repair the disk"
+        )
 
 
 def folder_of(run: Path | str) -> epath.Path:
     """RUN/checkpoints, absolute."""
     folder = epath.Path(run) / "checkpoints"
-    return folder if is_bucket(folder) else folder.absolute()  # which epath takes a bucket for a file's name
+    return (
+        folder if is_bucket(folder) else folder.absolute()
+    )  # which epath takes a bucket for a file's name
 
 
 def is_bucket(folder: epath.Path) -> bool:
@@ -213,7 +268,10 @@ def is_bucket(folder: epath.Path) -> bool:
 
 def named(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf; names of fields, keys and positions joined by slashes."""
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def describe(state: Any) -> dict[str, Leaf]:
@@ -222,7 +280,10 @@ def describe(state: Any) -> dict[str, Leaf]:
     meshes = [x.sharding.mesh for _, x in leaves if isinstance(x.sharding, NamedSharding)]
     replicated = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
     sums = jax.device_get(checksums([x for _, x in leaves], replicated))
-    return {path: Leaf(str(x.dtype), list(x.shape), f"{int(s):08x}") for (path, x), s in zip(leaves, sums, strict=True)}
+    return {
+        path: Leaf(str(x.dtype), list(x.shape), f"{int(s):08x}")
+        for (path, x), s in zip(leaves, sums, strict=True)
+    }
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -240,8 +301,12 @@ def checksum(x: jax.Array) -> jax.Array:
     """
     words = as_words(x)
     index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):  # no reshape: flattening a sharded array would gather it
-        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+    for axis in reversed(
+        range(words.ndim)
+    ):  # no reshape: flattening a sharded array would gather it
+        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
+            stride % 2**32
+        )
         stride *= words.shape[axis]
     return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 

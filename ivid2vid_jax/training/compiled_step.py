@@ -19,7 +19,9 @@ class StepProgram:
     """
 
     def __init__(self, objective, optimizer, config: OptimConfig, schedule, placed: TrainState):
-        step = partial(train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule)
+        step = partial(
+            train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule
+        )
         self.step = runtime.jit(step, donate_argnums=0, out_shardings=(placed, None))
         self.programs: dict[Any, tuple] = {}
         self.flops = 0.0
@@ -32,7 +34,10 @@ class StepProgram:
         traced = self.step.trace(state, frozen, batch)
         compiled = traced.lower().compile()
         chips = jax.device_count()
-        self.programs[shapes(batch)] = compiled, chips * flops.of_program(traced, compiled, chips)[0]
+        self.programs[shapes(batch)] = (
+            compiled,
+            chips * flops.of_program(traced, compiled, chips)[0],
+        )
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):
         program, self.flops = self.programs[shapes(batch)]

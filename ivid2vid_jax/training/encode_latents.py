@@ -26,7 +26,11 @@ CHUNK_PIXELS = 2**19  # encoded at once
 def marks(folder: Folder, text: bool) -> dict[str, str]:
     """sha256 of every file that cached latents, and embeddings if there are to be any, hang on."""
     found = folder.fingerprint(("vae", "text_encoder") if text else ("vae",))
-    return found | ({f"tokenizer/{file.name}": sha256(file) for file in sorted(folder.tokenizer.iterdir())} if text else {})
+    return found | (
+        {f"tokenizer/{file.name}": sha256(file) for file in sorted(folder.tokenizer.iterdir())}
+        if text
+        else {}
+    )
 
 
 def keys(folder: Folder, config: LoaderConfig, text: bool) -> tuple[str, ...]:
@@ -36,32 +40,62 @@ def keys(folder: Folder, config: LoaderConfig, text: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(latent_cache.key(each, config) for each in (found, latents)))
 
 
-def write(data: Path, model: str, config: LoaderConfig, augmentations: int, text: bool = True, dtype: str = "auto") -> Path:
+def write(
+    data: Path,
+    model: str,
+    config: LoaderConfig,
+    augmentations: int,
+    text: bool = True,
+    dtype: str = "auto",
+) -> Path:
     """Writes or completes the cache of a prepared dataset for a model and the loader's cuts; returns its folder. A stopped run goes on.
 
     text: with the text encoder's embeddings.
     """
     splits = {split: open_dataset(data, split) for split in open_dataset(data).splits}
     pipe = load(model, dtype)
-    streams = {split: Stream(str(data), source, None, config.frames, False, "edit", lambda text: (), 0, config) for split, source in splits.items()}
+    streams = {
+        split: Stream(
+            str(data), source, None, config.frames, False, "edit", lambda text: (), 0, config
+        )
+        for split, source in splits.items()
+    }
 
     def rows(split: str, index: int, augmentation: int):
         triplet = splits[split][index]
         row = streams[split].row(triplet, np.random.default_rng([index, augmentation, 2]))
         return triplet, row["source"], row["edited"]
 
-    encoding = latent_cache.Encoding(rows, posterior(pipe), (lambda texts: np.asarray(pipe.encode_text(texts), np.float32)) if text else None)
+    encoding = latent_cache.Encoding(
+        rows,
+        posterior(pipe),
+        (lambda texts: np.asarray(pipe.encode_text(texts), np.float32)) if text else None,
+    )
     files = marks(pipe.folder, text)
-    arguments = {"model": str(model), "files": files} | {name: getattr(config, name) for name in latent_cache.CUT}
+    arguments = {"model": str(model), "files": files} | {
+        name: getattr(config, name) for name in latent_cache.CUT
+    }
     counts = {split: len(source) for split, source in splits.items()}
     with Progress("encoding") as progress:
-        return latent_cache.write(data, latent_cache.key(files, config), arguments, augmentations, counts, encoding, progress)
+        return latent_cache.write(
+            data,
+            latent_cache.key(files, config),
+            arguments,
+            augmentations,
+            counts,
+            encoding,
+            progress,
+        )
 
 
 def posterior(pipe: Pipeline):
     """uint8 [N, H, W, 3] -> mean, std [N, h, w, C], numpy float32; in chunks filled up to powers of two, so that few programs serve all."""
     vae, params = AutoencoderKL(pipe.folder.vae, pipe.dtype), pipe.params["vae"]
-    encode = runtime.jit(lambda params, pixels: vae.apply({"params": params}, to_pixels(pixels, pipe.dtype), method=vae.encode))
+    encode = runtime.jit(
+        lambda params, pixels: vae.apply(
+            {"params": params}, to_pixels(pixels, pipe.dtype), method=vae.encode
+        )
+    )
 
     def run(frames):
         count = 2 ** int(math.log2(max(1, CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))))
@@ -69,8 +103,15 @@ def posterior(pipe: Pipeline):
         for i in range(0, len(frames), count):
             chunk = frames[i : i + count]
             full = 2 ** math.ceil(math.log2(len(chunk)))
-            filled = np.concatenate([chunk, np.zeros((full - len(chunk), *chunk.shape[1:]), np.uint8)])
-            parts.append(jax.tree.map(lambda x, used=len(chunk): x[:used], jax.device_get(tuple(encode(params, filled)))))
+            filled = np.concatenate(
+                [chunk, np.zeros((full - len(chunk), *chunk.shape[1:]), np.uint8)]
+            )
+            parts.append(
+                jax.tree.map(
+                    lambda x, used=len(chunk): x[:used],
+                    jax.device_get(tuple(encode(params, filled))),
+                )
+            )
         return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
     return run

@@ -43,7 +43,12 @@ class Count:
         return max(told + self.uncounted / chips, (self.useful + self.padding) / chips)
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Count(
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
+        )
 
     def __mul__(self, times: int) -> "Count":
         return Count(*(times * a for a in dataclasses.astuple(self)))
@@ -54,10 +59,14 @@ def count(function, *args) -> Count:
     return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_program(traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int) -> tuple[float, float]:
+def of_program(
+    traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int
+) -> tuple[float, float]:
     """(operations, bytes that its text does not show to be moved) of one chip: by the compiler's own count, and by this one for what that leaves out."""
     found = of_jaxpr(traced.jaxpr.jaxpr)
-    return found.on_a_chip((compiled.cost_analysis() or {}).get("flops", 0.0), chips), found.fetched / chips
+    return found.on_a_chip(
+        (compiled.cost_analysis() or {}).get("flops", 0.0), chips
+    ), found.fetched / chips
 
 
 def of_jaxpr(jaxpr) -> Count:
@@ -73,11 +82,16 @@ def of_equation(eqn) -> Count:
     if name == "pallas_call":
         return splash(eqn)
     if name == "cond":
-        return max((of_jaxpr(branch.jaxpr) for branch in params["branches"]), key=lambda found: found.useful)
+        return max(
+            (of_jaxpr(branch.jaxpr) for branch in params["branches"]),
+            key=lambda found: found.useful,
+        )
     found = sum((of_jaxpr(inner) for inner in bodies(params)), Count())
     if name == "scan":
         turns = params["length"]
-        return dataclasses.replace(found * turns, repeated=found.repeated + (turns - 1) * (found.dot + found.conv))
+        return dataclasses.replace(
+            found * turns, repeated=found.repeated + (turns - 1) * (found.dot + found.conv)
+        )
     return found * (math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1)
 
 
@@ -91,14 +105,24 @@ def bodies(params: dict):
 
 def dot(eqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return (
+        2
+        * math.prod(eqn.outvars[0].aval.shape)
+        * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    )
 
 
 def convolution(eqn) -> int:
     """Of a convolution or of one of its two gradients, which are convolutions too."""
     numbers, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape
     _, in_features, *window = (kernel[axis] for axis in numbers.rhs_spec)
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * in_features * math.prod(window) // math.prod(eqn.params["lhs_dilation"])
+    return (
+        2
+        * math.prod(eqn.outvars[0].aval.shape)
+        * in_features
+        * math.prod(window)
+        // math.prod(eqn.params["lhs_dilation"])
+    )
 
 
 def splash(eqn) -> Count:
@@ -108,16 +132,29 @@ def splash(eqn) -> Count:
     kind = next((kind for kind in SPLASH if kind in label), None)
     if "splash" not in label or kind is None:
         raise NotImplementedError(f"there is no formula for the pallas kernel {label!r}")
-    given, made = ([x.aval for x in side if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1] for side in (eqn.invars, eqn.outvars))
+    given, made = (
+        [x.aval for x in side if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1]
+        for side in (eqn.invars, eqn.outvars)
+    )
     q, k, v = given[:3]
-    out = next(x for x in given[3:] + made if x.shape[:-2] == q.shape[:-2] and x.size == q.size and set(x.shape[-2:]) == set(q.shape[-2:]))
+    out = next(
+        x
+        for x in given[3:] + made
+        if x.shape[:-2] == q.shape[:-2]
+        and x.size == q.size
+        and set(x.shape[-2:]) == set(q.shape[-2:])
+    )
     *heads, Q, D = out.shape
     useful = SPLASH[kind] * 2 * math.prod(heads) * Q * (k.size // (math.prod(heads) * D)) * D
-    *_, first, second, third = eqn.params["grid_mapping"].grid  # of dkv: keys' blocks, heads, queries' blocks; else heads, queries' blocks, keys' blocks
+    *_, first, second, third = eqn.params[
+        "grid_mapping"
+    ].grid  # of dkv: keys' blocks, heads, queries' blocks; else heads, queries' blocks, keys' blocks
     if kind == "dkv":
         again = (first - 1) * (tiled(q) + tiled(out))
     else:
-        again = (second - 1) * (tiled(k) + tiled(v)) if third > 1 else 0  # a single block of keys stays where it is
+        again = (
+            (second - 1) * (tiled(k) + tiled(v)) if third > 1 else 0
+        )  # a single block of keys stays where it is
     return Count(splash=useful, padding=useful * (-D % LANES) // D, fetched=again)
 
 

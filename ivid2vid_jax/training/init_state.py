@@ -38,14 +38,32 @@ from ivid2vid_jax.weights.random_init import fresh
 log = logging.getLogger(__name__)
 
 SCHEDULER = {
-    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "trailing",
-}  # fmt: skip
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "timestep_spacing": "trailing",
+}
 PREPROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
-    "do_convert_rgb": True, "resample": 3, "rescale_factor": 1 / 255, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-}  # fmt: skip
-LEARNS = {"autoencoder": ("vae",), "clip": ("clip",)}  # the components that a task trains; else the U-Net and the text encoder
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+LEARNS = {
+    "autoencoder": ("vae",),
+    "clip": ("clip",),
+}  # the components that a task trains; else the U-Net and the text encoder
 
 
 @dataclasses.dataclass
@@ -59,7 +77,9 @@ class Start:
     frozen: dict[str, jax.Array]
 
 
-def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> tuple[Folder | ClipFolder, Folder | ClipFolder | None]:
+def plan(
+    config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path
+) -> tuple[Folder | ClipFolder, Folder | ClipFolder | None]:
     """The nets that will be trained, and the folder whose weights they start from (None: scratch). No weight is read.
 
     texts: called where a vocabulary is to be learned, which is kept in RUN/tokenizer.
@@ -70,13 +90,19 @@ def plan(config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path) -> 
     if config.task == "clip":
         source = open_clip(hub.resolve(config.model))
         if source.clip.vision.image_size != config.loader.size:
-            raise UserError(f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels")
+            raise UserError(
+                f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels"
+            )
         return source, source
     source = open_folder(hub.resolve(config.model))
     if config.net.fresh_temporal:
         if config.net.temporal is None:
-            raise UserError("--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention")
-        source = dataclasses.replace(source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key)
+            raise UserError(
+                "--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention"
+            )
+        source = dataclasses.replace(
+            source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key
+        )
     target = target_unet(config, source.unet, source.vae.latent_channels)
     frames = target.num_frames if config.task == "edit" else config.loader.frames
     sampling = source.sampling | {"size": config.loader.size, "frames": frames}
@@ -87,15 +113,24 @@ def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> 
     """The U-Net of the task: an editor sees the source clip's channels too and has the temporal layers that were asked for."""
     if config.task == "edit":
         temporal = unet.temporal if config.net.temporal is None else config.net.temporal
-        still = config.loader.frames == 1 and unet.temporal and temporal  # images say nothing about how many frames the net can see
+        still = (
+            config.loader.frames == 1 and unet.temporal and temporal
+        )  # images say nothing about how many frames the net can see
         try:
             return dataclasses.replace(
-                unet, in_channels=2 * latent_channels, temporal=temporal, num_frames=unet.num_frames if still else config.loader.frames
+                unet,
+                in_channels=2 * latent_channels,
+                temporal=temporal,
+                num_frames=unet.num_frames if still else config.loader.frames,
             )
         except ValueError as error:
-            raise UserError(f"--net.temporal {' '.join(temporal)} with --loader.frames {config.loader.frames}: {error}") from error
+            raise UserError(
+                f"--net.temporal {' '.join(temporal)} with --loader.frames {config.loader.frames}: {error}"
+            ) from error
     if config.task == "text_to_image" and (unet.in_channels != latent_channels or unet.temporal):
-        raise UserError(f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has {unet.in_channels} and temporal layers {unet.temporal}")
+        raise UserError(
+            f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has {unet.in_channels} and temporal layers {unet.temporal}"
+        )
     return unet
 
 
@@ -104,7 +139,9 @@ def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], ho
     from ivid2vid_jax.training import train_tokenizer
 
     size = (config.net.clip.text if config.task == "clip" else config.net.text_encoder).vocab_size
-    if not (home / "vocab.json").is_file() and (jax.process_index() == 0 or storage.is_remote(config.output)):  # whose copy each process has for itself
+    if not (home / "vocab.json").is_file() and (
+        jax.process_index() == 0 or storage.is_remote(config.output)
+    ):  # whose copy each process has for itself
         log.info("learning a vocabulary of at most %d tokens", size)
         train_tokenizer.learn(texts(), size, home)
     if jax.process_count() > 1:
@@ -116,22 +153,51 @@ def with_marks(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
     from ivid2vid_jax.inference.pipeline import load_tokenizer
 
     words = load_tokenizer(tokenizer)
-    return dataclasses.replace(text, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    return dataclasses.replace(
+        text,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
 
 
 def from_scratch(config: TrainConfig, run: Path) -> Folder:
     net = config.net
     text = with_marks(net.text_encoder, run / "tokenizer")
-    scheduler = SCHEDULER | {"prediction_type": net.prediction_type, "rescale_betas_zero_snr": net.zero_terminal_snr}
-    unet = dataclasses.replace(net.unet, in_channels=net.vae.latent_channels, cross_attention_dim=text.hidden_size, temporal=())
-    sampling = {"size": config.loader.size, "frames": config.loader.frames, "steps": config.log.sample_steps}
-    return Folder(run, target_unet(config, unet, net.vae.latent_channels), net.vae, text, scheduler, sampling)
+    scheduler = SCHEDULER | {
+        "prediction_type": net.prediction_type,
+        "rescale_betas_zero_snr": net.zero_terminal_snr,
+    }
+    unet = dataclasses.replace(
+        net.unet,
+        in_channels=net.vae.latent_channels,
+        cross_attention_dim=text.hidden_size,
+        temporal=(),
+    )
+    sampling = {
+        "size": config.loader.size,
+        "frames": config.loader.frames,
+        "steps": config.log.sample_steps,
+    }
+    return Folder(
+        run, target_unet(config, unet, net.vae.latent_channels), net.vae, text, scheduler, sampling
+    )
 
 
 def clip_from_scratch(config: TrainConfig, run: Path) -> ClipFolder:
     size, text = config.loader.size, with_marks(config.net.clip.text, run / "tokenizer")
-    clip = dataclasses.replace(config.net.clip, text=text, vision=dataclasses.replace(config.net.clip.vision, image_size=size))
-    return ClipFolder(run, clip, PREPROCESSOR | {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}, run / "tokenizer")
+    clip = dataclasses.replace(
+        config.net.clip,
+        text=text,
+        vision=dataclasses.replace(config.net.clip.vision, image_size=size),
+    )
+    return ClipFolder(
+        run,
+        clip,
+        PREPROCESSOR
+        | {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}},
+        run / "tokenizer",
+    )
 
 
 def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh) -> Start:
@@ -139,23 +205,48 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
     shapes = names.flatten({name: abstract(name, net) for name, net in folder.models.items()})
     chosen = names.trainable(shapes, config.optim.trainable)
     check_chosen(config, chosen)
-    frozen_type = dtype(config) if config.optim.frozen_dtype == "auto" else runtime.compute_dtype(config.optim.frozen_dtype)
+    frozen_type = (
+        dtype(config)
+        if config.optim.frozen_dtype == "auto"
+        else runtime.compute_dtype(config.optim.frozen_dtype)
+    )
     master = jnp.promote_types(dtype(config), jnp.float32)
     dtypes = {name: master if name in chosen else frozen_type for name in shapes}
     placed = sharding.of_tree(shapes, mesh)
-    weights = drawn(folder, dtypes, placed, config.seed) if source is None else loaded(folder, source, dtypes, placed, config.seed)
-    origin = {"scratch_seed": config.seed} if source is None else {"model": str(config.model), "files": source.fingerprint()}
-    trained, frozen = ({name: weights[name] for name in sorted(weights) if (name in chosen) == which} for which in (True, False))
+    weights = (
+        drawn(folder, dtypes, placed, config.seed)
+        if source is None
+        else loaded(folder, source, dtypes, placed, config.seed)
+    )
+    origin = (
+        {"scratch_seed": config.seed}
+        if source is None
+        else {"model": str(config.model), "files": source.fingerprint()}
+    )
+    trained, frozen = (
+        {name: weights[name] for name in sorted(weights) if (name in chosen) == which}
+        for which in (True, False)
+    )
     return Start(folder, origin, trained, frozen)
 
 
 def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
     """UserError for weights that the task gives no gradient: weight decay alone would wear them away."""
     learns = LEARNS.get(config.task, ("unet", "text_encoder"))
-    stray = sorted(name for name in chosen if not name.startswith(tuple(f"{component}/" for component in learns)))
+    stray = sorted(
+        name
+        for name in chosen
+        if not name.startswith(tuple(f"{component}/" for component in learns))
+    )
     if stray:
-        way = f"give --optim.trainable {learns[0]}" if config.task in LEARNS else "train the autoencoder by itself, with --task autoencoder"
-        raise UserError(f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not train {stray[0]} and {len(stray) - 1} more; {way}")
+        way = (
+            f"give --optim.trainable {learns[0]}"
+            if config.task in LEARNS
+            else "train the autoencoder by itself, with --task autoencoder"
+        )
+        raise UserError(
+            f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not train {stray[0]} and {len(stray) - 1} more; {way}"
+        )
 
 
 def dtype(config: TrainConfig):
@@ -170,20 +261,35 @@ def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, ja
         for path, leaf in fresh(initialiser(component, net), seed).items():
             name = "/".join((component, *path))
             leaf = leaf.astype(dtypes[name])
-            out[name] = jax.make_array_from_callback(leaf.shape, placed[name], lambda part, leaf=leaf: leaf[part])
+            out[name] = jax.make_array_from_callback(
+                leaf.shape, placed[name], lambda part, leaf=leaf: leaf[part]
+            )
     return out
 
 
-def loaded(folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
+def loaded(
+    folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int
+) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
         stored = flax.traverse_util.flatten_dict(types[name])
-        weights = components.load(name, source.home(name), abstract(name, net), stored, places[name], skip=source.skip(name))
+        weights = components.load(
+            name,
+            source.home(name),
+            abstract(name, net),
+            stored,
+            places[name],
+            skip=source.skip(name),
+        )
         out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
 
     def place(name, leaf):
-        fresh = leaf.is_fully_addressable and jax.process_count() > 1  # drawn by every process for itself, the same everywhere
-        return jax.device_put(np.asarray(leaf) if fresh else leaf, placed[name]).astype(dtypes[name])
+        fresh = (
+            leaf.is_fully_addressable and jax.process_count() > 1
+        )  # drawn by every process for itself, the same everywhere
+        return jax.device_put(np.asarray(leaf) if fresh else leaf, placed[name]).astype(
+            dtypes[name]
+        )
 
     return {name: place(name, leaf) for name, leaf in names.flatten(out).items()}

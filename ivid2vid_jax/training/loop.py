@@ -56,19 +56,33 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
     sharding.warn_of_micro_batches(config.loader.batch, config.optim.accumulation, mesh)
     kept = config.output if storage.is_remote(config.output) else run
     mirror = storage.mirrored(config.output, writes=jax.process_index() == 0)
-    with mirror as push, run_folder.claimed(run, config), jax.set_mesh(mesh), Checkpoints(kept, config.checkpoint.keep) as checkpoints:
-        asked, config = config, dataclasses.replace(config, data=tuple(map(storage.fetched, config.data)))
+    with (
+        mirror as push,
+        run_folder.claimed(run, config),
+        jax.set_mesh(mesh),
+        Checkpoints(kept, config.checkpoint.keep) as checkpoints,
+    ):
+        asked, config = (
+            config,
+            dataclasses.replace(config, data=tuple(map(storage.fetched, config.data))),
+        )
         at = resume_from(config, run, checkpoints)
-        stale = config.checkpoint.pipeline and bool(at) and pipeline_export.written_step(run) != at  # killed between a checkpoint and its pipeline
+        stale = (
+            config.checkpoint.pipeline and bool(at) and pipeline_export.written_step(run) != at
+        )  # killed between a checkpoint and its pipeline
         if at >= config.steps and not stale:
-            log.info("%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps)
+            log.info(
+                "%s: is at step %d of %d already; give more --steps to go on", run, at, config.steps
+            )
             return run
 
         # ---- nets, objective, state
         folder, source = starting.plan(config, lambda: run_folder.texts(config), run)
         tokenize = Tokenize(load_tokenizer(folder.tokenizer), folder.text_length)
         begun = starting.start(config, folder, source, mesh)
-        objective = make_objective(config, folder, tokenize(""), starting.dtype(config), frozenset(begun.trained))
+        objective = make_objective(
+            config, folder, tokenize(""), starting.dtype(config), frozenset(begun.trained)
+        )
         optimizer = make_optimizer(config.optim, config.steps)
 
         def make(params):
@@ -76,9 +90,15 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
 
         placed = sharding.of_tree(jax.eval_shape(make, begun.trained), mesh)
         latents = cache_keys(config, folder, begun.trained) if config.loader.cached else ()
-        loader = Loader(config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=latents)
+        loader = Loader(
+            config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=latents
+        )
         if at:
-            abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, begun.trained), placed)
+            abstract = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                jax.eval_shape(make, begun.trained),
+                placed,
+            )
             begun.trained = {}  # room for what is restored
             state, position, meta = checkpoints.restore(at, abstract)
             run_folder.check_origin(run, meta["origin"], begun.origin)
@@ -89,29 +109,49 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
 
         # ---- what happens on the way
         meta = {"config": run_folder.plain(asked), "origin": begun.origin, "versions": versions()}
-        program = StepProgram(objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed)
+        program = StepProgram(
+            objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed
+        )
         validation = Validation(config, tokenize, VIEWS[config.task], objective, mesh)
         samples = Samples(config, run, folder)
 
         def write_pipeline(step: int) -> None:
             weights = pipeline_export.averaged(state)
-            pipeline_export.write(run, step, validation.calibrated(folder, weights, begun.frozen), source, weights, begun.frozen)
+            pipeline_export.write(
+                run,
+                step,
+                validation.calibrated(folder, weights, begun.frozen),
+                source,
+                weights,
+                begun.frozen,
+            )
 
         def judged(when: str) -> None:
-            pipe = samples.pipeline(pipeline_export.averaged(state), begun.frozen) if judge else None
+            pipe = (
+                samples.pipeline(pipeline_export.averaged(state), begun.frozen) if judge else None
+            )
             if pipe:
                 with apart():
                     judge(config, run, when, pipe)
 
         if stale:
-            log.info("%s: writing the pipeline of step %d, which an interruption kept from being written", run, at)
+            log.info(
+                "%s: writing the pipeline of step %d, which an interruption kept from being written",
+                run,
+                at,
+            )
             write_pipeline(at)
         if not at:
             judged("before")
         clock = Clock(config.steps, at)
         trace = Trace(run / "profile", config.log.profile, at)
         logging_to = MetricsLog(run, config.steps, at, active=jax.process_index() == 0)
-        with loader, logging_to as metrics_log, contextlib.closing(trace), jax.transfer_guard("disallow"):
+        with (
+            loader,
+            logging_to as metrics_log,
+            contextlib.closing(trace),
+            jax.transfer_guard("disallow"),
+        ):
             reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
 
             # ---- the loop: step n is dispatched, then step n-1 is read and told
@@ -129,12 +169,19 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                 stop = checkpoints.preempted(step)
                 last = stop or step == config.steps
                 save = last or step % config.checkpoint.every == 0
-                validate, sample = (every(step, interval, last and not stop) for interval in (config.log.eval_every, config.log.sample_every))
+                validate, sample = (
+                    every(step, interval, last and not stop)
+                    for interval in (config.log.eval_every, config.log.sample_every)
+                )
                 if save or validate or sample:
                     reporter.flush()
                 with clock.pause(), jax.transfer_guard("allow"):
                     if validate:
-                        metrics_log.write(step, validation(pipeline_export.averaged(state), begun.frozen), kind="validation")
+                        metrics_log.write(
+                            step,
+                            validation(pipeline_export.averaged(state), begun.frozen),
+                            kind="validation",
+                        )
                     if sample:
                         for picture in samples(step, pipeline_export.averaged(state), begun.frozen):
                             metrics_log.images(step, "samples", picture)
@@ -159,7 +206,12 @@ def cache_keys(config: TrainConfig, folder, trained) -> tuple[str, ...]:
 
     if config.model is None or config.task in ("autoencoder", "clip"):
         raise UserError("--loader.cached needs --model, whose frozen autoencoder made the cache")
-    return keys(folder, config.loader, text=config.task == "edit" and not any(name.startswith("text_encoder/") for name in trained))
+    return keys(
+        folder,
+        config.loader,
+        text=config.task == "edit"
+        and not any(name.startswith("text_encoder/") for name in trained),
+    )
 
 
 def every(step: int, interval: int, last: bool) -> bool:
@@ -178,7 +230,9 @@ def resume_from(config: TrainConfig, run: Path, checkpoints: Checkpoints) -> int
     if config.resume is None:
         return there[-1] if there else 0
     if config.resume not in there:
-        raise UserError(f"--resume {config.resume}: {run} holds checkpoints of the steps {', '.join(map(str, there)) or 'none'}")
+        raise UserError(
+            f"--resume {config.resume}: {run} holds checkpoints of the steps {', '.join(map(str, there)) or 'none'}"
+        )
     checkpoints.discard_after(config.resume)
     return config.resume
 
@@ -191,14 +245,34 @@ class Tokenize:
     length: int
 
     def __call__(self, text: str) -> np.ndarray:
-        return self.tokenizer([text], padding="max_length", max_length=self.length, truncation=True, return_tensors="np")["input_ids"][0].astype(np.int32)
+        return self.tokenizer(
+            [text],
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="np",
+        )["input_ids"][0].astype(np.int32)
 
 
 class Reporter:
     """Reads the metrics of the step before the one that was just dispatched, checks and logs them."""
 
-    def __init__(self, config: TrainConfig, clock: Clock, metrics_log: MetricsLog, program: StepProgram, checkpoints: Checkpoints, mesh):
-        self.config, self.clock, self.log, self.program, self.checkpoints = config, clock, metrics_log, program, checkpoints
+    def __init__(
+        self,
+        config: TrainConfig,
+        clock: Clock,
+        metrics_log: MetricsLog,
+        program: StepProgram,
+        checkpoints: Checkpoints,
+        mesh,
+    ):
+        self.config, self.clock, self.log, self.program, self.checkpoints = (
+            config,
+            clock,
+            metrics_log,
+            program,
+            checkpoints,
+        )
         self.devices = mesh.size
         self.waiting = None
 
@@ -217,26 +291,51 @@ class Reporter:
     def tell(self, step: int, metrics: dict, frames: int) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(np.isfinite(value) for value in values.values()):
-            bad = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
+            bad = ", ".join(
+                f"{name} {value}" for name, value in values.items() if not np.isfinite(value)
+            )
             saved = self.checkpoints.steps()
-            kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+            kept = (
+                f"the last good checkpoint is of step {saved[-1]}"
+                if saved
+                else "there is no checkpoint yet"
+            )
             ways = "lower --optim.lr, clip harder (--optim.clip), or compute in float32 (--optim.dtype)"
-            raise UserError(f"{self.config.output}, step {step}: {bad}: training has broken down; {kept}; {ways}")
+            raise UserError(
+                f"{self.config.output}, step {step}: {bad}: training has broken down; {kept}; {ways}"
+            )
         pace = self.clock.tick(step)
         values |= pace | {
             "clips_per_s": self.config.loader.batch / pace["step_time"],
             "frames_per_s_per_chip": frames / pace["step_time"] / self.devices,
             "model_flops_per_s": self.program.flops / pace["step_time"],
         }
-        self.log.write(step, values | ({f"{name}_mib": mib for name, mib in memory().items()} if step % 20 == 0 else {}))
+        self.log.write(
+            step,
+            values
+            | ({f"{name}_mib": mib for name, mib in memory().items()} if step % 20 == 0 else {}),
+        )
         self.log.line(step, values)
 
 
 def tell(run: Path, config: TrainConfig, mesh, state, frozen: dict, at: int) -> None:
     """One line on what is about to happen."""
     if jax.process_index() == 0:
-        trained, still = (sum(x.size for x in tree.values()) / 1e6 for tree in (state.params, frozen))
+        trained, still = (
+            sum(x.size for x in tree.values()) / 1e6 for tree in (state.params, frozen)
+        )
         shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         begin = f"going on from step {at}" if at else f"from {config.model or 'scratch'}"
-        log.info("%s: %s, %s; %.2f M parameters trained, %.2f M frozen; %s", run, config.task, begin, trained, still, shape)
-        log.info("config: %s", json.dumps(run_folder.plain(config), default=str)[:100] + " ... (RUN/config.json)")
+        log.info(
+            "%s: %s, %s; %.2f M parameters trained, %.2f M frozen; %s",
+            run,
+            config.task,
+            begin,
+            trained,
+            still,
+            shape,
+        )
+        log.info(
+            "config: %s",
+            json.dumps(run_folder.plain(config), default=str)[:100] + " ... (RUN/config.json)",
+        )

@@ -31,7 +31,10 @@ class MetricsLog:
 
     def __init__(self, run: Path, total_steps: int, resumed_at: int = 0, active: bool = True):
         self.total_steps, self.active = total_steps, active
-        self.shown, self.pending = -float("inf"), None  # when the last line was printed; the one held back since
+        self.shown, self.pending = (
+            -float("inf"),
+            None,
+        )  # when the last line was printed; the one held back since
         self.file = self.board = None
         if active:
             run.mkdir(parents=True, exist_ok=True)
@@ -51,9 +54,16 @@ class MetricsLog:
         if not self.active:
             return
         if RESERVED & set(values):
-            raise ValueError(f"{sorted(RESERVED & set(values))} are the log's own words; call the values otherwise")
-        values = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
-        self.file.write(json.dumps({"step": int(step), "kind": kind, "time": time.time(), **values}) + "\n")
+            raise ValueError(
+                f"{sorted(RESERVED & set(values))} are the log's own words; call the values otherwise"
+            )
+        values = {
+            name: value if isinstance(value, int) else float(value)
+            for name, value in values.items()
+        }
+        self.file.write(
+            json.dumps({"step": int(step), "kind": kind, "time": time.time(), **values}) + "\n"
+        )
         self.file.flush()
         if self.board:
             for name, value in values.items():
@@ -65,7 +75,9 @@ class MetricsLog:
             from PIL import Image
 
             with Image.open(picture) as image:
-                self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                self.board.add_image(
+                    name, np.asarray(image.convert("RGB")), step, dataformats="HWC"
+                )
 
     def line(self, step: int, values: dict[str, float]) -> None:
         """Tells the terminal (stderr) of a step; known names: loss, lr, step_time, clips_per_s, data_wait, eta.
@@ -98,7 +110,10 @@ def truncate(path: Path, step: int) -> None:
     """Drops the lines after `step`, and those a kill left torn; whole or not at all."""
     if not path.exists():
         return
-    atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in records(path) if record["step"] <= step))
+    atomic_write_text(
+        path,
+        "".join(json.dumps(record) + "\n" for record in records(path) if record["step"] <= step),
+    )
 
 
 def records(path: Path) -> Iterator[dict]:
@@ -114,7 +129,11 @@ def records(path: Path) -> Iterator[dict]:
 def read_metrics(run: Path, kind: str | None = None) -> list[dict]:
     """The lines of RUN/metrics.jsonl in the order they were written, of one kind or of all; none where there is no log yet."""
     path = run / "metrics.jsonl"
-    return [record for record in records(path) if kind in (None, record["kind"])] if path.exists() else []
+    return (
+        [record for record in records(path) if kind in (None, record["kind"])]
+        if path.exists()
+        else []
+    )
 
 
 def open_board(folder: Path, resumed_at: int):
@@ -167,7 +186,13 @@ class Clock:
     now: a monotonic clock, s.
     """
 
-    def __init__(self, total_steps: int, resumed_at: int = 0, window: int = 20, now: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        total_steps: int,
+        resumed_at: int = 0,
+        window: int = 20,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self.total_steps, self.now = total_steps, now
         self.lost = self.waited = 0.0  # s in pauses, s waiting for data
         self.stopped_at = None
@@ -206,7 +231,11 @@ class Clock:
         spent = self.marks[-1][1] - begin
         step_time = spent / (step - first)
         share = (self.waited - waited) / spent if spent else 0.0
-        return {"step_time": step_time, "data_wait": share, "eta": step_time * (self.total_steps - step)}
+        return {
+            "step_time": step_time,
+            "data_wait": share,
+            "eta": step_time * (self.total_steps - step),
+        }
 
 
 class Trace:
@@ -229,12 +258,18 @@ class Trace:
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
-            log.info("%d steps traced: tensorboard --logdir %s (with tensorboard-plugin-profile), or xprof", self.count, self.folder)
+            log.info(
+                "%d steps traced: tensorboard --logdir %s (with tensorboard-plugin-profile), or xprof",
+                self.count,
+                self.folder,
+            )
 
 
 def memory() -> dict[str, float]:
     """MiB: device_peak (the fullest local device; left out where the backend does not tell, as on CPU) and host (resident now)."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    peaks = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()
+    ]
     found = {"device_peak": max(peaks) / MIB} if any(peaks) else {}
     return found | {"host": resident() / MIB}
 
@@ -244,4 +279,6 @@ def resident() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:  # no /proc: the peak instead, which macOS gives in bytes and others in KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )

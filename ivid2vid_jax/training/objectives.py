@@ -32,13 +32,25 @@ class Losses(NamedTuple):
     t: jax.Array | None = None
 
 
-def objective(config: TrainConfig, folder: Folder | ClipFolder, null_tokens, dtype: Any, trained: Collection[str] = ()):
+def objective(
+    config: TrainConfig,
+    folder: Folder | ClipFolder,
+    null_tokens,
+    dtype: Any,
+    trained: Collection[str] = (),
+):
     """The objective of `config.task` for the nets of a folder. null_tokens: int32 [K], the empty instruction's. trained: names of what is."""
     if config.task == "autoencoder":
         return Autoencoding(folder, config.autoencoder.kl, dtype)
     if config.task == "clip":
         return Contrastive(folder, dtype)
-    return Denoising(config, folder, null_tokens, dtype, trains_text=any(name.startswith("text_encoder/") for name in trained))
+    return Denoising(
+        config,
+        folder,
+        null_tokens,
+        dtype,
+        trains_text=any(name.startswith("text_encoder/") for name in trained),
+    )
 
 
 def to_pixels(frames_u8, dtype):
@@ -53,36 +65,62 @@ class Denoising:
     clip, shared by its frames; independent noise for every frame.
     """
 
-    def __init__(self, config: TrainConfig, folder: Folder, null_tokens, dtype: Any, trains_text: bool = False):
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Folder,
+        null_tokens,
+        dtype: Any,
+        trains_text: bool = False,
+    ):
         self.loss, self.drop = config.loss, config.drop
         self.has_source = config.task == "edit"
         self.null_tokens, self.dtype = null_tokens, dtype
         self.scaling = folder.vae.scaling_factor
         schedule = NoiseSchedule.from_json(folder.scheduler)
-        self.prediction_type, self.alphas_cumprod = schedule.prediction_type, schedule.alphas_cumprod
-        self.vae, self.text_encoder = AutoencoderKL(folder.vae, dtype), CLIPTextModel(folder.text_encoder, dtype)
+        self.prediction_type, self.alphas_cumprod = (
+            schedule.prediction_type,
+            schedule.alphas_cumprod,
+        )
+        self.vae, self.text_encoder = (
+            AutoencoderKL(folder.vae, dtype),
+            CLIPTextModel(folder.text_encoder, dtype),
+        )
         self.denoise, self.denoise_train = (
-            denoiser(folder.unet, config.optim.attention, config.optim.remat, dtype, train=train) for train in (False, True)
+            denoiser(folder.unet, config.optim.attention, config.optim.remat, dtype, train=train)
+            for train in (False, True)
         )
         self.dropout = folder.unet.temporal_dropout > 0
         self.trains_text = trains_text  # cached embeddings would be out of date
 
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
         """t: [B] int32 timesteps; None draws them. train: with conditioning dropout."""
-        k_t, k_noise, k_drop, k_posterior, k_net = jnp.moveaxis(jax.vmap(lambda key: random.split(key, 5))(keys), 1, 0)
-        x0 = jax.vmap(lambda mean, std, key: Posterior(mean, std).sample(key))(*self.posterior(params, batch, "target"), k_posterior) * self.scaling
+        k_t, k_noise, k_drop, k_posterior, k_net = jnp.moveaxis(
+            jax.vmap(lambda key: random.split(key, 5))(keys), 1, 0
+        )
+        x0 = (
+            jax.vmap(lambda mean, std, key: Posterior(mean, std).sample(key))(
+                *self.posterior(params, batch, "target"), k_posterior
+            )
+            * self.scaling
+        )
         table = jnp.asarray(self.alphas_cumprod, x0.dtype)
         if t is None:
             t = jax.vmap(lambda key: random.randint(key, (), 0, len(table)))(k_t)
         alpha_bar = table[t]
         noise = jax.vmap(lambda key: random.normal(key, x0.shape[1:], x0.dtype))(k_noise)
-        x_t, wanted = diffusion.add_noise(x0, noise, alpha_bar), diffusion.target(x0, noise, alpha_bar, self.prediction_type)
+        x_t, wanted = (
+            diffusion.add_noise(x0, noise, alpha_bar),
+            diffusion.target(x0, noise, alpha_bar, self.prediction_type),
+        )
         cond = self.condition(params, batch, k_drop if train else None)
         denoise = self.denoise_train if train and self.dropout else self.denoise
         prediction = denoise(params["unet"], x_t, t, cond, rngs={"dropout": k_net[0]})
 
         noise_loss = diffusion.square_mean(prediction - wanted)
-        frame_loss = diffusion.frame_difference(x_t, prediction, wanted, alpha_bar, self.prediction_type, self.loss)
+        frame_loss = diffusion.frame_difference(
+            x_t, prediction, wanted, alpha_bar, self.prediction_type, self.loss
+        )
         weight = diffusion.timestep_weight(alpha_bar, self.prediction_type, self.loss)
         total = weight * (noise_loss + self.loss.frame_weight * frame_loss)
         return Losses(total, {"noise_loss": noise_loss, "frame_loss": frame_loss}, t)
@@ -91,7 +129,10 @@ class Denoising:
         """Of the "source" or the "target" clip, [B, T, h, w, C], from cached latents or from pixels. No gradient flows into the VAE."""
         if f"{which}_mean" in batch:
             dtype = jnp.promote_types(self.dtype, jnp.float32)
-            return Posterior(batch[f"{which}_mean"].astype(dtype), batch.get(f"{which}_std", batch[f"{which}_mean"]).astype(dtype))
+            return Posterior(
+                batch[f"{which}_mean"].astype(dtype),
+                batch.get(f"{which}_std", batch[f"{which}_mean"]).astype(dtype),
+            )
         pixels = batch["source" if which == "source" else "edited" if "edited" in batch else "clip"]
         B, T = pixels.shape[:2]
         frames = to_pixels(pixels.reshape(B * T, *pixels.shape[2:]), self.dtype)
@@ -122,7 +163,11 @@ class Denoising:
 
 def dropped(r_B, drop: DropConfig):
     """One draw a clip, r in [0, 1): below `text` the text only, then `both`, then `video` only -> (drop_text, drop_video), [B] bool."""
-    text_end, both_end, video_end = drop.text, drop.text + drop.both, drop.text + drop.both + drop.video
+    text_end, both_end, video_end = (
+        drop.text,
+        drop.text + drop.both,
+        drop.text + drop.both + drop.video,
+    )
     return r_B < both_end, (r_B >= text_end) & (r_B < video_end)
 
 
@@ -137,17 +182,30 @@ class Autoencoding:
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
         vae, clip = AutoencoderKL(self.folder.vae, self.dtype), batch["clip"]
         B, T = clip.shape[:2]
-        pixels = to_pixels(clip.reshape(B * T, *clip.shape[2:]), jnp.promote_types(self.dtype, jnp.float32))
+        pixels = to_pixels(
+            clip.reshape(B * T, *clip.shape[2:]), jnp.promote_types(self.dtype, jnp.float32)
+        )
         mean, std = vae.apply({"params": params["vae"]}, pixels, method=vae.encode)
         mean, std = (x.reshape(B, T, *x.shape[1:]) for x in (mean, std))
-        latents = jax.vmap(lambda m, s, key: Posterior(m, s).sample(key))(mean, std, keys) if train else mean
-        found = vae.apply({"params": params["vae"]}, latents.reshape(B * T, *latents.shape[2:]), method=vae.decode)
+        latents = (
+            jax.vmap(lambda m, s, key: Posterior(m, s).sample(key))(mean, std, keys)
+            if train
+            else mean
+        )
+        found = vae.apply(
+            {"params": params["vae"]}, latents.reshape(B * T, *latents.shape[2:]), method=vae.decode
+        )
         error = (found - pixels).reshape(B, -1)
         divergence = 0.5 * (jnp.square(mean) + jnp.square(std) - 1 - 2 * jnp.log(std))
         # a pixel, not a latent, so that the weight means the same for every size of latent
         kl = divergence.reshape(B, -1).sum(1) / error.shape[1]
         l1 = jnp.abs(error).mean(1)
-        parts = {"l1": l1, "kl": kl, "mse": jnp.square(error).mean(1), "latent_square": jnp.square(mean).reshape(B, -1).mean(1)}
+        parts = {
+            "l1": l1,
+            "kl": kl,
+            "mse": jnp.square(error).mean(1),
+            "latent_square": jnp.square(mean).reshape(B, -1).mean(1),
+        }
         return Losses(l1 + self.kl * kl, parts)
 
 
@@ -165,7 +223,11 @@ class Contrastive:
     dtype: Any
 
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
-        model, clip, tokens = CLIPModel(self.folder.clip, self.dtype), batch["clip"], batch["tokens"]
+        model, clip, tokens = (
+            CLIPModel(self.folder.clip, self.dtype),
+            batch["clip"],
+            batch["tokens"],
+        )
         B, T = clip.shape[:2]
         mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
         pixels = normalise(clip.reshape(B * T, *clip.shape[2:]), mean, std, self.dtype)
@@ -177,4 +239,7 @@ class Contrastive:
         own = jnp.diagonal(logits)
         by_image, by_text = (jax.nn.logsumexp(logits, axis=axis) - own for axis in (1, 0))
         retrieved = (logits.argmax(1) == jnp.arange(B)).astype(own.dtype)
-        return Losses((by_image + by_text) / 2, {"retrieved": retrieved, "scale": jnp.broadcast_to(scale, (B,))})
+        return Losses(
+            (by_image + by_text) / 2,
+            {"retrieved": retrieved, "scale": jnp.broadcast_to(scale, (B,))},
+        )

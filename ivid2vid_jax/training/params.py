@@ -47,10 +47,14 @@ def trainable(names, patterns: tuple[str, ...]) -> set[str]:
         try:
             picks = PRESETS.get(pattern) or re.compile(pattern).search
         except re.error as error:
-            raise UserError(f"--optim.trainable {pattern!r} is neither one of {', '.join(PRESETS)} nor a regular expression ({error})") from error
+            raise UserError(
+                f"--optim.trainable {pattern!r} is neither one of {', '.join(PRESETS)} nor a regular expression ({error})"
+            ) from error
         picked = {name for name in names if picks(name) and name.rpartition("/")[2] not in BUFFERS}
         if not picked:
             some = ", ".join(sorted(names)[:: max(1, len(names) // 3)][:3])
-            raise UserError(f"--optim.trainable {pattern!r} picks no parameter; choose from {', '.join(PRESETS)}, or match names such as {some}")
+            raise UserError(
+                f"--optim.trainable {pattern!r} picks no parameter; choose from {', '.join(PRESETS)}, or match names such as {some}"
+            )
         chosen |= picked
     return chosen

@@ -25,7 +25,10 @@ def averaged(state: TrainState) -> dict[str, jax.Array]:
 
 def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     """Whole arrays in host memory, one after the other; every process takes part, and each gets them."""
-    return {name: np.asarray(leaf if leaf.is_fully_addressable else gather(leaf)) for name, leaf in sorted(params.items())}
+    return {
+        name: np.asarray(leaf if leaf.is_fully_addressable else gather(leaf))
+        for name, leaf in sorted(params.items())
+    }
 
 
 def gather(leaf: jax.Array) -> jax.Array:
@@ -34,7 +37,12 @@ def gather(leaf: jax.Array) -> jax.Array:
 
 
 def write(
-    run: Path, step: int, folder: Folder | ClipFolder, source: Folder | ClipFolder | None, trained: dict[str, jax.Array], frozen: dict[str, jax.Array]
+    run: Path,
+    step: int,
+    folder: Folder | ClipFolder,
+    source: Folder | ClipFolder | None,
+    trained: dict[str, jax.Array],
+    frozen: dict[str, jax.Array],
 ) -> None:
     """Writes RUN/pipeline in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
     with jax.transfer_guard("allow"):
@@ -58,6 +66,17 @@ def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, n
     found = {}
     for component, net in source.models.items():
         if any(name.startswith(f"{component}/") for name in wanted):
-            tree = dict(components.arrays(component, source.home(component), abstract(component, net), skip=source.skip(component)))
+            tree = dict(
+                components.arrays(
+                    component,
+                    source.home(component),
+                    abstract(component, net),
+                    skip=source.skip(component),
+                )
+            )
             found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
-    return {name: found[name] for name, shape in wanted.items() if name in found and found[name].shape == shape}
+    return {
+        name: found[name]
+        for name, shape in wanted.items()
+        if name in found and found[name].shape == shape
+    }

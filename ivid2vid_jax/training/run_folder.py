@@ -16,9 +16,19 @@ from ivid2vid_jax.utils.locks import file_lock
 
 # What may change between two starts of a run: how it is computed and watched, not what is learned.
 FREE = (
-    "output", "steps", "resume", "mesh", "distributed", "checkpoint", "log", "loader.workers", "loader.threads", "loader.limit_bad",
-    "optim.remat", "optim.attention",
-)  # fmt: skip
+    "output",
+    "steps",
+    "resume",
+    "mesh",
+    "distributed",
+    "checkpoint",
+    "log",
+    "loader.workers",
+    "loader.threads",
+    "loader.limit_bad",
+    "optim.remat",
+    "optim.attention",
+)
 
 TEXTS = 4000  # examples whose texts a vocabulary is learned from
 
@@ -40,8 +50,14 @@ def claimed(run: Path, config: TrainConfig) -> Iterator[None]:
     if run.exists() and not run.is_dir():
         raise UserError(f"--output {run}: is a file; name a folder")
     file = run / "config.json"
-    if run.is_dir() and not file.exists() and any(path.name not in ("lock", "tokenizer", "checkpoints") for path in run.iterdir()):
-        raise UserError(f"--output {run}: is a folder of something else (no config.json in it); name a new one")
+    if (
+        run.is_dir()
+        and not file.exists()
+        and any(path.name not in ("lock", "tokenizer", "checkpoints") for path in run.iterdir())
+    ):
+        raise UserError(
+            f"--output {run}: is a folder of something else (no config.json in it); name a new one"
+        )
     run.mkdir(parents=True, exist_ok=True)
     busy = f"--output {run}: another process is training there; wait for it, stop it, or name another folder"
     with file_lock(run / "lock", busy, "w"):
@@ -58,25 +74,39 @@ def compare(run: Path, before: dict, now: dict) -> None:
     """
     old, new = flat(plain(TrainConfig())) | flat(before), flat(now)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    names = [name for name in names if not any(name == free or name.startswith(f"{free}.") for free in FREE)]
+    names = [
+        name
+        for name in names
+        if not any(name == free or name.startswith(f"{free}.") for free in FREE)
+    ]
     if names:
         told = "; ".join(f"--{name} was {old.get(name)}, is {new.get(name)}" for name in names[:8])
-        raise UserError(f"{run}: holds a run of another config ({told}). Give the same, or a new --output, with --model {run} to start from its weights")
+        raise UserError(
+            f"{run}: holds a run of another config ({told}). Give the same, or a new --output, with --model {run} to start from its weights"
+        )
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     out = {}
     for name, value in tree.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        out |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return out
 
 
 def check_origin(run: Path, before: dict, now: dict) -> None:
     """UserError where the weights that a run started from, and that its checkpoints do not hold, are no longer the same."""
     if before != now:
-        changed = [name for name in before.get("files", {}) if before["files"][name] != now.get("files", {}).get(name)] or ["all"]
-        raise UserError(f"{run}: the weights it started from have changed ({before.get('model')}: {', '.join(changed[:5])}); put the old ones back")
+        changed = [
+            name
+            for name in before.get("files", {})
+            if before["files"][name] != now.get("files", {}).get(name)
+        ] or ["all"]
+        raise UserError(
+            f"{run}: the weights it started from have changed ({before.get('model')}: {', '.join(changed[:5])}); put the old ones back"
+        )
 
 
 def texts(config: TrainConfig) -> Iterator[str]:
@@ -86,7 +116,11 @@ def texts(config: TrainConfig) -> Iterator[str]:
             drawn = dict(kinds=config.loader.kinds, world=name, phrasings=config.loader.phrasings)
             specs = (shapes.sample_spec(config.seed, i, **drawn) for i in range(TEXTS))
             for spec in specs:
-                yield from (shapes.instruction(spec.scene, spec.edit), shapes.caption(spec.scene), shapes.caption(spec.edited))
+                yield from (
+                    shapes.instruction(spec.scene, spec.edit),
+                    shapes.caption(spec.scene),
+                    shapes.caption(spec.edited),
+                )
         else:
             from ivid2vid_jax.data.dataset import open_dataset
 

@@ -29,7 +29,13 @@ class Samples:
         self.config, self.run = config, run
         self.pipe = None
         if config.task != "clip":
-            self.pipe = Pipeline(folder, {}, load_tokenizer(folder.tokenizer), starting.dtype(config), config.optim.attention)
+            self.pipe = Pipeline(
+                folder,
+                {},
+                load_tokenizer(folder.tokenizer),
+                starting.dtype(config),
+                config.optim.attention,
+            )
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
         if not self.pipeline(params, frozen):
@@ -56,16 +62,29 @@ class Samples:
         folder.mkdir(parents=True, exist_ok=True)
         for i, record in enumerate(self.records()):
             made = self.made(record)
-            text = {"edit": record.instruction, "text_to_image": record.source_caption, "autoencoder": "reconstruction"}[self.config.task]
-            yield compare.panels(folder / f"{i}.gif", [record.source, made] + [record.edited] * (self.config.task == "edit"), text, record.fps)
+            text = {
+                "edit": record.instruction,
+                "text_to_image": record.source_caption,
+                "autoencoder": "reconstruction",
+            }[self.config.task]
+            yield compare.panels(
+                folder / f"{i}.gif",
+                [record.source, made] + [record.edited] * (self.config.task == "edit"),
+                text,
+                record.fps,
+            )
 
     def made(self, record) -> np.ndarray:
         """[T, H, W, 3] uint8, to be seen beside the record's source clip."""
         if self.config.task == "autoencoder":
             return self.pipe.reconstruct(record.source)
-        settings = EditSettings(steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0)
+        settings = EditSettings(
+            steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0
+        )
         if self.config.task == "text_to_image":
-            return self.pipe.generate(record.source_caption, len(record.source), settings.resolved(self.pipe.folder))
+            return self.pipe.generate(
+                record.source_caption, len(record.source), settings.resolved(self.pipe.folder)
+            )
         return self.pipe.edit(record.source, record.instruction, **vars(settings))
 
     def records(self) -> Iterator:
@@ -77,11 +96,17 @@ class Samples:
                 continue
             for i in range(min(self.config.log.samples, len(source))):
                 record, n = source[i], self.config.loader.frames
-                yield type(record)(**{**vars(record), "source": record.source[:n], "edited": record.edited[:n]})
+                yield type(record)(
+                    **{**vars(record), "source": record.source[:n], "edited": record.edited[:n]}
+                )
             return
 
 
 def apart():
     """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
     devices of the others, which wait."""
-    return jax.set_mesh(mesh_of((1, 1, 1), jax.local_devices()[:1])) if jax.process_count() > 1 else contextlib.nullcontext()
+    return (
+        jax.set_mesh(mesh_of((1, 1, 1), jax.local_devices()[:1]))
+        if jax.process_count() > 1
+        else contextlib.nullcontext()
+    )

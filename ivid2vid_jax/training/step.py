@@ -24,10 +24,18 @@ class TrainState:
     key: jax.Array
 
 
-def new_state(params: dict[str, jax.Array], optimizer, config: OptimConfig, seed: int) -> TrainState:
+def new_state(
+    params: dict[str, jax.Array], optimizer, config: OptimConfig, seed: int
+) -> TrainState:
     """Before the first step. Only trained weights have an optimiser state and an EMA."""
     ema = jax.tree.map(jnp.copy, params) if config.ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, random.key_data(random.key(seed)))
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        optimizer.init(params),
+        ema,
+        random.key_data(random.key(seed)),
+    )
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -41,7 +49,10 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     if not config.warmup:
         return main
     # the first step already moves: warm-up counts from 1
-    return optax.join_schedules([optax.linear_schedule(config.lr / config.warmup, config.lr, config.warmup - 1), main], [config.warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(config.lr / config.warmup, config.lr, config.warmup - 1), main],
+        [config.warmup],
+    )
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -52,11 +63,18 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         return {name: re.search(r"kernel$", name) is not None for name in params}
 
     if config.optimizer == "adamw":
-        main = optax.adamw(lr, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=kernels)
+        main = optax.adamw(
+            lr, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=kernels
+        )
     else:
         # optax.adafactor without its scaling by parameter norms, and with decay times lr: both mean what they mean for AdamW
         decay = optax.add_decayed_weights(config.weight_decay, kernels)
-        main = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay, optax.scale_by_learning_rate(lr))
+        main = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            decay,
+            optax.scale_by_learning_rate(lr),
+        )
     return optax.chain(optax.clip_by_global_norm(config.clip), main) if config.clip else main
 
 
@@ -73,18 +91,37 @@ def clip_keys(key_data, step, serial):
 
 def micro_batches(batch: dict, count: int) -> dict:
     """[B, ...] -> [count, B/count, ...]; neighbours go apart, so a split batch axis stays where it is."""
-    return {name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+    return {
+        name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        for name, x in batch.items()
+    }
 
 
-def train_step(state: TrainState, frozen: dict[str, jax.Array], batch: dict, *, objective, optimizer, config: OptimConfig, schedule):
+def train_step(
+    state: TrainState,
+    frozen: dict[str, jax.Array],
+    batch: dict,
+    *,
+    objective,
+    optimizer,
+    config: OptimConfig,
+    schedule,
+):
     """One optimiser step -> (state, metrics). frozen: the weights that are not trained; no gradient of them is ever formed.
 
     Metrics are scalars: loss and its parts, gradient, update and parameter norms, learning rate.
     """
 
     def loss(params, micro):
-        found = objective.losses(unflatten({**frozen, **params}), micro, clip_keys(state.key, state.step, micro["serial"]), train=True)
-        means = {name: jnp.mean(part) for name, part in {"loss": found.total, **found.parts}.items()}
+        found = objective.losses(
+            unflatten({**frozen, **params}),
+            micro,
+            clip_keys(state.key, state.step, micro["serial"]),
+            train=True,
+        )
+        means = {
+            name: jnp.mean(part) for name, part in {"loss": found.total, **found.parts}.items()
+        }
         return means["loss"], means
 
     def one(micro):
@@ -97,13 +134,17 @@ def train_step(state: TrainState, frozen: dict[str, jax.Array], batch: dict, *, 
         micros = micro_batches(batch, config.accumulation)
         shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, one(micro)), None), zeros, micros)
+        total, _ = jax.lax.scan(
+            lambda total, micro: (jax.tree.map(jnp.add, total, one(micro)), None), zeros, micros
+        )
         grads, metrics = jax.tree.map(lambda x: x / config.accumulation, total)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema)
-    ema = {name: decay * average + (1 - decay) * params[name] for name, average in state.ema.items()}
+    ema = {
+        name: decay * average + (1 - decay) * params[name] for name, average in state.ema.items()
+    }
     metrics |= {
         "lr": schedule(state.step),
         "grad_norm": optax.global_norm(grads),

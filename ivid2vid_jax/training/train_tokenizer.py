@@ -7,7 +7,9 @@ from pathlib import Path
 from ivid2vid_jax.utils.errors import UserError
 
 # CLIP's way of cutting a sentence into words (Radford et al. 2021, the released tokenizer)
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 START, END = "<|startoftext|>", "<|endoftext|>"
 BYTES = 512  # every byte, within a word and at its end, so that no text is unknown
 
@@ -24,19 +26,42 @@ def learn(texts: Iterable[str], size: int, folder: Path) -> None:
     )
 
     if size < BYTES + 2:
-        raise UserError(f"--net.text-encoder.vocab-size {size} must be at least {BYTES + 2}: every byte twice, and two marks")
+        raise UserError(
+            f"--net.text-encoder.vocab-size {size} must be at least {BYTES + 2}: every byte twice, and two marks"
+        )
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
 
     merges = json.loads(tokenizer.to_str())["model"]["merges"][: size - BYTES - 2]
-    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
+    tokens = (
+        letters
+        + [f"{letter}</w>" for letter in letters]
+        + ["".join(pair) for pair in merges]
+        + [START, END]
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    config = dict(tokenizer_class="CLIPTokenizer", unk_token=END, pad_token=END, bos_token=START, eos_token=END)
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n"
+    )
+    config = dict(
+        tokenizer_class="CLIPTokenizer",
+        unk_token=END,
+        pad_token=END,
+        bos_token=START,
+        eos_token=END,
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False) + "\n")  # last: it marks a whole folder
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False) + "\n"
+    )  # last: it marks a whole folder

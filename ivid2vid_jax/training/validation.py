@@ -33,7 +33,9 @@ class Validation:
 
         def losses(params, frozen, key_data, batch):
             keys = clip_keys(key_data, 0, batch["serial"])
-            found = objective.losses(unflatten({**frozen, **params}), batch, keys, train=False, t=batch["t"])
+            found = objective.losses(
+                unflatten({**frozen, **params}), batch, keys, train=False, t=batch["t"]
+            )
             return {"loss": found.total, **found.parts, "t": batch["t"]}  # t from every process
 
         self.losses = runtime.jit(losses, out_shardings=sharding.replicated(mesh))
@@ -41,11 +43,20 @@ class Validation:
     def load(self) -> list[dict]:
         """The batches, on the host; small enough to keep."""
         tokenize, view = self.sources
-        plain = dataclasses.replace(self.config.loader, images=0.0, pan=0.0, flip=0.0, crop=1.0, stride=1, workers=0)
+        plain = dataclasses.replace(
+            self.config.loader, images=0.0, pan=0.0, flip=0.0, crop=1.0, stride=1, workers=0
+        )
         batches = []
         for name in self.config.data:
             try:
-                with Loader(dataclasses.replace(plain, weights=()), (name,), view, tokenize, seed=0, split=held_out_split(name)) as loader:
+                with Loader(
+                    dataclasses.replace(plain, weights=()),
+                    (name,),
+                    view,
+                    tokenize,
+                    seed=0,
+                    split=held_out_split(name),
+                ) as loader:
                     batches += [next(loader)[0] for _ in range(self.config.log.eval_batches)]
             except UserError as error:
                 log.warning("no validation on %s: %s", name, error)
@@ -59,7 +70,12 @@ class Validation:
             if self.batches is None:
                 self.batches = self.load()
             key = jax.random.key_data(jax.random.key(0))
-            found = [jax.device_get(self.losses(params, frozen, key, sharding.put_batch(batch, self.mesh))) for batch in self.batches]
+            found = [
+                jax.device_get(
+                    self.losses(params, frozen, key, sharding.put_batch(batch, self.mesh))
+                )
+                for batch in self.batches
+            ]
         if not found:
             return {}
         rows = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
@@ -73,14 +89,23 @@ class Validation:
             return folder
         found = self(params, frozen)
         if not found:
-            log.warning("the autoencoder's scaling factor stays %s: there are no held-out clips to measure its latents on", folder.vae.scaling_factor)
+            log.warning(
+                "the autoencoder's scaling factor stays %s: there are no held-out clips to measure its latents on",
+                folder.vae.scaling_factor,
+            )
             return folder
         factor = round(float(found["latent_square"] ** -0.5), 5)
-        return dataclasses.replace(folder, vae=dataclasses.replace(folder.vae, scaling_factor=factor))
+        return dataclasses.replace(
+            folder, vae=dataclasses.replace(folder.vae, scaling_factor=factor)
+        )
 
 
 def by_band(loss: np.ndarray, t: np.ndarray) -> dict[str, float]:
     """Mean noise loss of each band of timesteps that has any clips."""
     edges = np.linspace(0, 1000, BANDS + 1).astype(int)
     pairs = zip(edges, edges[1:], strict=False)
-    return {f"noise_loss_t{low:03d}_{high}": float(loss[(t >= low) & (t < high)].mean()) for low, high in pairs if ((t >= low) & (t < high)).any()}
+    return {
+        f"noise_loss_t{low:03d}_{high}": float(loss[(t >= low) & (t < high)].mean())
+        for low, high in pairs
+        if ((t >= low) & (t < high)).any()
+    }

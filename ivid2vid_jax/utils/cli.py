@@ -14,7 +14,9 @@ import tyro
 from ivid2vid_jax.utils.errors import UserError, check_types
 
 
-def main(args_class: type, run: Callable, recipe: Callable | None = None, default: Any = None) -> None:
+def main(
+    args_class: type, run: Callable, recipe: Callable | None = None, default: Any = None
+) -> None:
     """Parses the command line into `args_class` and runs it. A user's mistake is one line and exit code 2, no traceback.
 
     recipe: for commands that take `--config FILE`: makes the defaults of a file's path. default: those without one (None: args_class()).
@@ -24,7 +26,9 @@ def main(args_class: type, run: Callable, recipe: Callable | None = None, defaul
     try:
         if recipe:
             path, argv = split_config(sys.argv[1:])
-            args = tyro.cli(args_class, args=argv, default=recipe(path) if path else default or args_class())
+            args = tyro.cli(
+                args_class, args=argv, default=recipe(path) if path else default or args_class()
+            )
         else:
             args = tyro.cli(args_class)
         run(args)
@@ -54,14 +58,22 @@ def recipe(cls: type) -> Callable[[Path], Any]:
 
     def read(path: Path):
         if not path.is_file():
-            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else [], 1)
-            raise UserError(f"--config {path}: no such file{f'; did you mean {path.with_name(near[0])}?' if near else ''}")
+            near = difflib.get_close_matches(
+                path.name,
+                [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else [],
+                1,
+            )
+            raise UserError(
+                f"--config {path}: no such file{f'; did you mean {path.with_name(near[0])}?' if near else ''}"
+            )
         try:
             config = runpy.run_path(str(path)).get("config")
         except TypeError as error:  # an unknown keyword
             raise UserError(f"--config {path}: {error}{nearest(str(error), cls)}") from error
         except Exception as error:
-            raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {error})") from error
+            raise UserError(
+                f"--config {path}: cannot be run ({type(error).__name__}: {error})"
+            ) from error
         if not isinstance(config, cls):
             raise UserError(f"--config {path}: says no `config = {cls.__name__}(...)`")
         try:
@@ -74,7 +86,7 @@ def recipe(cls: type) -> Callable[[Path], Any]:
 
 
 def nearest(message: str, cls: type) -> str:
-    """"; did you mean ...?" for an error that quotes an unknown keyword of a config's class or of its parts'."""
+    """ "; did you mean ...?" for an error that quotes an unknown keyword of a config's class or of its parts'."""
     word = message.rpartition("'")[0].rpartition("'")[2]
     known = {field.name for each in config_classes(cls) for field in dataclasses.fields(each)}
     near = difflib.get_close_matches(word, sorted(known), 1)
@@ -83,5 +95,7 @@ def nearest(message: str, cls: type) -> str:
 
 def config_classes(cls: type) -> list[type]:
     """A config's class and those of its parts."""
-    parts = [field.type for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
+    parts = [
+        field.type for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)
+    ]
     return [cls] + [each for part in parts for each in config_classes(part)]

@@ -29,7 +29,9 @@ def check_types(config, prefix: str = "") -> None:
         value, name = getattr(config, field.name), prefix + field.name
         if not fits(value, field.type):
             kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
-            raise UserError(f"{name} {value!r} must be {kind or str(field.type).replace('typing.', '')}")
+            raise UserError(
+                f"{name} {value!r} must be {kind or str(field.type).replace('typing.', '')}"
+            )
         if dataclasses.is_dataclass(value):
             check_types(value, f"{name}.")
 

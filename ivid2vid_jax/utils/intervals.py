@@ -18,15 +18,24 @@ def wilson(successes: float, count: float) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
 
 
-def bootstrap(values: Sequence[float], statistic: Callable[[np.ndarray], np.ndarray], groups: Sequence[str] | None = None) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[str] | None = None,
+) -> tuple[float, float]:
     """The interval of a statistic by resampling (percentile method), the same every time: of independent values, or of whole groups of values, where
     those of one group hang together.
 
     statistic: of values along the last axis, one that depends on their mean alone. groups: of each value; None: each is its own.
     """
-    _, rows = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)
+    _, rows = np.unique(
+        np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True
+    )
     sums, counts = np.bincount(rows, np.asarray(values, np.float64)), np.bincount(rows)
-    means = [sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in draws(np.random.default_rng(0), len(sums))]
+    means = [
+        sums[drawn].sum(1) / counts[drawn].sum(1)
+        for drawn in draws(np.random.default_rng(0), len(sums))
+    ]
     low, high = np.quantile(statistic(np.concatenate(means)[:, None]), [0.025, 0.975])
     return float(low), float(high)
 
@@ -45,7 +54,12 @@ def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     seeds, both, begin = rng.integers(S, size=(RESAMPLES, S, 1)), [], 0
     for clips in draws(rng, N):
         part, begin = seeds[begin : begin + len(clips)], begin + len(clips)
-        both.append([np.asarray(each, np.float64)[part, clips[:, None]].mean((1, 2)) for each in (over, under)])
+        both.append(
+            [
+                np.asarray(each, np.float64)[part, clips[:, None]].mean((1, 2))
+                for each in (over, under)
+            ]
+        )
     top, bottom = np.concatenate(both, axis=1)
     shares = np.divide(top, bottom, out=np.full(RESAMPLES, np.inf), where=bottom > 0)
     low, high = np.quantile(shares, [0.025, 0.975], method="nearest")

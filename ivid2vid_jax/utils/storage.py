@@ -19,7 +19,10 @@ from ivid2vid_jax.utils.locks import file_lock
 
 log = logging.getLogger(__name__)
 
-APART = ("checkpoints", "lock")  # of a RUN: what has its own way to the bucket, and what means something on this machine only
+APART = (
+    "checkpoints",
+    "lock",
+)  # of a RUN: what has its own way to the bucket, and what means something on this machine only
 
 
 def is_remote(name: str | Path | None) -> bool:
@@ -33,7 +36,12 @@ def here(name: str) -> Path:
         return Path(name).expanduser()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     url = name.rstrip("/")
-    return root / "ivid2vid_jax" / "remote" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return (
+        root
+        / "ivid2vid_jax"
+        / "remote"
+        / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    )
 
 
 def fetched(name: str) -> str:
@@ -72,7 +80,9 @@ class Copy:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"{url}: cannot be reached ({error}); for gs:// pip install gcsfs, or the gcs extra") from error
+            raise UserError(
+                f"{url}: cannot be reached ({error}); for gs:// pip install gcsfs, or the gcs extra"
+            ) from error
         self.ledger = self.folder.with_name(f"{self.folder.name}.json")
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -81,8 +91,13 @@ class Copy:
         with self.known() as known:
             with self.told("fetched"):
                 self.fs.invalidate_cache()
-                names = {path: path.removeprefix(self.root).lstrip("/") for path in self.fs.find(self.root)}
-            names = {path: name for path, name in names.items() if name.partition("/")[0] not in APART}
+                names = {
+                    path: path.removeprefix(self.root).lstrip("/")
+                    for path in self.fs.find(self.root)
+                }
+            names = {
+                path: name for path, name in names.items() if name.partition("/")[0] not in APART
+            }
             for path, name in names.items():
                 version, file = self.fs.ukey(path), self.folder / name
                 if known.get(name) == [version, *stamp(file)]:
@@ -128,7 +143,9 @@ class Copy:
         try:
             yield
         except Exception as error:  # every bucket's library has its own
-            raise UserError(f"{self.url}: could not be {what} ({type(error).__name__}: {error}); look at its name and at what this account may do there") from error
+            raise UserError(
+                f"{self.url}: could not be {what} ({type(error).__name__}: {error}); look at its name and at what this account may do there"
+            ) from error
 
 
 def stamp(file: Path) -> list[int]:

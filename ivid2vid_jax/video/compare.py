@@ -17,11 +17,18 @@ CELL = 256  # pixels of a shown frame's longer side
 MARGIN = 8
 
 
-def write(source: Clip, edited: Path, instruction: str, times: list[Fraction], rate: Fraction) -> list[Path]:
+def write(
+    source: Clip, edited: Path, instruction: str, times: list[Fraction], rate: Fraction
+) -> list[Path]:
     """Writes NAME_compare and NAME_sheet.png beside the edited clip and returns their paths."""
-    ending = edited.suffix if edited.suffix.lower() in (*CONTAINERS, ".gif", ".webp", ".png") else ".mp4"
+    ending = (
+        edited.suffix if edited.suffix.lower() in (*CONTAINERS, ".gif", ".webp", ".png") else ".mp4"
+    )
     stem = edited.with_suffix("").name
-    pair, picture = edited.with_name(f"{stem}_compare{ending}"), edited.with_name(f"{stem}_sheet.png")
+    pair, picture = (
+        edited.with_name(f"{stem}_compare{ending}"),
+        edited.with_name(f"{stem}_sheet.png"),
+    )
     write_clip(pair, side_by_side(source, edited), times, rate)
     shown = set(np.linspace(0, len(times) - 1, min(COLUMNS, len(times))).round().astype(int))
     columns = [halves for i, halves in enumerate(halves_of(source, edited)) if i in shown]

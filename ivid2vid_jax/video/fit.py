@@ -23,7 +23,9 @@ class Fit:
         Raises UserError for a size below the factor.
         """
         if size < factor:
-            raise UserError(f"size {size} is too small: this model needs at least {factor} pixels a side")
+            raise UserError(
+                f"size {size} is too small: this model needs at least {factor} pixels a side"
+            )
         scale = size / max(source)
         inner = tuple(max(1, round(side * scale)) for side in source)
         padded = tuple(-(-side // factor) * factor for side in inner)
@@ -32,7 +34,9 @@ class Fit:
     def apply(self, frame: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 of the source size -> padded size, the picture in the middle."""
         (top, bottom), (left, right) = self.margins()
-        return np.pad(resize(frame, self.inner), ((top, bottom), (left, right), (0, 0)), mode="edge")
+        return np.pad(
+            resize(frame, self.inner), ((top, bottom), (left, right), (0, 0)), mode="edge"
+        )
 
     def restore(self, frame: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 of the padded size -> the source size."""
@@ -40,7 +44,10 @@ class Fit:
         return resize(frame[top : top + self.inner[0], left : left + self.inner[1]], self.source)
 
     def margins(self):
-        return [((outer - inner) // 2, outer - inner - (outer - inner) // 2) for inner, outer in zip(self.inner, self.padded, strict=True)]
+        return [
+            ((outer - inner) // 2, outer - inner - (outer - inner) // 2)
+            for inner, outer in zip(self.inner, self.padded, strict=True)
+        ]
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

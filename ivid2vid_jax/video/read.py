@@ -53,12 +53,19 @@ class Clip:
 
     def frames(self) -> Iterator[Frame]:
         """The chosen frames in order. Raises UserError, naming the place, where the file breaks off."""
-        started = (frame for frame in decode(self) if self.start is None or frame.time >= self.start)
+        started = (
+            frame for frame in decode(self) if self.start is None or frame.time >= self.start
+        )
         chosen = takewhile(lambda frame: self.end is None or frame.time < self.end, started)
         return resample(chosen, self.fps) if self.fps else chosen
 
 
-def open_clip(path: str | Path, start: float | None = None, end: float | None = None, fps: float | Fraction | None = None) -> Clip:
+def open_clip(
+    path: str | Path,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | Fraction | None = None,
+) -> Clip:
     """Opens a clip and decodes its first frame, for size and sanity.
 
     Raises UserError: no such file, empty, not a video, an empty range, or a rate that is not positive.
@@ -84,7 +91,9 @@ def open_clip(path: str | Path, start: float | None = None, end: float | None = 
             clip.has_audio = bool(container.streams.audio)
     first = next(clip.frames(), None)
     if first is None:
-        raise UserError(f"{path}: holds no frame between {start or 0} s and {'its end' if end is None else f'{end} s'}")
+        raise UserError(
+            f"{path}: holds no frame between {start or 0} s and {'its end' if end is None else f'{end} s'}"
+        )
     clip.height, clip.width = first.pixels.shape[:2]
     return clip
 
@@ -114,7 +123,9 @@ def open_container(path: Path):
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a video that can be read, or it is cut off ({reason(error)})") from error
+        raise UserError(
+            f"{path}: is not a video that can be read, or it is cut off ({reason(error)})"
+        ) from error
     if not container.streams.video:
         container.close()
         raise UserError(f"{path}: holds no video stream")
@@ -140,9 +151,13 @@ def container_frames(path: Path) -> Iterator[Frame]:
                 count += 1
                 yield Frame(pixels, Fraction(time))
         except av.error.FFmpegError as error:
-            raise UserError(f"{path}: breaks off or is damaged after {count} frames ({reason(error)}); use --end, or repair the file") from error
+            raise UserError(
+                f"{path}: breaks off or is damaged after {count} frames ({reason(error)}); use --end, or repair the file"
+            ) from error
     if count < 0.95 * announced - 1:
-        raise UserError(f"{path}: announces {announced} frames but only {count} can be decoded; it is cut off or damaged")
+        raise UserError(
+            f"{path}: announces {announced} frames but only {count} can be decoded; it is cut off or damaged"
+        )
 
 
 def reason(error: Exception) -> str:
@@ -159,14 +174,18 @@ def image_frames(path: Path) -> Iterator[Frame]:
                 yield Frame(opaque(picture), time)
                 time += Fraction(round(picture.info.get("duration", 125) or 125), 1000)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: is not an image that can be read, or it is cut off ({error})") from error
+        raise UserError(
+            f"{path}: is not an image that can be read, or it is cut off ({error})"
+        ) from error
 
 
 def opaque(picture: Image.Image) -> np.ndarray:
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return np.asarray(picture.convert("RGB"))
     rgba = picture.convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    return np.asarray(
+        Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    )
 
 
 def folder_frames(path: Path, rate: Fraction) -> Iterator[Frame]:
@@ -179,7 +198,9 @@ def folder_frames(path: Path, rate: Fraction) -> Iterator[Frame]:
         pixels = next(image_frames(file)).pixels
         size = size or pixels.shape
         if pixels.shape != size:
-            raise UserError(f"{file}: is {pixels.shape[1]}x{pixels.shape[0]}, the first frame is {size[1]}x{size[0]}; frames must be of one size")
+            raise UserError(
+                f"{file}: is {pixels.shape[1]}x{pixels.shape[0]}, the first frame is {size[1]}x{size[0]}; frames must be of one size"
+            )
         yield Frame(pixels, i / rate)
 
 

@@ -9,7 +9,9 @@ def plan(length: int, window: int, overlap: int | None = None) -> list[slice]:
     """
     overlap = window // 4 if overlap is None else overlap
     if window < 1 or not 0 <= overlap < max(window, 1):
-        raise ValueError(f"window={window} must be at least 1 and overlap={overlap} between 0 and window - 1")
+        raise ValueError(
+            f"window={window} must be at least 1 and overlap={overlap} between 0 and window - 1"
+        )
     if length <= window:
         return [slice(0, length)]
     starts = list(range(0, length - window, window - overlap)) + [length - window]

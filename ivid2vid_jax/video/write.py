@@ -19,8 +19,18 @@ SAME_BYTES = {"x264-params": "mbtree=0"}
 
 # container -> video encoder, its options, sound codecs that may be copied, encoder for others
 CONTAINERS = {
-    ".mp4": ("libx264", {"crf": "16", "preset": "medium"} | SAME_BYTES, ("aac", "mp3", "ac3", "alac"), "aac"),
-    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "4"}, ("opus", "vorbis"), "libopus"),
+    ".mp4": (
+        "libx264",
+        {"crf": "16", "preset": "medium"} | SAME_BYTES,
+        ("aac", "mp3", "ac3", "alac"),
+        "aac",
+    ),
+    ".webm": (
+        "libvpx-vp9",
+        {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "4"},
+        ("opus", "vorbis"),
+        "libopus",
+    ),
 }
 ANIMATIONS = (".gif", ".webp")
 STILLS = (".png", ".jpg", ".jpeg")
@@ -31,7 +41,9 @@ def check_output(path: Path) -> None:
     """UserError where `path` cannot be written: unknown kind, no folder, no permission, a frame folder that holds things."""
     suffix = path.suffix.lower()
     if suffix not in (*CONTAINERS, *ANIMATIONS, *STILLS, ""):
-        raise UserError(f"{path}: cannot write {suffix} files; use {', '.join([*CONTAINERS, *ANIMATIONS, *STILLS])} or a folder name for frames")
+        raise UserError(
+            f"{path}: cannot write {suffix} files; use {', '.join([*CONTAINERS, *ANIMATIONS, *STILLS])} or a folder name for frames"
+        )
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UserError(f"{path}: the folder {parent} does not exist; make it first")
@@ -39,14 +51,24 @@ def check_output(path: Path) -> None:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise UserError(f"{path}: the folder {parent} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"{path}: the folder {parent} cannot be written ({error.strerror})"
+        ) from error
     if path.is_dir() and (suffix or any(path.iterdir())):
         raise UserError(f"{path}: is a folder that is not empty; name a file or a new folder")
     if path.is_file() and not suffix:
-        raise UserError(f"{path}: is a file; give it an ending ({', '.join(CONTAINERS)}) or name a new folder")
+        raise UserError(
+            f"{path}: is a file; give it an ending ({', '.join(CONTAINERS)}) or name a new folder"
+        )
 
 
-def write_clip(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction, sound: Clip | None = None) -> None:
+def write_clip(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    times: list[Fraction],
+    rate: Fraction,
+    sound: Clip | None = None,
+) -> None:
     """Writes frames ([H, W, 3] uint8, one size) shown at `times` (seconds) to `path`, by its ending; no ending: a folder of PNGs.
 
     rate: nominal frames/s, and the duration of the last frame. sound: the clip whose sound track is kept, cut to the times
@@ -67,7 +89,9 @@ def write_clip(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], 
                 Image.fromarray(pixels).save(target / f"{i:05d}.png")
 
 
-def write_animation(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction) -> None:
+def write_animation(
+    path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction
+) -> None:
     """gif or webp by Pillow; times are rounded to its milliseconds (gif: 10 ms) without drifting."""
     tick = 10 if path.suffix.lower() == ".gif" else 1
     marks = [round(time * 1000 / tick) * tick for time in [*times, times[-1] + 1 / rate]]
@@ -78,7 +102,14 @@ def write_animation(path: Path, frames: Iterable[np.ndarray], times: list[Fracti
     first.save(path, save_all=True, append_images=pictures, duration=durations, loop=0, **options)
 
 
-def write_container(path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction, sound: Clip | None, begin: Fraction) -> None:
+def write_container(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    times: list[Fraction],
+    rate: Fraction,
+    sound: Clip | None,
+    begin: Fraction,
+) -> None:
     """mp4 or webm. Odd sizes are kept: mp4 then stores full chroma, since halved chroma needs even sides."""
     codec, options, copied, sound_codec = CONTAINERS[path.suffix.lower()]
     regular = all(time == i / rate for i, time in enumerate(times))
@@ -88,12 +119,18 @@ def write_container(path: Path, frames: Iterable[np.ndarray], times: list[Fracti
         stream = None
         for pixels, time in zip(frames, times, strict=True):
             if stream is None:
-                stream = out.add_stream(codec, rate=Fraction(rate).limit_denominator(10**6), options=options)
+                stream = out.add_stream(
+                    codec, rate=Fraction(rate).limit_denominator(10**6), options=options
+                )
                 stream.height, stream.width = pixels.shape[:2]
                 odd = stream.height % 2 or stream.width % 2
                 stream.pix_fmt = "yuv444p" if odd and codec == "libx264" else "yuv420p"
                 stream.codec_context.time_base = time_base
-                track = SoundTrack(out, sound, begin, copied, sound_codec) if sound is not None and sound.has_audio else None
+                track = (
+                    SoundTrack(out, sound, begin, copied, sound_codec)
+                    if sound is not None and sound.has_audio
+                    else None
+                )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = round(time / time_base), time_base
             out.mux(stream.encode(frame))
@@ -116,7 +153,9 @@ class SoundTrack:
             self.output = out.add_stream_from_template(self.input)
         else:
             rate = 48_000 if encoder == "libopus" else self.input.codec_context.sample_rate
-            self.output = out.add_stream(encoder, rate=rate, layout=self.input.codec_context.layout.name)
+            self.output = out.add_stream(
+                encoder, rate=rate, layout=self.input.codec_context.layout.name
+            )
 
     def copy(self, length: Fraction) -> None:
         """The sound from the clip's start, `length` seconds of it."""
@@ -133,11 +172,19 @@ class SoundTrack:
                 continue  # at shift 0 the packets before 0 stay: they prime the decoder
             if (packet.pts - shift) * packet.time_base >= length:
                 break
-            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.output
+            packet.pts, packet.dts, packet.stream = (
+                packet.pts - shift,
+                packet.dts - shift,
+                self.output,
+            )
             self.out.mux(packet)
 
     def encode(self, length):
-        resampler = av.AudioResampler(self.output.codec_context.format, self.output.codec_context.layout, self.output.codec_context.sample_rate)
+        resampler = av.AudioResampler(
+            self.output.codec_context.format,
+            self.output.codec_context.layout,
+            self.output.codec_context.sample_rate,
+        )
         samples = 0
         for frame in self.source.decode(self.input):
             if frame.time is not None and frame.time < self.begin:

@@ -15,7 +15,12 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io, torch_keys
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "clip": "model"}
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "clip": "model",
+}
 
 # Buffers that older releases saved and that hold no learned value.
 IGNORED = ("position_ids",)
@@ -52,7 +57,13 @@ def canonical(component: str, key: str) -> str:
 
 
 def load(
-    component: str, folder: Path, abstract: Any, dtype=None, shardings: Any = None, variant: str | None = None, skip: Callable[[str], bool] | None = None
+    component: str,
+    folder: Path,
+    abstract: Any,
+    dtype=None,
+    shardings: Any = None,
+    variant: str | None = None,
+    skip: Callable[[str], bool] | None = None,
 ) -> Any:
     """Reads a component's parameters into the tree of `abstract` (jax.ShapeDtypeStruct leaves).
 
@@ -66,59 +77,110 @@ def load(
     for path, array in arrays(component, folder, abstract, variant, skip):
         wanted = dtype[path] if isinstance(dtype, dict) else dtype
         array = array if wanted is None else array.astype(wanted, copy=False)
-        params[path] = jax.device_put(array, shardings[path] if isinstance(shardings, dict) else shardings)
+        params[path] = jax.device_put(
+            array, shardings[path] if isinstance(shardings, dict) else shardings
+        )
     return flax.traverse_util.unflatten_dict(params)
 
 
-def arrays(component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def arrays(
+    component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
-    for path, leaf in flax.traverse_util.flatten_dict(stored(component, folder, abstract, variant, skip)).items():
+    for path, leaf in flax.traverse_util.flatten_dict(
+        stored(component, folder, abstract, variant, skip)
+    ).items():
         yield path, np.asarray(leaf)
 
 
-def stored(component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None) -> Any:
+def stored(
+    component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None
+) -> Any:
     """The tree of `abstract` with `Stored` leaves; only headers are read. Raises as `load` does."""
     tensors = {}
-    for key, entry in safetensors_io.headers(safetensors_io.find(Path(folder), STEMS[component], variant)).items():
+    for key, entry in safetensors_io.headers(
+        safetensors_io.find(Path(folder), STEMS[component], variant)
+    ).items():
         if key.rpartition(".")[2] not in IGNORED and not (skip and skip(key)):
-            tensors[canonical(component, key)] = (key, entry, partial(safetensors_io.read, key, entry))
+            tensors[canonical(component, key)] = (
+                key,
+                entry,
+                partial(safetensors_io.read, key, entry),
+            )
     return fitted(component, folder, abstract, tensors)
 
 
-def fitted(component: str, where: Path, abstract: Any, tensors: dict[str, tuple[str, safetensors_io.Entry, Callable]]) -> Any:
+def fitted(
+    component: str,
+    where: Path,
+    abstract: Any,
+    tensors: dict[str, tuple[str, safetensors_io.Entry, Callable]],
+) -> Any:
     """The tree of `abstract` with `Stored` leaves, of tensors by today's name: (name in the file, entry, reader). UserError where they do not fit."""
     flat = flax.traverse_util.flatten_dict(abstract)
-    check(component, where, {torch_keys.torch_key(path): torch_keys.torch_shape(path, leaf.shape) for path, leaf in flat.items()}, tensors)
+    check(
+        component,
+        where,
+        {
+            torch_keys.torch_key(path): torch_keys.torch_shape(path, leaf.shape)
+            for path, leaf in flat.items()
+        },
+        tensors,
+    )
     leaves = {}
     for path, leaf in flat.items():
         key, entry, read = tensors[torch_keys.torch_key(path)]
-        leaves[path] = Stored(path, leaf.shape, np.dtype(safetensors_io.DTYPES[entry.dtype]), read, (entry.file, key))
+        leaves[path] = Stored(
+            path, leaf.shape, np.dtype(safetensors_io.DTYPES[entry.dtype]), read, (entry.file, key)
+        )
     return flax.traverse_util.unflatten_dict(leaves)
 
 
-def check(component: str, folder: Path, expected: dict[str, tuple], entries: dict[str, tuple[str, safetensors_io.Entry, Callable]]) -> None:
+def check(
+    component: str,
+    folder: Path,
+    expected: dict[str, tuple],
+    entries: dict[str, tuple[str, safetensors_io.Entry, Callable]],
+) -> None:
     """UserError where the stored tensors are not exactly the expected ones in name, shape and kind."""
-    problems = [f"missing {key} {list(shape)}" for key, shape in expected.items() if key not in entries]
+    problems = [
+        f"missing {key} {list(shape)}" for key, shape in expected.items() if key not in entries
+    ]
     for key, (name, entry, _) in entries.items():
         if key not in expected:
             problems.append(f"unexpected {name} {list(entry.shape)} in {entry.file.name}")
         elif entry.shape != expected[key]:
-            problems.append(f"misshapen {name} {list(entry.shape)} in {entry.file.name}, the config asks for {list(expected[key])}")
+            problems.append(
+                f"misshapen {name} {list(entry.shape)} in {entry.file.name}, the config asks for {list(expected[key])}"
+            )
         elif entry.dtype not in ("F32", "F16", "BF16"):
             problems.append(f"{name} in {entry.file.name} is {entry.dtype}, not F32, F16 or BF16")
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        shown = "; ".join(problems[:20]) + (
+            f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
         raise UserError(f"{folder}: the {component} weights do not fit config.json: {shown}")
 
 
-def save(component: str, folder: Path, params: Any, dtype=None, variant: str | None = None, max_shard_bytes: int = 5 * 10**9) -> None:
+def save(
+    component: str,
+    folder: Path,
+    params: Any,
+    dtype=None,
+    variant: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
     """Writes a component's parameters as safetensors under PyTorch's names and layout, the inverse of `load`.
 
     dtype: cast floating leaves to it; None keeps each. More than `max_shard_bytes` are cut into shards with an index.
     """
-    flat = {torch_keys.torch_key(path): (path, leaf) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
+    flat = {
+        torch_keys.torch_key(path): (path, leaf)
+        for path, leaf in flax.traverse_util.flatten_dict(params).items()
+    }
     shapes = {
-        key: (torch_keys.torch_shape(path, leaf.shape), np.dtype(dtype or leaf.dtype)) for key, (path, leaf) in sorted(flat.items())
+        key: (torch_keys.torch_shape(path, leaf.shape), np.dtype(dtype or leaf.dtype))
+        for key, (path, leaf) in sorted(flat.items())
     }
     groups = split(shapes, max_shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,11 +189,18 @@ def save(component: str, folder: Path, params: Any, dtype=None, variant: str | N
     for i, keys in enumerate(groups):
         part = f"-{i + 1:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
         name = f"{STEMS[component]}{middle}{part}.safetensors"
-        leaves = (torch_keys.to_torch(path, np.asarray(leaf)).astype(shapes[key][1], copy=False) for key in keys for path, leaf in [flat[key]])
+        leaves = (
+            torch_keys.to_torch(path, np.asarray(leaf)).astype(shapes[key][1], copy=False)
+            for key in keys
+            for path, leaf in [flat[key]]
+        )
         safetensors_io.write(folder / name, leaves, {key: shapes[key] for key in keys})
         weight_map |= dict.fromkeys(keys, name)
     if len(groups) > 1:
-        index = {"metadata": {"total_size": sum(map(size, shapes.values()))}, "weight_map": weight_map}
+        index = {
+            "metadata": {"total_size": sum(map(size, shapes.values()))},
+            "weight_map": weight_map,
+        }
         write_json(folder / f"{STEMS[component]}.safetensors.index{middle}.json", index)
 
 

@@ -8,9 +8,20 @@ from ivid2vid_jax.utils import storage
 from ivid2vid_jax.utils.errors import UserError
 
 FILES = [
-    "model_index.json", "sampling.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors",
-    "config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "model.safetensors",  # a CLIP's
-]  # fmt: skip
+    "model_index.json",
+    "sampling.json",
+    "*/*.json",
+    "*/*.txt",
+    "unet/*.safetensors",
+    "vae/*.safetensors",
+    "text_encoder/*.safetensors",
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",  # a CLIP's
+]
 
 
 def resolve(model: str | Path | None, variant: str | None = None) -> Path:
@@ -23,14 +34,18 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     if storage.is_remote(model):
         model = storage.fetched(model)
     path = Path(model).expanduser()
-    if any((path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")):  # a pipeline's, a CLIP's
+    if any(
+        (path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")
+    ):  # a pipeline's, a CLIP's
         return path / "pipeline"
     if path.exists():
         return path
     if str(model) in assets.MODELS:
         return assets.folder() / str(model)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        raise UserError(f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}")
+        raise UserError(
+            f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}"
+        )
     import huggingface_hub
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -40,7 +55,19 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
 
     skipped = [] if variant else ["*.fp16.*", "*.non_ema.*"]
     try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=FILES, ignore_patterns=skipped))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(model), allow_patterns=FILES, ignore_patterns=skipped
+            )
+        )
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+        ValueError,
+    ) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{model}: no such folder here, and it could not be had from the Hugging Face hub ({reason})") from error
+        raise UserError(
+            f"{model}: no such folder here, and it could not be had from the Hugging Face hub ({reason})"
+        ) from error

@@ -24,14 +24,18 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> A
     new = [path for path in abstract if path not in flat and is_temporal_key(torch_key(path))]
     stray = sorted(map(torch_key, (abstract.keys() - set(new)) ^ flat.keys()))
     if stray:
-        raise ValueError(f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}")
+        raise ValueError(
+            f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}"
+        )
 
     made = random_init.fresh(lambda key: initialise(target, key), seed, new) if new else {}
     out = {path: jnp.asarray(made[path]) if path in made else flat[path] for path in abstract}
     kernel = out[("conv_in", "kernel")]
     extra = target.in_channels - source.in_channels
     if extra < 0:
-        raise ValueError(f"the stored net takes {source.in_channels} channels and cannot be narrowed to {target.in_channels}")
+        raise ValueError(
+            f"the stored net takes {source.in_channels} channels and cannot be narrowed to {target.in_channels}"
+        )
     out[("conv_in", "kernel")] = jnp.pad(kernel, ((0, 0), (0, 0), (0, extra), (0, 0)))
     return flax.traverse_util.unflatten_dict(out)
 
@@ -45,4 +49,6 @@ def initialise(config: UNetConfig, key: jax.Array) -> Any:
     """All parameters of the net, drawn afresh."""
     side = config.downscale
     x = jnp.zeros((1, 1, side, side, config.in_channels))
-    return InflatedUNet3D(config).init(key, x, jnp.zeros((1,)), jnp.zeros((1, 1, config.cross_attention_dim)))["params"]
+    return InflatedUNet3D(config).init(
+        key, x, jnp.zeros((1,)), jnp.zeros((1, 1, config.cross_attention_dim))
+    )["params"]

@@ -30,7 +30,13 @@ from ivid2vid_jax.weights.inflate import initialise
 log = logging.getLogger(__name__)
 
 CONFIGS = {"unet": UNetConfig, "vae": AutoencoderConfig, "text_encoder": CLIPTextConfig}
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+)
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -74,9 +80,15 @@ class Folder:
 
     def fingerprint(self, parts: tuple[str, ...] = tuple(CONFIGS)) -> dict[str, str]:
         """sha256 of each weight file of the parts."""
-        return {f"{name}/{file.name}": sha256(file) for name in parts for file in safetensors_io.find(self.home(name), components.STEMS[name])}
+        return {
+            f"{name}/{file.name}": sha256(file)
+            for name in parts
+            for file in safetensors_io.find(self.home(name), components.STEMS[name])
+        }
 
-    def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
+    def write(
+        self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int
+    ) -> None:
         """Everything that makes up the folder, into an empty one."""
         for name, config in self.models.items():
             components.save(name, path / name, params[name], dtype, variant, max_shard_bytes)
@@ -117,9 +129,14 @@ class ClipFolder:
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of each weight file."""
-        return {file.name: sha256(file) for file in safetensors_io.find(self.path, components.STEMS["clip"])}
+        return {
+            file.name: sha256(file)
+            for file in safetensors_io.find(self.path, components.STEMS["clip"])
+        }
 
-    def write(self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int) -> None:
+    def write(
+        self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int
+    ) -> None:
         components.save("clip", path, params["clip"], dtype, variant, max_shard_bytes)
         write_json(path / "config.json", self.clip.to_json())
         write_json(path / "preprocessor_config.json", self.preprocessor)
@@ -141,7 +158,9 @@ def open_clip(path: str | os.PathLike) -> ClipFolder:
     try:
         config = read_json(path / "config.json")
         if config.get("model_type") != "clip":
-            raise UserError(f"{path}: is a {config.get('model_type', 'folder without model_type')}, not a CLIP model")
+            raise UserError(
+                f"{path}: is a {config.get('model_type', 'folder without model_type')}, not a CLIP model"
+            )
         clip = CLIPConfig.from_json(config)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path / 'config.json'}: {error}") from error
@@ -157,7 +176,9 @@ def open_folder(path: str | os.PathLike) -> Folder:
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder")
     if not (path / "model_index.json").is_file():
-        raise UserError(f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder above unet/ and vae/")
+        raise UserError(
+            f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder above unet/ and vae/"
+        )
     index = read_json(path / "model_index.json")
     for name, value in index.items():
         if not name.startswith("_") and name not in PARTS and isinstance(value, list) and value[0]:
@@ -168,13 +189,22 @@ def open_folder(path: str | os.PathLike) -> Folder:
         try:
             configs[name] = cls.from_json(read_json(file))
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise error if isinstance(error, UserError) else UserError(f"{file}: {error}") from error
+            raise (
+                error if isinstance(error, UserError) else UserError(f"{file}: {error}")
+            ) from error
     unet, text = configs["unet"], configs["text_encoder"]
     if unet.cross_attention_dim != text.hidden_size:
-        raise UserError(f"{path}: the U-Net wants text of width {unet.cross_attention_dim}, the text encoder gives {text.hidden_size}")
+        raise UserError(
+            f"{path}: the U-Net wants text of width {unet.cross_attention_dim}, the text encoder gives {text.hidden_size}"
+        )
     sampling = path / "sampling.json"
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    return Folder(path, **configs, scheduler=scheduler, sampling=read_json(sampling) if sampling.is_file() else {})
+    return Folder(
+        path,
+        **configs,
+        scheduler=scheduler,
+        sampling=read_json(sampling) if sampling.is_file() else {},
+    )
 
 
 def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
@@ -183,11 +213,15 @@ def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
         return lambda key: initialise(config, key)
     if component == "vae":
         side = config.downscale * 2
-        return lambda key: AutoencoderKL(config).init(key, jnp.zeros((1, side, side, config.in_channels)))["params"]
+        return lambda key: AutoencoderKL(config).init(
+            key, jnp.zeros((1, side, side, config.in_channels))
+        )["params"]
     ids = jnp.zeros((1, 1), jnp.int32)
     if component == "clip":
         side = config.vision.image_size
-        return lambda key: CLIPModel(config).init(key, jnp.zeros((1, side, side, config.vision.num_channels)), ids)["params"]
+        return lambda key: CLIPModel(config).init(
+            key, jnp.zeros((1, side, side, config.vision.num_channels)), ids
+        )["params"]
     return lambda key: CLIPTextModel(config).init(key, ids)["params"]
 
 
@@ -196,17 +230,32 @@ def abstract(component: str, config: Any) -> Any:
     return jax.eval_shape(initialiser(component, config), jax.random.key(0))
 
 
-def load_params(folder: Folder | ClipFolder, dtype=None, shardings: dict | None = None, variant: str | None = None) -> dict[str, Any]:
+def load_params(
+    folder: Folder | ClipFolder,
+    dtype=None,
+    shardings: dict | None = None,
+    variant: str | None = None,
+) -> dict[str, Any]:
     """The parameters of a folder's models: {"unet": tree, "vae": tree, "text_encoder": tree}, or {"clip": tree}; see `components.load`."""
     return {
-        name: components.load(name, folder.home(name), abstract(name, config), dtype, (shardings or {}).get(name), variant)
+        name: components.load(
+            name,
+            folder.home(name),
+            abstract(name, config),
+            dtype,
+            (shardings or {}).get(name),
+            variant,
+        )
         for name, config in folder.models.items()
     }
 
 
 def stored_params(folder: Folder | ClipFolder, variant: str | None = None) -> dict[str, Any]:
     """The parameters as `load_params` gives them, each leaf still on disk until it is asked for."""
-    return {name: components.stored(name, folder.home(name), abstract(name, config), variant) for name, config in folder.models.items()}
+    return {
+        name: components.stored(name, folder.home(name), abstract(name, config), variant)
+        for name, config in folder.models.items()
+    }
 
 
 def save_folder(

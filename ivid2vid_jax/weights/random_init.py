@@ -19,15 +19,24 @@ CONSTANTS = {"scale": 1.0, "logit_scale": LOGIT_SCALE}
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
 
-def fresh(init: Callable, seed: int, paths: Iterable[tuple] | None = None) -> dict[tuple, np.ndarray]:
+def fresh(
+    init: Callable, seed: int, paths: Iterable[tuple] | None = None
+) -> dict[tuple, np.ndarray]:
     """Initial values of a module's parameters, or of some of them: Flax path -> float32 array.
 
     init: key -> parameter tree (it is traced, never run): which leaves it draws and which are constant is read off it. Kernels are
     lecun_normal and embeddings normal with variance 1/features, as flax's layers have them; constants: `CONSTANTS`, else 0.
     """
-    jaxpr, shapes = jax.make_jaxpr(lambda key: flax.traverse_util.flatten_dict(init(key)), return_shape=True)(jax.random.key(0))
-    drawn = dict(zip(sorted(shapes), depends(jaxpr.jaxpr), strict=True))  # make_jaxpr orders a dict's leaves by key
-    return {path: value(path, shapes[path].shape, drawn[path], seed) for path in (shapes if paths is None else paths)}
+    jaxpr, shapes = jax.make_jaxpr(
+        lambda key: flax.traverse_util.flatten_dict(init(key)), return_shape=True
+    )(jax.random.key(0))
+    drawn = dict(
+        zip(sorted(shapes), depends(jaxpr.jaxpr), strict=True)
+    )  # make_jaxpr orders a dict's leaves by key
+    return {
+        path: value(path, shapes[path].shape, drawn[path], seed)
+        for path in (shapes if paths is None else paths)
+    }
 
 
 def depends(jaxpr) -> list[bool]:

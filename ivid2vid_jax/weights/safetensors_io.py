@@ -11,7 +11,14 @@ from safetensors import SafetensorError, safe_open
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 
-DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32}
+DTYPES = {
+    "F32": jnp.float32,
+    "F16": jnp.float16,
+    "BF16": jnp.bfloat16,
+    "F64": np.float64,
+    "I64": np.int64,
+    "I32": np.int32,
+}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 
 
@@ -34,12 +41,21 @@ def find(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
         whole = folder / f"{stem}{middle}.safetensors"
         if whole.is_file():
             return [whole]
-        for index in (folder / f"{stem}.safetensors.index{middle}.json", folder / f"{stem}{middle}.safetensors.index.json"):
+        for index in (
+            folder / f"{stem}.safetensors.index{middle}.json",
+            folder / f"{stem}{middle}.safetensors.index.json",
+        ):
             if index.is_file():
                 return shards(index)
-    held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+    held = (
+        ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+        if folder.is_dir()
+        else "no such folder"
+    )
     wanted = f"{stem}{'.' + variant if variant else ''}.safetensors"
-    raise UserError(f"{folder}: no {wanted}, whole or sharded (it holds: {held}); download the safetensors files of this model")
+    raise UserError(
+        f"{folder}: no {wanted}, whole or sharded (it holds: {held}); download the safetensors files of this model"
+    )
 
 
 def shards(index: Path) -> list[Path]:
@@ -62,7 +78,9 @@ def headers(paths: list[Path]) -> dict[str, Entry]:
                     view = f.get_slice(key)
                     entries[key] = Entry(path, tuple(view.get_shape()), view.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: is not a whole safetensors file ({error}); download it again") from error
+            raise UserError(
+                f"{path}: is not a whole safetensors file ({error}); download it again"
+            ) from error
     return entries
 
 
@@ -81,7 +99,11 @@ def write(path: Path, tensors, shapes: dict[str, tuple[tuple[int, ...], np.dtype
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for key, (shape, dtype) in shapes.items():
         end = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        header[key] = {"dtype": CODES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, end]}
+        header[key] = {
+            "dtype": CODES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -24,14 +24,26 @@ def torch_key(path: tuple[str, ...]) -> str:
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The PyTorch shape of a leaf, from its Flax shape."""
-    return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path[-1] == "kernel" else tuple(shape)
+    return (
+        tuple(shape[axis] for axis in TO_TORCH[len(shape)])
+        if path[-1] == "kernel"
+        else tuple(shape)
+    )
 
 
 def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """A leaf in PyTorch's layout (contiguous)."""
-    return np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim])) if path[-1] == "kernel" else np.asarray(array)
+    return (
+        np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim]))
+        if path[-1] == "kernel"
+        else np.asarray(array)
+    )
 
 
 def from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """A leaf in Flax's layout (contiguous); the inverse of `to_torch`."""
-    return np.ascontiguousarray(array.transpose(np.argsort(TO_TORCH[array.ndim]))) if path[-1] == "kernel" else array
+    return (
+        np.ascontiguousarray(array.transpose(np.argsort(TO_TORCH[array.ndim])))
+        if path[-1] == "kernel"
+        else array
+    )

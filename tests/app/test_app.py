@@ -59,7 +59,17 @@ def clip_of(path, frames=6, size=(32, 48), rate=8) -> str:
 
 
 def request(clip, **changes) -> Request:
-    return Request(**dict(clip=str(clip), instruction="make it blue", text_scale=5.0, video_scale=1.5, steps=2, seed=0) | changes)
+    return Request(
+        **dict(
+            clip=str(clip),
+            instruction="make it blue",
+            text_scale=5.0,
+            video_scale=1.5,
+            steps=2,
+            seed=0,
+        )
+        | changes
+    )
 
 
 # ---- without the page
@@ -68,14 +78,36 @@ def request(clip, **changes) -> Request:
 def test_a_job_leaves_its_results_in_a_folder_of_its_own(pipe, tmp_path):
     told, clip = [], clip_of(tmp_path / "in.mp4")
     result = edit(pipe, request(clip), Limits(), tmp_path, lambda *words: told.append(words))
-    frames = [np.stack([frame.pixels for frame in open_clip(path).frames()]) for path in (clip, result.edited, result.pair)]
+    frames = [
+        np.stack([frame.pixels for frame in open_clip(path).frames()])
+        for path in (clip, result.edited, result.pair)
+    ]
     assert frames[1].shape == (6, 32, 48, 3) and frames[2].shape == (6, 32, 96, 3)
     assert np.abs(255 - frames[0].astype(int) - frames[1]).mean() < 20
-    assert {path.name for path in result.edited.parent.iterdir()} == {"source.mp4", "edited.mp4", "side-by-side.mp4", "record.json"}
+    assert {path.name for path in result.edited.parent.iterdir()} == {
+        "source.mp4",
+        "edited.mp4",
+        "side-by-side.mp4",
+        "record.json",
+    }
     record = json.loads(result.record.read_text())
-    assert record["request"] == {"clip": "in.mp4", "instruction": "make it blue", "text_scale": 5.0, "video_scale": 1.5, "steps": 2, "seed": 0}
-    assert record["settings"]["sampler"] == "ddim" and record["frames"] == 6 and record["weights"] and record["versions"]["jax"]
-    assert ("sampling", 2, 2) in told and ("encoding", 6, None) in told and ("writing", 6, 6) in told
+    assert record["request"] == {
+        "clip": "in.mp4",
+        "instruction": "make it blue",
+        "text_scale": 5.0,
+        "video_scale": 1.5,
+        "steps": 2,
+        "seed": 0,
+    }
+    assert (
+        record["settings"]["sampler"] == "ddim"
+        and record["frames"] == 6
+        and record["weights"]
+        and record["versions"]["jax"]
+    )
+    assert (
+        ("sampling", 2, 2) in told and ("encoding", 6, None) in told and ("writing", 6, 6) in told
+    )
 
 
 def test_a_job_can_be_repeated_when_the_upload_is_gone_and_forgotten(pipe, tmp_path):
@@ -91,24 +123,37 @@ def test_a_job_can_be_repeated_when_the_upload_is_gone_and_forgotten(pipe, tmp_p
 SMALL = Limits(seconds=1, frames=6, side=48, megabytes=1, steps=4)
 
 
-@pytest.mark.parametrize(("make", "changes", "told"), [
-    (dict(frames=10), {}, "the clip has 1.2 s, the limit is 1; cut it"),
-    (dict(frames=7), {}, "the clip has more than 6 frames, the limit"),
-    (dict(size=(32, 64)), {}, "the frames are 64x32, the limit is 48 pixels a side; scale the clip down"),
-    (dict(frames=1), {}, "in.mp4: holds one frame; a clip needs two"),
-    ({}, dict(steps=5), "5 steps: choose 1 to 4"),
-    ({}, dict(steps=0), "0 steps: choose 1 to 4"),
-    ({}, dict(instruction="  "), "the instruction is empty"),
-    ({}, dict(instruction="a" * 501), "the instruction has 501 characters, the limit is 500"),
-    ({}, dict(text_scale=-1.0), "text_scale -1.0 must be between 0 and 1000"),
-    ({}, dict(seed=-1), "seed -1 must be between"),
-    ({}, dict(clip=""), "there is no clip: upload one, or pick a sample"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "changes", "told"),
+    [
+        (dict(frames=10), {}, "the clip has 1.2 s, the limit is 1; cut it"),
+        (dict(frames=7), {}, "the clip has more than 6 frames, the limit"),
+        (
+            dict(size=(32, 64)),
+            {},
+            "the frames are 64x32, the limit is 48 pixels a side; scale the clip down",
+        ),
+        (dict(frames=1), {}, "in.mp4: holds one frame; a clip needs two"),
+        ({}, dict(steps=5), "5 steps: choose 1 to 4"),
+        ({}, dict(steps=0), "0 steps: choose 1 to 4"),
+        ({}, dict(instruction="  "), "the instruction is empty"),
+        ({}, dict(instruction="a" * 501), "the instruction has 501 characters, the limit is 500"),
+        ({}, dict(text_scale=-1.0), "text_scale -1.0 must be between 0 and 1000"),
+        ({}, dict(seed=-1), "seed -1 must be between"),
+        ({}, dict(clip=""), "there is no clip: upload one, or pick a sample"),
+    ],
+)
 def test_what_is_beyond_a_limit_is_refused_and_leaves_nothing(pipe, tmp_path, make, changes, told):
     clip, home = clip_of(tmp_path / "in.mp4", **make), tmp_path / "home"
     home.mkdir()
     with pytest.raises(UserError, match=told):
-        edit(pipe, request(clip, **changes) if "clip" not in changes else request("", **{}), SMALL, home, quiet)
+        edit(
+            pipe,
+            request(clip, **changes) if "clip" not in changes else request("", **{}),
+            SMALL,
+            home,
+            quiet,
+        )
     assert list(home.iterdir()) == []
 
 
@@ -134,24 +179,35 @@ def test_a_long_clip_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
 def test_a_clip_whose_head_is_silent_is_counted_as_it_is_read(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr("ivid2vid_jax.app.jobs.announced", lambda file: None)
     with pytest.raises(UserError, match="s, the limit is 1; cut it"):
-        edit(pipe, request(clip_of(tmp_path / "in.mp4", frames=12)), Limits(seconds=1), tmp_path, quiet)
+        edit(
+            pipe,
+            request(clip_of(tmp_path / "in.mp4", frames=12)),
+            Limits(seconds=1),
+            tmp_path,
+            quiet,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_the_folder_is_private_and_goes(monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/before")
     with pytest.raises(RuntimeError), app.private_folder() as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and os.environ[
+            "GRADIO_TEMP_DIR"
+        ] == str(folder)
         (folder / "upload").write_text("x")
         raise RuntimeError
     assert not folder.exists() and os.environ["GRADIO_TEMP_DIR"] == "/before"
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["--port", "99999"], "--port 99999 must be between 0 and 65535"),
-    (["--limits.seconds", "0"], "--limits.seconds 0.0 must be above 0"),
-    (["--model", "/no/such"], "/no/such: no such model folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "99999"], "--port 99999 must be between 0 and 65535"),
+        (["--limits.seconds", "0"], "--limits.seconds 0.0 must be above 0"),
+        (["--model", "/no/such"], "/no/such: no such model folder"),
+    ],
+)
 def test_a_mistake_is_one_line(capsys, words, told):
     pytest.importorskip("gradio")
     code, said, _ = run_command(capsys, app.AppArgs, app.run, *words)
@@ -177,7 +233,10 @@ def served(pipe):
     """address, folder."""
     pytest.importorskip("gradio")
     limits = Limits(waiting=2)
-    with app.private_folder() as home, app.serving(pipe, app.AppArgs(port=0, limits=limits), home) as address:
+    with (
+        app.private_folder() as home,
+        app.serving(pipe, app.AppArgs(port=0, limits=limits), home) as address,
+    ):
         yield address, home
 
 
@@ -204,10 +263,18 @@ def test_a_visitor_edits_repeats_and_sees_only_their_own(served, tmp_path):
     clip = clip_of(tmp_path / "in.mp4")
     with visitor(address) as (one, handle), visitor(address) as (two, _):
         past, edited, pair, files = one.predict(*words(handle(clip)), api_name="/edit")
-        assert path_of(edited).stat().st_size and path_of(pair).stat().st_size and len(files) == 3 and len(past["choices"]) == 1
+        assert (
+            path_of(edited).stat().st_size
+            and path_of(pair).stat().st_size
+            and len(files) == 3
+            and len(past["choices"]) == 1
+        )
         past, again, *_ = one.predict(0, api_name="/repeat")
         assert path_of(again).read_bytes() == path_of(edited).read_bytes()
-        assert [choice[0] for choice in past["choices"]] == ["1: make it blue (seed 0)", "2: make it blue (seed 0)"]
+        assert [choice[0] for choice in past["choices"]] == [
+            "1: make it blue (seed 0)",
+            "2: make it blue (seed 0)",
+        ]
         with pytest.raises(Exception, match="there is nothing to repeat yet"):
             two.predict(None, api_name="/repeat")
         with pytest.raises(Exception, match="is not in the list of choices"):
@@ -221,7 +288,11 @@ def test_a_visitor_is_told_what_is_wrong(served, tmp_path):
     notes.write_text("these are my notes\n")
     with visitor(address) as (client, handle):
         for clip, instruction, told in (
-            (clip_of(tmp_path / "long.mp4", frames=170), "make it blue", "the clip has 21.2 s, the limit is 20; cut it"),
+            (
+                clip_of(tmp_path / "long.mp4", frames=170),
+                "make it blue",
+                "the clip has 21.2 s, the limit is 20; cut it",
+            ),
             (str(notes), "make it blue", "is not a video that can be read"),
             (clip_of(tmp_path / "in.mp4"), "", "the instruction is empty"),
         ):
@@ -245,10 +316,14 @@ def test_ten_at_once_are_taken_in_turn_or_turned_away(served, pipe, tmp_path, mo
     monkeypatch.setattr(pipe, "edit_frames", slow)
     clip = clip_of(tmp_path / "in.mp4")
     with visitor(address) as (client, handle):
-        jobs = [client.submit(*words(handle(clip), seed=seed), api_name="/edit") for seed in range(10)]
+        jobs = [
+            client.submit(*words(handle(clip), seed=seed), api_name="/edit") for seed in range(10)
+        ]
         failures = [str(error) for error in (job.exception(timeout=120) for job in jobs) if error]
     assert max(most) == 1 and len(most) == 10 - len(failures) and 0 < len(failures) < 10, failures
-    assert all("queue" in failure.lower() and "full" in failure.lower() for failure in failures), failures
+    assert all("queue" in failure.lower() and "full" in failure.lower() for failure in failures), (
+        failures
+    )
 
 
 @pytest.mark.slow
@@ -258,12 +333,18 @@ def test_two_people_at_their_browsers(served, tmp_path, car):
     if not chromium:
         pytest.skip("there is no chromium")
     address, home = served
-    long, notes = clip_of(tmp_path / "long.mp4", frames=300, size=(16, 16), rate=1), tmp_path / "notes.mp4"
+    long, notes = (
+        clip_of(tmp_path / "long.mp4", frames=300, size=(16, 16), rate=1),
+        tmp_path / "notes.mp4",
+    )
     notes.write_text("these are my notes\n")
     wide = clip_of(tmp_path / "wide.mp4", frames=2, size=(2160, 3840))
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        pages = [browser.new_context(viewport={"width": 1280, "height": 1000}).new_page() for _ in range(2)]
+        pages = [
+            browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+            for _ in range(2)
+        ]
         for page in pages:
             page.set_default_timeout(120_000)
             page.goto(address)
@@ -279,9 +360,19 @@ def test_two_people_at_their_browsers(served, tmp_path, car):
             page.wait_for_function("[...document.querySelectorAll('video')].length >= 3")
         pages[0].screenshot(path=os.environ.get("IVID2VID_SCREENSHOT", tmp_path / "page.png"))
         pages[0].get_by_role("button", name="Repeat exactly").click()
-        pages[0].wait_for_function("[...document.querySelectorAll('input')].some(each => each.value.startsWith('2: make it snow'))")
-        assert pages[1].locator("input").evaluate_all("all => all.some(each => each.value.startsWith('1: make it snow'))")
-        for file, told in ((long, "the clip has 300.0 s, the limit is 20"), (wide, "the frames are 3840x2160, the limit is 2048"), (str(notes), "is not a video")):
+        pages[0].wait_for_function(
+            "[...document.querySelectorAll('input')].some(each => each.value.startsWith('2: make it snow'))"
+        )
+        assert (
+            pages[1]
+            .locator("input")
+            .evaluate_all("all => all.some(each => each.value.startsWith('1: make it snow'))")
+        )
+        for file, told in (
+            (long, "the clip has 300.0 s, the limit is 20"),
+            (wide, "the frames are 3840x2160, the limit is 2048"),
+            (str(notes), "is not a video"),
+        ):
             page = browser.new_page()
             page.set_default_timeout(120_000)
             page.goto(address)
@@ -300,12 +391,23 @@ def test_the_command_serves_edits_and_cleans_up(tiny, tmp_path):
     pytest.importorskip("gradio")
     argv = [sys.executable, "-m", "ivid2vid_jax.app", "--model", str(tiny), "--port", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
-        address = next((line.split()[3].rstrip(";") for line in process.stdout if line.startswith("edit clips at")), None)
+        address = next(
+            (
+                line.split()[3].rstrip(";")
+                for line in process.stdout
+                if line.startswith("edit clips at")
+            ),
+            None,
+        )
         assert address, process.wait()
         with visitor(address) as (client, handle):
-            _, edited, *_ = client.predict(*words(handle(str(next(iter(assets.clips().values()))))), api_name="/edit")
+            _, edited, *_ = client.predict(
+                *words(handle(str(next(iter(assets.clips().values()))))), api_name="/edit"
+            )
             assert path_of(edited).stat().st_size
         assert list(tmp_path.glob("ivid2vid-app-*/job-*"))
         process.send_signal(signal.SIGTERM)

@@ -31,16 +31,34 @@ from tests.support import factory
 
 EMBEDDED = dict(
     unet=dict(
-        sample_size=16, in_channels=8, out_channels=4, block_out_channels=(48, 64, 96), layers_per_block=1, norm_num_groups=16,
-        cross_attention_dim=96, attention_head_dim=(3, 4, 6),
+        sample_size=16,
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(48, 64, 96),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=96,
+        attention_head_dim=(3, 4, 6),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     ),
-    vae=dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64),
-    text=factory.TEXT_TINY | dict(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6),
-    pixels=64, frames=8, steps=20,
-)  # fmt: skip
-SD15 = dict(unet=factory.UNET_SD15 | dict(in_channels=8), vae=factory.VAE_SD, text=factory.TEXT_SD15, pixels=256, frames=2, steps=2)
+    vae=dict(
+        block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64
+    ),
+    text=factory.TEXT_TINY
+    | dict(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6),
+    pixels=64,
+    frames=8,
+    steps=20,
+)
+SD15 = dict(
+    unet=factory.UNET_SD15 | dict(in_channels=8),
+    vae=factory.VAE_SD,
+    text=factory.TEXT_SD15,
+    pixels=256,
+    frames=2,
+    steps=2,
+)
 SIZES = dict(embedded=EMBEDDED, sd15=SD15)
 INSTRUCTION = "make the red shape green"
 
@@ -52,7 +70,9 @@ def unet_evaluation(pipe, stock, size, repeats):
     x = rng.standard_normal((K, T, side, side, 8), np.float32)
     text = rng.standard_normal((K, 77, pipe.folder.unet.cross_attention_dim), np.float32)
     net = InflatedUNet3D(pipe.folder.unet, dtype=pipe.dtype)
-    run = runtime.jit(lambda params, x, cond: net.apply({"params": params}, x, jnp.full((K,), 500.0), cond.text))
+    run = runtime.jit(
+        lambda params, x, cond: net.apply({"params": params}, x, jnp.full((K,), 500.0), cond.text)
+    )
     cond = jax.device_put(Condition(text, x))
     x_torch = factory.frames_first(x).to(stock.device, stock.dtype)
     text_torch = torch.from_numpy(np.repeat(text, T, axis=0)).to(stock.device, stock.dtype)
@@ -65,7 +85,9 @@ def unet_evaluation(pipe, stock, size, repeats):
 
     ours = lambda: run(pipe.params["unet"], cond.source, cond).block_until_ready()  # noqa: E731
     timing = turns(ours, theirs, repeats)
-    difference = factory.relative(ours().reshape(K * T, side, side, 4), theirs().float().cpu().numpy().transpose(0, 2, 3, 1))
+    difference = factory.relative(
+        ours().reshape(K * T, side, side, 4), theirs().float().cpu().numpy().transpose(0, 2, 3, 1)
+    )
     return timing | {"relative_difference": difference}
 
 
@@ -82,7 +104,9 @@ def whole_edit(pipe, stock, size, repeats):
 
     def theirs():
         options = dict(guidance_scale=7.5, image_guidance_scale=1.5, output_type="np")
-        out = stock(prompt=[INSTRUCTION] * T, image=images, num_inference_steps=size["steps"], **options).images
+        out = stock(
+            prompt=[INSTRUCTION] * T, image=images, num_inference_steps=size["steps"], **options
+        ).images
         sync()
         return out
 
@@ -99,32 +123,55 @@ def host_share(pipe, size, repeats):
     for _ in range(repeats + 1):
         ran = pipe.loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
         next(ran)
-        marks = [time.perf_counter()] + [(next(ran), time.perf_counter())[1] for _ in range(steps - 1)]
+        marks = [time.perf_counter()] + [
+            (next(ran), time.perf_counter())[1] for _ in range(steps - 1)
+        ]
         next(ran)  # waits for the device and fetches the latents
-        rows.append(((marks[-1] - marks[0]) / (steps - 1), (time.perf_counter() - marks[0]) / (steps - 1)))
+        rows.append(
+            ((marks[-1] - marks[0]) / (steps - 1), (time.perf_counter() - marks[0]) / (steps - 1))
+        )
     host, step = np.median(rows[1:], axis=0)  # the first pass compiles
     return dict(host_s=float(host), step_s=float(step), share=float(host / step))
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--frames", type=int, help="frames of the clip instead of the size's own")
     parser.add_argument("--pixels", type=int, help="pixels a side instead of the size's own")
     args = parser.parse_args(argv)
-    size = SIZES[args.size] | {k: v for k, v in vars(args).items() if k in ("frames", "pixels") and v}
-    parts = dict(unet=factory.unet(size["unet"]), vae=factory.vae(size["vae"]), text_encoder=factory.text_encoder(size["text"]))
+    size = SIZES[args.size] | {
+        k: v for k, v in vars(args).items() if k in ("frames", "pixels") and v
+    }
+    parts = dict(
+        unet=factory.unet(size["unet"]),
+        vae=factory.vae(size["vae"]),
+        text_encoder=factory.text_encoder(size["text"]),
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = factory.save(Path(folder) / "model", parts | dict(scheduler=factory.ddim()))
         pipe = ivid2vid_jax.load(path)
         stock = StableDiffusionInstructPix2PixPipeline(
-            **parts, scheduler=factory.ddim(), tokenizer=pipe.tokenizer, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )  # fmt: skip
+            **parts,
+            scheduler=factory.ddim(),
+            tokenizer=pipe.tokenizer,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     if torch.cuda.is_available():
         stock.to("cuda", torch.bfloat16)
     stock.set_progress_bar_config(disable=True)
-    report = dict(device=jax.devices()[0].device_kind, threads=torch.get_num_threads(), jax=jax.__version__, torch=torch.__version__, size=args.size)
+    report = dict(
+        device=jax.devices()[0].device_kind,
+        threads=torch.get_num_threads(),
+        jax=jax.__version__,
+        torch=torch.__version__,
+        size=args.size,
+    )
     print(json.dumps(report))
     print(json.dumps({"unet": unet_evaluation(pipe, stock, size, args.repeats)}))
     if args.size == "embedded":

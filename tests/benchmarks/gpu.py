@@ -61,19 +61,63 @@ from tests.benchmarks.turns import sync, turns
 # Operations a second in bfloat16, dense, by a part of the device's name, the first that fits. Source: NVIDIA's data sheet of each; where it tells the number
 # with sparsity alone, half of that.
 PEAKS = {
-    "B200": 2250e12, "H200 NVL": 835.5e12, "H200": 989.5e12, "H100 NVL": 835.5e12, "H100 PCIe": 756.5e12, "H100": 989.5e12, "A100": 312e12,
-    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165.2e12,
-}  # fmt: skip
-TINY = UNetConfig(
-    block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1, attention_head_dim=4,
-    cross_attention_dim=32, norm_num_groups=8,
-)  # fmt: skip
-TEXT_TINY = CLIPTextConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=8)
-SIZES = {
-    "sd15": dict(unet=SD15, text=TEXT_SD15, pixels=[256, 512], frames=16, steps=10, repeats=10, dtype="bfloat16", compile="max-autotune"),
-    "tiny": dict(unet=TINY, text=TEXT_TINY, pixels=[64], frames=3, steps=2, repeats=2, dtype="float32", compile="none"),
+    "B200": 2250e12,
+    "H200 NVL": 835.5e12,
+    "H200": 989.5e12,
+    "H100 NVL": 835.5e12,
+    "H100 PCIe": 756.5e12,
+    "H100": 989.5e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165.2e12,
 }
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}  # of the outputs' difference, root mean square, relative to the reference's
+TINY = UNetConfig(
+    block_out_channels=(32,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=32,
+    norm_num_groups=8,
+)
+TEXT_TINY = CLIPTextConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=8,
+)
+SIZES = {
+    "sd15": dict(
+        unet=SD15,
+        text=TEXT_SD15,
+        pixels=[256, 512],
+        frames=16,
+        steps=10,
+        repeats=10,
+        dtype="bfloat16",
+        compile="max-autotune",
+    ),
+    "tiny": dict(
+        unet=TINY,
+        text=TEXT_TINY,
+        pixels=[64],
+        frames=3,
+        steps=2,
+        repeats=2,
+        dtype="float32",
+        compile="none",
+    ),
+}
+TOLERANCES = {
+    "float32": 1e-4,
+    "bfloat16": 0.05,
+}  # of the outputs' difference, root mean square, relative to the reference's
 BRANCHES = branches(7.5, 1.5)
 
 
@@ -91,12 +135,32 @@ class Bench:
     @classmethod
     def of(cls, args) -> "Bench":
         size = SIZES[args.size]
-        unet = dataclasses.replace(size["unet"], in_channels=8, temporal=("conv", "attention"), num_frames=size["frames"])
-        folder = Folder(Path("benchmark"), unet, AutoencoderConfig(), size["text"], SCHEDULER | {"prediction_type": "epsilon"}, {})
+        unet = dataclasses.replace(
+            size["unet"], in_channels=8, temporal=("conv", "attention"), num_frames=size["frames"]
+        )
+        folder = Folder(
+            Path("benchmark"),
+            unet,
+            AutoencoderConfig(),
+            size["text"],
+            SCHEDULER | {"prediction_type": "epsilon"},
+            {},
+        )
         config = TrainConfig(
-            loader=LoaderConfig(batch=args.batch, frames=size["frames"], size=args.one_pixels, cached=True), loss=LossConfig(snr_gamma=5.0),
-            optim=OptimConfig(lr=1e-4, schedule="constant", warmup=0, b2=0.999, ema=0.9999, remat=args.remat, dtype=size["dtype"]),
-        )  # fmt: skip
+            loader=LoaderConfig(
+                batch=args.batch, frames=size["frames"], size=args.one_pixels, cached=True
+            ),
+            loss=LossConfig(snr_gamma=5.0),
+            optim=OptimConfig(
+                lr=1e-4,
+                schedule="constant",
+                warmup=0,
+                b2=0.999,
+                ema=0.9999,
+                remat=args.remat,
+                dtype=size["dtype"],
+            ),
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         net = torch_side.random_net(unet, device)
         return cls(config, folder, size["dtype"], device, net, flax_params(net, unet))
@@ -115,7 +179,9 @@ class Bench:
         return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
     def text(self, count: int) -> np.ndarray:
-        return self.drawn(count, self.folder.text_length, self.folder.text_encoder.hidden_size, seed=9)
+        return self.drawn(
+            count, self.folder.text_length, self.folder.text_encoder.hidden_size, seed=9
+        )
 
     def theirs(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -124,7 +190,12 @@ class Bench:
         """Operations of one forward evaluation of so many clips."""
         shape, T = jax.ShapeDtypeStruct, self.latents
         run = denoiser(self.folder.unet, "xla", dtype=jnp.bfloat16)
-        x, text = shape((clips, *T), jnp.float32), shape((clips, self.folder.text_length, self.folder.text_encoder.hidden_size), jnp.float32)
+        x, text = (
+            shape((clips, *T), jnp.float32),
+            shape(
+                (clips, self.folder.text_length, self.folder.text_encoder.hidden_size), jnp.float32
+            ),
+        )
         args = abstract("unet", self.folder.unet), x, shape((clips,), jnp.int32), Condition(text, x)
         return flops.count(run, *args).useful
 
@@ -132,7 +203,14 @@ class Bench:
 def flax_params(net: torch.nn.Module, config: UNetConfig) -> dict:
     """PyTorch's weights as our tree."""
     state, flat = net.state_dict(), flax.traverse_util.flatten_dict(abstract("unet", config))
-    return flax.traverse_util.unflatten_dict({path: jnp.asarray(torch_keys.from_torch(path, state[torch_keys.torch_key(path)].cpu().numpy())) for path in flat})
+    return flax.traverse_util.unflatten_dict(
+        {
+            path: jnp.asarray(
+                torch_keys.from_torch(path, state[torch_keys.torch_key(path)].cpu().numpy())
+            )
+            for path in flat
+        }
+    )
 
 
 def assert_equal(bench: Bench, params: dict, net: torch.nn.Module, clips: int, cast: bool) -> float:
@@ -142,17 +220,28 @@ def assert_equal(bench: Bench, params: dict, net: torch.nn.Module, clips: int, c
     t, text = np.linspace(1, 900, clips).astype(np.int32), bench.text(clips)
     run = runtime.jit(denoiser(bench.folder.unet, dtype=runtime.DTYPES[bench.dtype]))
     ours = np.asarray(run(params, *jax.device_put((x, t, Condition(text, source)))))
-    inputs, words = torch_side.channels_first(np.concatenate([x, source], -1), bench.device), bench.theirs(text)
+    inputs, words = (
+        torch_side.channels_first(np.concatenate([x, source], -1), bench.device),
+        bench.theirs(text),
+    )
     with torch.no_grad(), torch_side.precision(dtype, bench.device):
         inputs, words = (inputs.to(dtype), words.to(dtype)) if cast else (inputs, words)
-        theirs = net(inputs, bench.theirs(t), words).sample.float().cpu().numpy().transpose(0, 2, 3, 4, 1)
+        theirs = (
+            net(inputs, bench.theirs(t), words)
+            .sample.float()
+            .cpu()
+            .numpy()
+            .transpose(0, 2, 3, 4, 1)
+        )
     return compared(ours, theirs, TOLERANCES[bench.dtype])
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
     """The root mean square of the difference, relative to the reference's. AssertionError beyond the tolerance."""
     difference = float(np.sqrt(np.square(ours - theirs).mean() / np.square(theirs).mean()))
-    assert difference <= tolerance, f"the two nets differ by {difference:.2g} of the reference's root mean square, more than {tolerance:g}: nothing was timed"
+    assert difference <= tolerance, (
+        f"the two nets differ by {difference:.2g} of the reference's root mean square, more than {tolerance:g}: nothing was timed"
+    )
     return difference
 
 
@@ -163,12 +252,25 @@ def training(bench: Bench, args) -> dict:
     flat = by_name.flatten({"unet": bench.params})
     del bench.params
     text_encoder = fresh(initialiser("text_encoder", bench.folder.text_encoder), 0)
-    frozen = {f"text_encoder/{'/'.join(path)}": jnp.asarray(x, runtime.DTYPES[bench.dtype]) for path, x in text_encoder.items()}
+    frozen = {
+        f"text_encoder/{'/'.join(path)}": jnp.asarray(x, runtime.DTYPES[bench.dtype])
+        for path, x in text_encoder.items()
+    }
     learned = objective(config, bench.folder, null, runtime.DTYPES[bench.dtype], frozenset(flat))
     optimizer = make_optimizer(config.optim, config.steps)
     state = jax.jit(lambda params: new_state(params, optimizer, config.optim, config.seed))(flat)
-    program = StepProgram(learned, optimizer, config.optim, learning_rate(config.optim, config.steps), jax.tree.map(lambda x: x.sharding, state))
-    held = {name: np.abs(bench.drawn(*shape)).astype(dtype) for name, (shape, dtype) in batch_shapes(config, bench.folder).items() if name != "tokens"}
+    program = StepProgram(
+        learned,
+        optimizer,
+        config.optim,
+        learning_rate(config.optim, config.steps),
+        jax.tree.map(lambda x: x.sharding, state),
+    )
+    held = {
+        name: np.abs(bench.drawn(*shape)).astype(dtype)
+        for name, (shape, dtype) in batch_shapes(config, bench.folder).items()
+        if name != "tokens"
+    }
     batch = jax.device_put(held | {"tokens": np.zeros((args.batch, len(null)), np.int32)})
 
     def ours():
@@ -179,9 +281,18 @@ def training(bench: Bench, args) -> dict:
         jax.block_until_ready((state, metrics))
         assert np.isfinite(metrics["loss"])
 
-    alphas, scaling, dtype = bench.schedule.alphas_cumprod, bench.folder.vae.scaling_factor, getattr(torch, bench.dtype)
-    step = torch_side.Training(bench.net, config, alphas, scaling, bench.text(1)[0], dtype, bench.device)
-    moved = {name: torch_side.channels_first(held[name].astype(np.float32), bench.device) for name in ("source_mean", "target_mean", "target_std")}
+    alphas, scaling, dtype = (
+        bench.schedule.alphas_cumprod,
+        bench.folder.vae.scaling_factor,
+        getattr(torch, bench.dtype),
+    )
+    step = torch_side.Training(
+        bench.net, config, alphas, scaling, bench.text(1)[0], dtype, bench.device
+    )
+    moved = {
+        name: torch_side.channels_first(held[name].astype(np.float32), bench.device)
+        for name in ("source_mean", "target_mean", "target_std")
+    }
     moved["text"] = bench.theirs(held["text"].astype(np.float32))
 
     def attempt(net):
@@ -191,7 +302,12 @@ def training(bench: Bench, args) -> dict:
     step.run, how = torch_side.compiled(bench.net, args.compile, attempt)
     found |= timed(ours, lambda: (step.step(moved), sync()), args.repeats)
     (compiled, _), *_ = program.programs.values()
-    return found | {"torch": how, "flop": 3 * bench.evaluation(args.batch), "ours_program_gib": program_gib(compiled), "clips": args.batch}
+    return found | {
+        "torch": how,
+        "flop": 3 * bench.evaluation(args.batch),
+        "ours_program_gib": program_gib(compiled),
+        "clips": args.batch,
+    }
 
 
 def editing(bench: Bench, args) -> dict:
@@ -201,9 +317,16 @@ def editing(bench: Bench, args) -> dict:
     del bench.params
     net, K = bench.net.to(torch_dtype), len(BRANCHES)
     found = {"difference": assert_equal(bench, params, net, K, cast=True)}
-    source, noise, (null, told) = bench.drawn(*bench.latents, seed=1), bench.drawn(*bench.latents), bench.text(2)
+    source, noise, (null, told) = (
+        bench.drawn(*bench.latents, seed=1),
+        bench.drawn(*bench.latents),
+        bench.text(2),
+    )
     text = np.stack([told if branch.text else null for branch in BRANCHES])
-    video, weights = (np.array([getattr(branch, name) for branch in BRANCHES], np.float32) for name in ("video", "weight"))
+    video, weights = (
+        np.array([getattr(branch, name) for branch in BRANCHES], np.float32)
+        for name in ("video", "weight")
+    )
     table = sampler("ddim", bench.schedule, args.steps)
     guidance = [Guidance(*jax.device_put((text, video, weights, np.float32(0))))] * args.steps
     loop = SamplingLoop(denoiser(bench.folder.unet, dtype=dtype), "epsilon")
@@ -212,7 +335,9 @@ def editing(bench: Bench, args) -> dict:
         *_, latents = loop(params, source, guidance, table, 0, [slice(0, len(source))], noise)
         return latents
 
-    x, condition = (torch_side.channels_first(array[None], bench.device) for array in (noise, source))
+    x, condition = (
+        torch_side.channels_first(array[None], bench.device) for array in (noise, source)
+    )
     branch_arrays = [bench.theirs(array) for array in (text, video, weights)]
 
     def theirs(net=net):
@@ -224,7 +349,11 @@ def editing(bench: Bench, args) -> dict:
     found |= timed(ours, lambda: theirs(fast), args.repeats)
     latents = theirs(fast)[0].permute(1, 2, 3, 0).cpu().numpy()
     found["latents_difference"] = compared(ours(), latents, np.inf)
-    return found | {"torch": how, "flop": args.steps * bench.evaluation(K), "sampler_steps": args.steps}
+    return found | {
+        "torch": how,
+        "flop": args.steps * bench.evaluation(K),
+        "sampler_steps": args.steps,
+    }
 
 
 PARTS = {"training": training, "editing": editing}
@@ -236,15 +365,24 @@ def timed(ours, theirs, repeats: int) -> dict:
         torch.cuda.reset_peak_memory_stats()
     found = turns(ours, theirs, repeats)
     stats = jax.local_devices()[0].memory_stats() or {}
-    found["ours_peak_gib"] = stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
-    found["torch_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    found["ours_peak_gib"] = (
+        stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
+    )
+    found["torch_peak_gib"] = (
+        torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    )
     return found
 
 
 def program_gib(compiled) -> float:
     """Memory of a compiled program by the compiler's word, arguments and outputs included."""
     memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    held = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     return held / 2**30
 
 
@@ -257,11 +395,18 @@ def point(args) -> dict:
     """One part at one size, in this process."""
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
-    if SIZES[args.size]["dtype"] == "float32":  # else both sides' libraries round float32 products to TF32
+    if (
+        SIZES[args.size]["dtype"] == "float32"
+    ):  # else both sides' libraries round float32 products to TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         jax.config.update("jax_default_matmul_precision", "highest")
     bench = Bench.of(args)
-    found = {"part": args.one, "pixels": args.one_pixels, "frames": bench.config.loader.frames, "dtype": bench.dtype} | PARTS[args.one](bench, args)
+    found = {
+        "part": args.one,
+        "pixels": args.one_pixels,
+        "frames": bench.config.loader.frames,
+        "dtype": bench.dtype,
+    } | PARTS[args.one](bench, args)
     device = jax.devices()[0].device_kind
     peak = peak_of(device)
     for side in ("ours", "torch"):
@@ -271,19 +416,31 @@ def point(args) -> dict:
 
 def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch")}
-    return found | {"python": platform.python_version(), "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found | {
+        "python": platform.python_version(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="sd15")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--pixels", type=int, nargs="+", help="pixels a side")
     parser.add_argument("--batch", type=int, default=1, help="clips of a training step")
     parser.add_argument("--steps", type=int, help="sampler steps of an edit")
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--remat", default="none", help="what our training step keeps for its backward pass, see models/remat.py")
-    parser.add_argument("--compile", choices=torch_side.MODES, help="torch.compile's mode to begin with")
+    parser.add_argument(
+        "--remat",
+        default="none",
+        help="what our training step keeps for its backward pass, see models/remat.py",
+    )
+    parser.add_argument(
+        "--compile", choices=torch_side.MODES, help="torch.compile's mode to begin with"
+    )
     parser.add_argument("--output", type=Path, help="writes the record here, after every point")
     parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--one-pixels", type=int, help=argparse.SUPPRESS)
@@ -296,12 +453,27 @@ def main(argv=None):
     record = {"command": sys.argv if argv is None else argv, "points": []}
     for pixels in args.pixels:
         for part in args.parts:
-            words = [sys.executable, "-m", "tests.benchmarks.gpu", *(sys.argv[1:] if argv is None else argv), "--one", part, "--one-pixels", str(pixels)]
+            words = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.gpu",
+                *(sys.argv[1:] if argv is None else argv),
+                "--one",
+                part,
+                "--one-pixels",
+                str(pixels),
+            ]
             done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             sys.stderr.write(done.stderr)
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if line.strip()]
-                out = {"point": {"part": part, "pixels": pixels, "failed": lines[-1] if lines else f"exit code {done.returncode}"}}
+                out = {
+                    "point": {
+                        "part": part,
+                        "pixels": pixels,
+                        "failed": lines[-1] if lines else f"exit code {done.returncode}",
+                    }
+                }
             else:
                 out = json.loads(done.stdout.strip().splitlines()[-1])
             print(json.dumps(found := out.pop("point")), flush=True)
@@ -309,7 +481,9 @@ def main(argv=None):
             record["points"].append(found)
             if args.output:
                 args.output.write_text(json.dumps(record, indent=2) + "\n")
-    if failed := [f"{each['part']} at {each['pixels']}" for each in record["points"] if "failed" in each]:
+    if failed := [
+        f"{each['part']} at {each['pixels']}" for each in record["points"] if "failed" in each
+    ]:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 

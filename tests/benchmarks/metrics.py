@@ -31,7 +31,9 @@ def frames_per_second(name: str, measure, frames: int, repeats: int) -> dict[str
         measure()
         seconds.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
     clock, processor = frames / np.median(seconds, axis=0)
-    print(f"{name:20} {clock:10.1f} frames/s {processor:10.1f} frames/s of processor time", flush=True)
+    print(
+        f"{name:20} {clock:10.1f} frames/s {processor:10.1f} frames/s of processor time", flush=True
+    )
     return {"clock": float(clock), "processor": float(processor)}
 
 
@@ -47,10 +49,17 @@ def metrics(args) -> dict[str, dict[str, float]]:
     found = {}
     for name, metric in METRICS.items():
         if metric.measure and (clip or not metric.needs):
-            found[name] = frames_per_second(name, lambda metric=metric: metric.measure(Pair(source, edited, mask, ("a", "b"), clip)), args.frames, args.repeats)
+            found[name] = frames_per_second(
+                name,
+                lambda metric=metric: metric.measure(Pair(source, edited, mask, ("a", "b"), clip)),
+                args.frames,
+                args.repeats,
+            )
     if args.random_inception:
         net = inception(args)
-        found["features"] = frames_per_second("features", lambda: net.features(edited), args.frames, args.repeats)
+        found["features"] = frames_per_second(
+            "features", lambda: net.features(edited), args.frames, args.repeats
+        )
     return found
 
 
@@ -83,15 +92,26 @@ def report(args) -> dict[str, float]:
     begin = time.perf_counter()
     words = ["--edited", folder / "edited", "--data", folder / "data", "--output", folder / "out"]
     subprocess.run([sys.executable, "-m", "ivid2vid_jax.evaluate", *map(str, words)], check=True)
-    seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    seconds, peak = (
+        time.perf_counter() - begin,
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
+    )
     page = (folder / "out" / "index.html").stat().st_size / 2**20
-    found = {"clips": args.report, "seconds": seconds, "clips_per_second": args.report / seconds, "peak_MiB": peak, "page_MiB": page}
+    found = {
+        "clips": args.report,
+        "seconds": seconds,
+        "clips_per_second": args.report / seconds,
+        "peak_MiB": peak,
+        "page_MiB": page,
+    }
     print(json.dumps(found, indent=2))
     return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("size", 64), ("frames", 16), ("repeats", 5), ("report", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--clip-model")

@@ -53,7 +53,9 @@ def seconds(edits: dict, truth, repeats: int = 3) -> dict[str, float]:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--count", type=int, default=20, help="clips of each kind")
     parser.add_argument("--text-scale", type=float, default=1.5)
@@ -61,21 +63,37 @@ def main(argv=None):
     parser.add_argument("--output", type=Path, default=Path("runs/sampling"))
     args = parser.parse_args(argv)
     pipe = pipeline.load(args.model)
-    reference = dict(steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale)
-    points = {name: EditSettings(**reference | changes).resolved(pipe.folder) for name, changes in POINTS.items()}
+    reference = dict(
+        steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale
+    )
+    points = {
+        name: EditSettings(**reference | changes).resolved(pipe.folder)
+        for name, changes in POINTS.items()
+    }
     first = next(iter(points.values()))
     wanted = list(shapes_benchmark.specs(KINDS, args.count, first.size, first.frames))
     edits = {name: shapes_benchmark.editor(pipe, s) for name, s in points.items()}
     with Progress("edits") as progress:
         items = shapes_benchmark.run(edits, wanted, args.output / "items.jsonl", None, progress)
     took = seconds(edits, triplet(wanted[0][2]))
-    passed = {name: np.array([item.passed for item in items if item.editor == name], float) for name in points}
+    passed = {
+        name: np.array([item.passed for item in items if item.editor == name], float)
+        for name in points
+    }
     base = next(iter(passed.values()))
-    print("| sampling | evaluations | seconds | passed | change, points [95%] |\n|---|---|---|---|---|")
+    print(
+        "| sampling | evaluations | seconds | passed | change, points [95%] |\n|---|---|---|---|---|"
+    )
     for name, s in points.items():
         low, high = bootstrap(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
-        change = "" if s is first else f"{100 * (passed[name] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-        print(f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {took[name]:.2f} | {100 * passed[name].mean():.1f}% | {change} |")
+        change = (
+            ""
+            if s is first
+            else f"{100 * (passed[name] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        )
+        print(
+            f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {took[name]:.2f} | {100 * passed[name].mean():.1f}% | {change} |"
+        )
 
 
 if __name__ == "__main__":

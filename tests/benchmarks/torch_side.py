@@ -24,7 +24,11 @@ from ivid2vid_jax.training.config import TrainConfig
 from tests.benchmarks.turns import sync
 
 SHIPPED = Path(ivid2vid_jax.__file__).parent / "conversion" / "pytorch" / "inflated_unet.py"
-MODES = ("max-autotune", "default", "none")  # of torch.compile, the best first; none: the net as it is
+MODES = (
+    "max-autotune",
+    "default",
+    "none",
+)  # of torch.compile, the best first; none: the net as it is
 
 
 class Config(SimpleNamespace):
@@ -108,7 +112,11 @@ def compiled(net: nn.Module, mode: str, attempt: Callable) -> tuple[nn.Module, d
             failed[each] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             torch._dynamo.reset()
         else:
-            return candidate, {"compile": each, "failed": failed, "compile_s": time.perf_counter() - begin}
+            return candidate, {
+                "compile": each,
+                "failed": failed,
+                "compile_s": time.perf_counter() - begin,
+            }
 
 
 def precision(dtype: torch.dtype, device: str):
@@ -122,19 +130,48 @@ class Training:
     What our step does beside it and this does not: the text encoder on the empty instruction, and norms for the log.
     """
 
-    def __init__(self, net: nn.Module, config: TrainConfig, alphas_cumprod: np.ndarray, scaling: float, null: np.ndarray, dtype: torch.dtype, device: str):
-        self.run, self.config, self.scaling, self.dtype, self.device = net, config, scaling, dtype, device
-        self.alphas, self.null = (torch.tensor(x, dtype=torch.float32, device=device) for x in (alphas_cumprod, null))
+    def __init__(
+        self,
+        net: nn.Module,
+        config: TrainConfig,
+        alphas_cumprod: np.ndarray,
+        scaling: float,
+        null: np.ndarray,
+        dtype: torch.dtype,
+        device: str,
+    ):
+        self.run, self.config, self.scaling, self.dtype, self.device = (
+            net,
+            config,
+            scaling,
+            dtype,
+            device,
+        )
+        self.alphas, self.null = (
+            torch.tensor(x, dtype=torch.float32, device=device) for x in (alphas_cumprod, null)
+        )
         self.params = list(net.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         optim, fused = config.optim, device != "cpu"
-        groups = [{"params": [p for p in self.params if (p.ndim > 1) == kernels], "weight_decay": kernels * optim.weight_decay} for kernels in (True, False)]
-        self.optimizer = torch.optim.AdamW(groups, optim.lr, (optim.b1, optim.b2), optim.eps, fused=fused)
+        groups = [
+            {
+                "params": [p for p in self.params if (p.ndim > 1) == kernels],
+                "weight_decay": kernels * optim.weight_decay,
+            }
+            for kernels in (True, False)
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, optim.lr, (optim.b1, optim.b2), optim.eps, fused=fused
+        )
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        x0 = (batch["target_mean"] + batch["target_std"] * torch.randn_like(batch["target_mean"])) * self.scaling
+        x0 = (
+            batch["target_mean"] + batch["target_std"] * torch.randn_like(batch["target_mean"])
+        ) * self.scaling
         B, device = len(x0), x0.device
-        alpha_bar = self.alphas[t := torch.randint(0, len(self.alphas), (B,), device=device)].view(B, 1, 1, 1, 1)
+        alpha_bar = self.alphas[t := torch.randint(0, len(self.alphas), (B,), device=device)].view(
+            B, 1, 1, 1, 1
+        )
         noise, r, drop = torch.randn_like(x0), torch.rand(B, device=device), self.config.drop
         x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
         text = torch.where((r < drop.text + drop.both)[:, None, None], self.null, batch["text"])
@@ -143,7 +180,9 @@ class Training:
         with precision(self.dtype, self.device):
             prediction = self.run(torch.cat([x_t, source], dim=1), t, text).sample.float()
         error, gamma = prediction - noise, self.config.loss.snr_gamma
-        total = error.square().flatten(1).mean(1) + self.config.loss.frame_weight * error.diff(dim=2).square().flatten(1).mean(1)
+        total = error.square().flatten(1).mean(1) + self.config.loss.frame_weight * error.diff(
+            dim=2
+        ).square().flatten(1).mean(1)
         weight = (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1.0).flatten()
         return (weight * total).mean()
 
@@ -160,7 +199,9 @@ class Training:
 
 
 @torch.no_grad()
-def sample(net: nn.Module, x, source, text, video, weights, table, dtype: torch.dtype) -> torch.Tensor:
+def sample(
+    net: nn.Module, x, source, text, video, weights, table, dtype: torch.dtype
+) -> torch.Tensor:
     """Latents [1, C, T, h, w] after the steps of a table of `diffusion/samplers.py`, from unit noise x; text, video, weights: of the K branches."""
     K, x, before = len(video), x * table.start, torch.zeros_like(x)
     condition, text = source * video.view(K, 1, 1, 1, 1), text.to(dtype)

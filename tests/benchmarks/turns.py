@@ -22,9 +22,13 @@ def turns(ours: Callable, theirs: Callable, repeats: int) -> dict:
     ratios = np.array(seconds["torch"]) / np.array(seconds["ours"])
     quartiles = np.percentile(ratios, [25, 50, 75])
     return dict(
-        ours_s=float(np.median(seconds["ours"])), torch_s=float(np.median(seconds["torch"])), compile_s=first - float(np.median(seconds["ours"])),
-        ratio=float(quartiles[1]), ratio_quartiles=[float(quartiles[0]), float(quartiles[2])], repeats=repeats,
-    )  # fmt: skip
+        ours_s=float(np.median(seconds["ours"])),
+        torch_s=float(np.median(seconds["torch"])),
+        compile_s=first - float(np.median(seconds["ours"])),
+        ratio=float(quartiles[1]),
+        ratio_quartiles=[float(quartiles[0]), float(quartiles[2])],
+        repeats=repeats,
+    )
 
 
 def sync():

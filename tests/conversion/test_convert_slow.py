@@ -45,7 +45,14 @@ def test_import_train_export_import(tmp_path):
     base = factory.save(tmp_path / "base", factory.tiny())
     torch.save(animatediff(state(adapter())), tmp_path / "mm.ckpt")
     imported(tmp_path / "mm.ckpt", tmp_path / "start", base, motion_group_norm="clip")
-    config = config_of(tmp_path / "run", model=str(tmp_path / "start"), net__temporal=None, steps=2, optim__warmup=0, checkpoint__pipeline=True)
+    config = config_of(
+        tmp_path / "run",
+        model=str(tmp_path / "start"),
+        net__temporal=None,
+        steps=2,
+        optim__warmup=0,
+        checkpoint__pipeline=True,
+    )
     run = train(config)
     held, _ = exporter.export(run / "pipeline", tmp_path / "out")
     assert held.class_name == "UNetMotionModel"
@@ -54,9 +61,14 @@ def test_import_train_export_import(tmp_path):
     assert_same(params["unet"], state(net))
     trained = load_params(open_folder(run / "pipeline"))
     assert_same(trained["unet"], state(net))
-    moved = components.load("unet", tmp_path / "start" / "unet", abstract("unet", open_folder(tmp_path / "start").unet))
+    moved = components.load(
+        "unet", tmp_path / "start" / "unet", abstract("unet", open_folder(tmp_path / "start").unet)
+    )
     block = "motion_modules.0"
-    assert not np.array_equal(trained["unet"]["down_blocks.0"][block]["proj_in"]["kernel"], moved["down_blocks.0"][block]["proj_in"]["kernel"])
+    assert not np.array_equal(
+        trained["unet"]["down_blocks.0"][block]["proj_in"]["kernel"],
+        moved["down_blocks.0"][block]["proj_in"]["kernel"],
+    )
     table = lambda tree: tree["down_blocks.0"][block]["transformer_blocks.0"]["pos_embed"]["pe"]  # noqa: E731
     np.testing.assert_array_equal(table(trained["unet"]), table(moved))
 
@@ -86,7 +98,11 @@ def hollow(path):
         header, offset = {}, 0
         for leaf, shape in leaves.items():
             end = offset + 4 * int(np.prod(shape.shape))
-            header[torch_keys.torch_key(leaf)] = {"dtype": "F32", "shape": torch_keys.torch_shape(leaf, shape.shape), "data_offsets": [offset, end]}
+            header[torch_keys.torch_key(leaf)] = {
+                "dtype": "F32",
+                "shape": torch_keys.torch_shape(leaf, shape.shape),
+                "data_offsets": [offset, end],
+            }
             offset = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -105,30 +121,67 @@ def hollow(path):
 @pytest.mark.parametrize("way", ["export", "import"])
 def test_time_and_memory_at_real_size(tmp_path, way):
     size = hollow(tmp_path / "sd15")
-    words = [sys.executable, "-c", CONVERT, way, str(tmp_path / "sd15"), str(tmp_path / "out"), "float16"]
-    peak, seconds = map(float, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
-    print(f"{way}: {size / 1e9:.2f} GB read and half of it written in {seconds:.0f} s, peak {peak / 1e9:.2f} GB, {peak / size:.3f} x the size")
+    words = [
+        sys.executable,
+        "-c",
+        CONVERT,
+        way,
+        str(tmp_path / "sd15"),
+        str(tmp_path / "out"),
+        "float16",
+    ]
+    peak, seconds = map(
+        float, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    )
+    print(
+        f"{way}: {size / 1e9:.2f} GB read and half of it written in {seconds:.0f} s, peak {peak / 1e9:.2f} GB, {peak / size:.3f} x the size"
+    )
     assert size > 4e9 and peak < 1.3 * size
 
 
 @pytest.mark.parametrize("name", ["motion", "3D on SD 1"])
 def test_a_whole_edit_at_real_size(tmp_path, name):
     """256x256 pixels, 2 frames, 20 steps, three branches."""
-    parts = dict(unet=factory.unet(factory.UNET_SD15 | dict(in_channels=8)), vae=factory.vae(factory.VAE_SD), text_encoder=factory.text_encoder(factory.TEXT_SD15))
+    parts = dict(
+        unet=factory.unet(factory.UNET_SD15 | dict(in_channels=8)),
+        vae=factory.vae(factory.VAE_SD),
+        text_encoder=factory.text_encoder(factory.TEXT_SD15),
+    )
     base = factory.save(tmp_path / "base", parts | dict(scheduler=factory.ddim()))
     folder, params = open_folder(base), load_params(open_folder(base))
-    unet = dataclasses.replace(folder.unet, **{key: tuple(value) for key, value in KINDS[name][0].items()})
+    unet = dataclasses.replace(
+        folder.unet, **{key: tuple(value) for key, value in KINDS[name][0].items()}
+    )
     params["unet"] = inflate(params["unet"], folder.unet, unet, 0)
     awake = factory.noisy(abstract("unet", unet), scale=0.02)
-    flat, random = flax.traverse_util.flatten_dict(params["unet"]), flax.traverse_util.flatten_dict(awake)
-    zero = [path for path in flat if is_temporal_key(torch_keys.torch_key(path)) and not np.any(flat[path])]
-    params["unet"] = flax.traverse_util.unflatten_dict(flat | {path: random[path] for path in zero})  # temporal layers that do something
+    flat, random = (
+        flax.traverse_util.flatten_dict(params["unet"]),
+        flax.traverse_util.flatten_dict(awake),
+    )
+    zero = [
+        path
+        for path in flat
+        if is_temporal_key(torch_keys.torch_key(path)) and not np.any(flat[path])
+    ]
+    params["unet"] = flax.traverse_util.unflatten_dict(
+        flat | {path: random[path] for path in zero}
+    )  # temporal layers that do something
     save_folder(tmp_path / "ours", dataclasses.replace(folder, unet=unet), params)
     del params, flat, random, awake
     exporter.export(tmp_path / "ours", tmp_path / "out")
-    clip, noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8), np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32)
+    clip, noise = (
+        np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8),
+        np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32),
+    )
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
     ours = jax_edit(tmp_path / "ours", clip, noise, size=256)
-    job = dict(folder=str(tmp_path / "out"), dtype="float32", input=str(tmp_path / "input.npz"), output=str(tmp_path / "edit.npz"), instruction=INSTRUCTION, steps=20)
+    job = dict(
+        folder=str(tmp_path / "out"),
+        dtype="float32",
+        input=str(tmp_path / "input.npz"),
+        output=str(tmp_path / "edit.npz"),
+        instruction=INSTRUCTION,
+        steps=20,
+    )
     [theirs] = fresh_edits(tmp_path, [job | dict(size=256, frames=8)])
     assert_the_same_edit(f"{name}, Stable Diffusion 1.5's size", ours, theirs)

@@ -35,10 +35,21 @@ STEPS, FRAMES, INSTRUCTION = 20, 5, "make the red car blue"
 SD2 = dict(attention_head_dim=[2, 4], use_linear_projection=True, upcast_attention=True)
 KINDS = {  # name -> (changes of the tiny net, the class that holds it)
     "motion": (dict(temporal=["motion"]), "UNetMotionModel"),
-    "motion, AnimateDiff's norms": (dict(temporal=["motion"], motion_group_norm="frame", group_norm="clip", use_motion_mid_block=True), "InflatedUNet3D"),
+    "motion, AnimateDiff's norms": (
+        dict(
+            temporal=["motion"],
+            motion_group_norm="frame",
+            group_norm="clip",
+            use_motion_mid_block=True,
+        ),
+        "InflatedUNet3D",
+    ),
     "3D on SD 2": (dict(temporal=["conv", "attention"]) | SD2, "UNet3DConditionModel"),
     "3D on SD 1": (dict(temporal=["conv", "attention"]), "InflatedUNet3D"),
-    "Tune-A-Video": (dict(temporal=["tune_a_video"], spatial_attention="sparse_causal", group_norm="clip"), "InflatedUNet3D"),
+    "Tune-A-Video": (
+        dict(temporal=["tune_a_video"], spatial_attention="sparse_causal", group_norm="clip"),
+        "InflatedUNet3D",
+    ),
 }
 
 FRESH = """
@@ -69,8 +80,17 @@ for job in json.loads(sys.argv[1]):
 
 def fresh_edits(work, jobs):
     """Runs the jobs in one new process without jax; their results."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HOME": str(work / "hf"), "HF_MODULES_CACHE": str(work / "code")}
-    ran = subprocess.run([sys.executable, "-c", FRESH, json.dumps(jobs)], capture_output=True, text=True, env=environment, cwd=work)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "HF_HOME": str(work / "hf"),
+        "HF_MODULES_CACHE": str(work / "code"),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", FRESH, json.dumps(jobs)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=work,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return [np.load(job["output"]) for job in jobs]
 
@@ -81,7 +101,9 @@ def folder_of(work, name, changes, base):
     params = load_params(folder)
     unet = UNetConfig.from_json(factory.UNET_TINY | dict(num_frames=8) | changes)
     params["unet"] = factory.noisy(abstract("unet", unet), scale=0.1)
-    save_folder(work / name, dataclasses.replace(folder, unet=unet, sampling=dict(steps=7, size=16)), params)
+    save_folder(
+        work / name, dataclasses.replace(folder, unet=unet, sampling=dict(steps=7, size=16)), params
+    )
     return work / name
 
 
@@ -95,7 +117,9 @@ def jax_edit(folder, clip, noise, steps=STEPS, size=16, frames=8):
     settings = EditSettings(steps=steps, size=size, frames=frames).resolved(pipe.folder)
     source = pipe.codec.encode(pipe.params["vae"], iter(clip))
     latents = pipe.sample(source, INSTRUCTION, settings, noise=noise[0].transpose(1, 2, 3, 0))
-    return latents.transpose(3, 0, 1, 2)[None], np.stack(list(pipe.codec.decode(pipe.params["vae"], latents)))
+    return latents.transpose(3, 0, 1, 2)[None], np.stack(
+        list(pipe.codec.decode(pipe.params["vae"], latents))
+    )
 
 
 def psnr(a, b):
@@ -105,7 +129,9 @@ def psnr(a, b):
 def assert_the_same_edit(label, ours, theirs):
     """<= 1e-3 of the largest latent, and the same clip to 40 dB; the figures are printed (pytest -rP)."""
     (latents, frames), far = ours, factory.relative(theirs["latents"], ours[0])
-    print(f"{label}: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.0f} dB")
+    print(
+        f"{label}: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.0f} dB"
+    )
     assert np.abs(latents).max() > 0.1 and frames.std() > 5
     assert far <= 1e-3 and psnr(theirs["frames"], frames) >= 40
 
@@ -114,18 +140,30 @@ def assert_the_same_edit(label, ours, theirs):
 def edits(tiny, tmp_path_factory):
     """name -> (folder, exported folder, JAX's edit, PyTorch's edit); "motion" also in float16, and in windows."""
     work = tmp_path_factory.mktemp("export")
-    clip, noise = np.random.default_rng(0).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8), noise_of((1, 4, FRAMES, 8, 8))
+    clip, noise = (
+        np.random.default_rng(0).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8),
+        noise_of((1, 4, FRAMES, 8, 8)),
+    )
     np.savez(work / "input.npz", clip=clip, noise=noise)
     out, jobs = {}, []
     for name, (changes, _) in KINDS.items():
-        for dtype, frames in [("float32", 8)] + [("float16", 8), ("float32", 4)] * (name == "motion"):
+        for dtype, frames in [("float32", 8)] + [("float16", 8), ("float32", 4)] * (
+            name == "motion"
+        ):
             label = name + ("" if (dtype, frames) == ("float32", 8) else f", {dtype}, {frames}")
             path = work / f"{len(jobs)}-in" if name not in out else out[name][0]
             path = path if path.exists() else folder_of(work, path.name, changes, tiny)
             exporter.export(path, work / f"{len(jobs)}-out", dtype)
-            ours = out[name][2] if dtype == "float16" else jax_edit(path, clip, noise, frames=frames)
+            ours = (
+                out[name][2] if dtype == "float16" else jax_edit(path, clip, noise, frames=frames)
+            )
             out[label] = [path, work / f"{len(jobs)}-out", ours]
-            job = dict(folder=str(out[label][1]), dtype=dtype, input=str(work / "input.npz"), output=str(work / f"{len(jobs)}.npz"))
+            job = dict(
+                folder=str(out[label][1]),
+                dtype=dtype,
+                input=str(work / "input.npz"),
+                output=str(work / f"{len(jobs)}.npz"),
+            )
             jobs.append(job | dict(instruction=INSTRUCTION, steps=STEPS, size=16, frames=frames))
     for label, edit in zip(out, fresh_edits(work, jobs), strict=True):
         out[label].append(edit)
@@ -146,10 +184,18 @@ def test_the_embedded_editor_is_the_same(tmp_path):
     exporter.export(source, tmp_path / "out")
     clip = np.stack([frame.pixels for frame in open_clip(assets.clip(None)).frames()])
     latent, size = open_folder(source).vae, EditSettings().resolved(open_folder(source)).size
-    noise = noise_of((1, latent.latent_channels, len(clip), size // latent.downscale, size // latent.downscale))
+    noise = noise_of(
+        (1, latent.latent_channels, len(clip), size // latent.downscale, size // latent.downscale)
+    )
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
     ours = jax_edit(source, clip, noise, size=size, frames=len(clip))
-    job = dict(folder=str(tmp_path / "out"), dtype="float32", input=str(tmp_path / "input.npz"), output=str(tmp_path / "edit.npz"), instruction=INSTRUCTION)
+    job = dict(
+        folder=str(tmp_path / "out"),
+        dtype="float32",
+        input=str(tmp_path / "input.npz"),
+        output=str(tmp_path / "edit.npz"),
+        instruction=INSTRUCTION,
+    )
     [theirs] = fresh_edits(tmp_path, [job | dict(steps=STEPS, size=size, frames=len(clip))])
     assert_the_same_edit("shapes-edit", ours, theirs)
 
@@ -164,7 +210,9 @@ def test_half_precision_is_close(edits):
     """What float16 costs is printed (pytest -rP); the clip stays the same to 30 dB."""
     _, _, (latents, frames), theirs = edits["motion, float16, 8"]
     far = factory.relative(theirs["latents"], latents)
-    print(f"motion, float16: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.1f} dB")
+    print(
+        f"motion, float16: latents {far:.1e} apart, frames equal to {psnr(theirs['frames'], frames):.1f} dB"
+    )
     assert far < 0.05 and psnr(theirs["frames"], frames) >= 30
 
 
@@ -173,8 +221,12 @@ def test_an_exported_folder_is_still_ours_to_the_bit(edits, name):
     path, exported = edits[name][:2]
     ours, back = open_folder(path), open_folder(exported)
     informative = dict(sample_size=None, num_frames=8, upcast_attention=False, temporal_dropout=0.0)
-    assert dataclasses.replace(back.unet, attention_head_dim=1, **informative) == dataclasses.replace(ours.unet, attention_head_dim=1, **informative)
-    assert [back.unet.heads(level) for level in (0, 1)] == [ours.unet.heads(level) for level in (0, 1)]
+    assert dataclasses.replace(
+        back.unet, attention_head_dim=1, **informative
+    ) == dataclasses.replace(ours.unet, attention_head_dim=1, **informative)
+    assert [back.unet.heads(level) for level in (0, 1)] == [
+        ours.unet.heads(level) for level in (0, 1)
+    ]
     jax.tree.map(np.testing.assert_array_equal, load_params(back), load_params(ours))
 
 
@@ -182,39 +234,69 @@ def test_two_dimensional_folders_stay_stock(tiny, tmp_path):
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     held, written = exporter.export(tiny, tmp_path / "out")
-    assert held.class_name == "UNet2DConditionModel" and not [path for path in written if path.suffix == ".py"]
+    assert held.class_name == "UNet2DConditionModel" and not [
+        path for path in written if path.suffix == ".py"
+    ]
     assert not held.config.keys() & {"temporal", "group_norm", "num_frames"}
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "out")
-    assert torch.equal(pipe.unet.conv_in.weight, torch.from_numpy(load_file(tiny / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]))
+    assert torch.equal(
+        pipe.unet.conv_in.weight,
+        torch.from_numpy(
+            load_file(tiny / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+        ),
+    )
 
 
 def test_stock_classes_take_the_weights_without_a_word(edits, caplog):
     for name, cls in (("motion", UNetMotionModel), ("3D on SD 2", UNet3DConditionModel)):
         net, info = cls.from_pretrained(edits[name][1] / "unet", output_loading_info=True)
-        assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        assert not any(
+            info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        ), info
     assert "not expected" not in caplog.text
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("bfloat16", "BF16"), ("float16", "F16")])
 def test_types_shards_and_the_card(edits, tmp_path, dtype, code):
     source = edits["3D on SD 2"][0]
-    facts = model_card.Facts({"steps": 12}, "runwayml/stable-diffusion-v1-5", ("clips",), "CreativeML OpenRAIL-M", "CC BY 4.0")
+    facts = model_card.Facts(
+        {"steps": 12},
+        "runwayml/stable-diffusion-v1-5",
+        ("clips",),
+        "CreativeML OpenRAIL-M",
+        "CC BY 4.0",
+    )
     exporter.export(source, tmp_path / "out", dtype, facts, max_shard_bytes=60_000)
     shards = list((tmp_path / "out" / "unet").glob("*.safetensors"))
-    assert len(shards) > 1 and {entry.dtype for entry in safetensors_io.headers(shards).values()} == {code}
+    assert len(shards) > 1 and {
+        entry.dtype for entry in safetensors_io.headers(shards).values()
+    } == {code}
     UNet3DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     readme = (tmp_path / "out" / "README.md").read_text()
-    for said in ("upcast_attention is set, which this class cannot say", "CreativeML OpenRAIL-M", "CC BY 4.0", "| steps | 12 |", dtype, "trust_remote_code=True"):
+    for said in (
+        "upcast_attention is set, which this class cannot say",
+        "CreativeML OpenRAIL-M",
+        "CC BY 4.0",
+        "| steps | 12 |",
+        dtype,
+        "trust_remote_code=True",
+    ):
         assert said in readme
 
 
 def test_the_command_writes_all_or_nothing(edits, tmp_path, capsys):
     source = edits["motion"][0]
-    code, _, out = run_command(capsys, convert.COMMANDS, convert.run, "export", source, tmp_path / "out")
+    code, _, out = run_command(
+        capsys, convert.COMMANDS, convert.run, "export", source, tmp_path / "out"
+    )
     assert code == 0 and "UNetMotionModel" in out and (tmp_path / "out" / "pipeline.py").is_file()
-    code, said, _ = run_command(capsys, convert.COMMANDS, convert.run, "export", source, tmp_path / "out")
+    code, said, _ = run_command(
+        capsys, convert.COMMANDS, convert.run, "export", source, tmp_path / "out"
+    )
     assert code == 2 and "exists already" in said and "Traceback" not in said
-    code, said, _ = run_command(capsys, convert.COMMANDS, convert.run, "export", tmp_path / "nothing", tmp_path / "new")
+    code, said, _ = run_command(
+        capsys, convert.COMMANDS, convert.run, "export", tmp_path / "nothing", tmp_path / "new"
+    )
     assert code == 2 and "no such model folder" in said
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
         exporter.export(source, tmp_path / "new", "int8")
@@ -223,15 +305,26 @@ def test_the_command_writes_all_or_nothing(edits, tmp_path, capsys):
     (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 50)
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         exporter.export(broken, tmp_path / "new")
-    assert not (tmp_path / "new").exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert not (tmp_path / "new").exists() and not [
+        path for path in tmp_path.iterdir() if path.name.startswith(".")
+    ]
 
 
 def test_a_runs_own_records_are_on_its_card(edits, tmp_path):
     run = tmp_path / "run"
     exporter.export(edits["motion"][0], run / "pipeline")
-    config = dict(data=["shapes"], model=None, seed=3, optim=dict(ema=0.999, lr=1e-3), loader=dict(batch=4, frames=8), loss=dict(mode="match"))
+    config = dict(
+        data=["shapes"],
+        model=None,
+        seed=3,
+        optim=dict(ema=0.999, lr=1e-3),
+        loader=dict(batch=4, frames=8),
+        loss=dict(mode="match"),
+    )
     write_json(run / "config.json", config)
     write_json(run / "pipeline" / "training.json", {"step": 400})
     facts = model_card.gather(run / "pipeline")
-    assert facts.training["steps"] == 400 and facts.training["averaged weights (EMA decay)"] == 0.999
+    assert (
+        facts.training["steps"] == 400 and facts.training["averaged weights (EMA decay)"] == 0.999
+    )
     assert facts.data_licence.startswith("Apache-2.0") and facts.base == "scratch"

@@ -36,7 +36,9 @@ class Number:
 
 
 def triplet(i, size=16, frames=2):
-    return dataclasses.replace(shapes.triplet(shapes.sample_spec(0, i, size=size, frames=frames)), id=f"t{i}")
+    return dataclasses.replace(
+        shapes.triplet(shapes.sample_spec(0, i, size=size, frames=frames)), id=f"t{i}"
+    )
 
 
 def from_shapes(items):
@@ -49,7 +51,9 @@ def build(folder, make=from_shapes, per_shard=4, **counts):
     folder.mkdir()
     items = {split: [Number(f"t{i}", i) for i in range(count)] for split, count in counts.items()}
     planned = shards.plan("triplets", items, per_shard)
-    shards.describe(folder, dataset.features(), shards.write_shards(folder, planned, dataset.features(), make))
+    shards.describe(
+        folder, dataset.features(), shards.write_shards(folder, planned, dataset.features(), make)
+    )
     return folder
 
 
@@ -62,7 +66,15 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "array", [np.float16([[1.5, -2]]), np.arange(5), np.zeros((2, 0, 3), np.uint8), np.ones((2, 2), bool), np.float32(3)], ids=lambda x: f"{x.dtype}{x.shape}"
+    "array",
+    [
+        np.float16([[1.5, -2]]),
+        np.arange(5),
+        np.zeros((2, 0, 3), np.uint8),
+        np.ones((2, 2), bool),
+        np.float32(3),
+    ],
+    ids=lambda x: f"{x.dtype}{x.shape}",
 )
 def test_arrays_are_read_without_numpys_reader(array, monkeypatch):
     """It parses Python, which fails now and then where many threads do it."""
@@ -94,7 +106,9 @@ def test_mp4_is_close_at_any_size_and_the_same_bytes_each_time(size):
     decoded = decode_clip(data)
     assert decoded.shape == clip.shape and psnr(decoded, clip) > 38
     np.testing.assert_array_equal(decode_clip(data, [7, 2]), decoded[[7, 2]])
-    assert data == encode_clip(clip, "mp4") and b" threads=1 " in data, "x264 writes the number of threads down"
+    assert data == encode_clip(clip, "mp4") and b" threads=1 " in data, (
+        "x264 writes the number of threads down"
+    )
     assert len(data) < clip.nbytes / 5
 
 
@@ -178,17 +192,30 @@ def test_triplets_come_back_whole(built):
 
 
 def test_no_mask_stays_none(tmp_path):
-    plain = dataclasses.replace(triplet(0), mask=None, instruction="rends-la rouge: été 雪", fps=float(Fraction(30000, 1001)))
-    folder = build(tmp_path / "d", lambda items: [dataset.to_record(plain, "mp4") for _ in items], train=1)
+    plain = dataclasses.replace(
+        triplet(0),
+        mask=None,
+        instruction="rends-la rouge: été 雪",
+        fps=float(Fraction(30000, 1001)),
+    )
+    folder = build(
+        tmp_path / "d", lambda items: [dataset.to_record(plain, "mp4") for _ in items], train=1
+    )
     got = open_dataset(folder)[0]
-    assert got.mask is None and got.instruction == plain.instruction and got.fps == pytest.approx(plain.fps)
+    assert (
+        got.mask is None
+        and got.instruction == plain.instruction
+        and got.fps == pytest.approx(plain.fps)
+    )
     assert psnr(got.source, plain.source) > 38
 
 
 def test_tfds_reads_it(built):
     records = tfds.builder_from_directory(built).as_data_source(split="train")
     assert "tensorflow" not in sys.modules
-    assert len(records) == 10 and [record["id"].decode() for record in records] == [f"t{i}" for i in range(10)]
+    assert len(records) == 10 and [record["id"].decode() for record in records] == [
+        f"t{i}" for i in range(10)
+    ]
     np.testing.assert_array_equal(decode_clip(records[7]["source"]), triplet(7).source)
     np.testing.assert_array_equal(open_dataset(built, "train[5:8]")[1].edited, triplet(6).edited)
 
@@ -201,7 +228,9 @@ sys.modules["av"] = None
 from ivid2vid_jax.data.dataset import open_dataset
 print(open_dataset({str(built)!r})[3].source.sum(), "tensorflow" in sys.modules)
 """
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     assert said.split() == [str(triplet(3).source.sum()), "False"]
 
 
@@ -259,7 +288,9 @@ def test_what_is_no_dataset(built, tmp_path):
 
 def test_opening_takes_no_longer_for_more_triplets(tmp_path):
     record = dataset.to_record(triplet(0, size=8, frames=1), "npy")
-    many = build(tmp_path / "many", lambda items: (record for _ in items), per_shard=2000, train=20_000)
+    many = build(
+        tmp_path / "many", lambda items: (record for _ in items), per_shard=2000, train=20_000
+    )
     few = build(tmp_path / "few", lambda items: (record for _ in items), per_shard=10, train=100)
 
     def opening(folder):
@@ -277,22 +308,52 @@ def test_opening_takes_no_longer_for_more_triplets(tmp_path):
 
 def numbers(items):
     for item in items:
-        yield shards.Bad(item.id, item.id, "seven") if item.index == 7 else {"latent": np.full((2, 2), item.index, np.float32)}
+        yield (
+            shards.Bad(item.id, item.id, "seven")
+            if item.index == 7
+            else {"latent": np.full((2, 2), item.index, np.float32)}
+        )
 
 
-LATENT = tfds.features.FeaturesDict({"latent": tfds.features.Tensor(shape=(None, 2), dtype=np.float32, encoding="bytes")})
+LATENT = tfds.features.FeaturesDict(
+    {"latent": tfds.features.Tensor(shape=(None, 2), dtype=np.float32, encoding="bytes")}
+)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_shards_hold_any_features(tmp_path, workers):
-    planned = shards.plan("latents", {"train": [Number(str(i), i) for i in range(10)], "validation": [Number("7", 7)]}, 3)
+    planned = shards.plan(
+        "latents",
+        {"train": [Number(str(i), i) for i in range(10)], "validation": [Number("7", 7)]},
+        3,
+    )
     seen = []
-    outcomes = shards.write_shards(tmp_path, planned, LATENT, numbers, workers, limit_bad=2, progress=lambda done, total: seen.append((done, total)))
+    outcomes = shards.write_shards(
+        tmp_path,
+        planned,
+        LATENT,
+        numbers,
+        workers,
+        limit_bad=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     shards.describe(tmp_path, LATENT, outcomes)
     builder = tfds.builder_from_directory(tmp_path)
-    assert [int(each["latent"][0, 0]) for each in builder.as_data_source(split="train")] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert [int(each["latent"][0, 0]) for each in builder.as_data_source(split="train")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        9,
+    ]
     assert list(builder.info.splits) == ["train"], "a split without an example is left out"
-    assert [outcome.written for outcome in outcomes] == [3, 3, 2, 1, 0] and outcomes[2].bad[1].reason == "seven"
+    assert [outcome.written for outcome in outcomes] == [3, 3, 2, 1, 0] and outcomes[2].bad[
+        1
+    ].reason == "seven"
     assert seen[-1] == (11, 11)
 
 
@@ -304,12 +365,19 @@ def test_what_a_killed_run_left_is_cleared_and_its_ledger_goes_on(tmp_path):
     (tmp_path / f".{planned[1].file}.1").write_bytes(b"half a shard")
     (tmp_path / ".description.x").mkdir()
     done = []
-    shards.write_shards(tmp_path, planned, LATENT, numbers, progress=lambda now, total: done.append(total))
+    shards.write_shards(
+        tmp_path, planned, LATENT, numbers, progress=lambda now, total: done.append(total)
+    )
     assert set(done) == {3}, "the first shard is not made again"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*(shard.file for shard in planned), "shards.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(shard.file for shard in planned),
+        "shards.jsonl",
+    ]
     assert list(shards.whole(tmp_path, planned)) == [shard.file for shard in planned]
     (tmp_path / planned[0].file).write_bytes(b"cut")
-    assert list(shards.whole(tmp_path, planned)) == [planned[1].file], "a file of another size than was written is not whole"
+    assert list(shards.whole(tmp_path, planned)) == [planned[1].file], (
+        "a file of another size than was written is not whole"
+    )
 
 
 def forgetful(items):
@@ -328,7 +396,11 @@ def dying(items):
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
-    [(forgetful, RuntimeError, "of 3 items 2 were made"), (failing, RuntimeError, "a bug"), (dying, UserError, "a worker process died")],
+    [
+        (forgetful, RuntimeError, "of 3 items 2 were made"),
+        (failing, RuntimeError, "a bug"),
+        (dying, UserError, "a worker process died"),
+    ],
 )
 def test_what_goes_wrong_in_a_worker_is_an_error_here(tmp_path, make, error, message):
     planned = shards.plan("latents", {"train": [Number(str(i), i) for i in range(6)]}, 3)
@@ -339,9 +411,15 @@ def test_what_goes_wrong_in_a_worker_is_an_error_here(tmp_path, make, error, mes
 
 def test_a_folder_is_one_process_s_own(tmp_path):
     with shards.claim(tmp_path / "d", {"size": 8}):
-        with pytest.raises(UserError, match="another process is at work"), shards.claim(tmp_path / "d", {"size": 8}):
+        with (
+            pytest.raises(UserError, match="another process is at work"),
+            shards.claim(tmp_path / "d", {"size": 8}),
+        ):
             pass
-    with pytest.raises(UserError, match="size was 8 and is 9"), shards.claim(tmp_path / "d", {"size": 9}):
+    with (
+        pytest.raises(UserError, match="size was 8 and is 9"),
+        shards.claim(tmp_path / "d", {"size": 9}),
+    ):
         pass
     with shards.claim(tmp_path / "d", {"size": 8}):
         pass

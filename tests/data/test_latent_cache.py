@@ -25,9 +25,17 @@ CUT = LoaderConfig(batch=4, frames=2, size=16)
 def cached(tiny, tmp_path_factory):
     """(dataset, model) with both kinds of cache."""
     folder = tmp_path_factory.mktemp("data") / "triplets"
-    prepare.run(prepare.PrepareArgs(data="shapes", output=folder, count=20, size=16, frames=3, validation=0.3, workers=1))
+    prepare.run(
+        prepare.PrepareArgs(
+            data="shapes", output=folder, count=20, size=16, frames=3, validation=0.3, workers=1
+        )
+    )
     for text in (True, False):
-        prepare.run(prepare.PrepareArgs(data=str(folder), cache_for=str(tiny), size=16, frames=2, cache_text=text))
+        prepare.run(
+            prepare.PrepareArgs(
+                data=str(folder), cache_for=str(tiny), size=16, frames=2, cache_text=text
+            )
+        )
     return folder, tiny
 
 
@@ -38,13 +46,31 @@ def test_holds_what_the_nets_make_of_the_pixels(cached):
     assert len(cache) == len(source) and cache.augmentations == 1
     for i in (0, len(source) - 1):
         row, triplet = cache.row(i, 0), source[i]
-        assert row["source_mean"].shape == (2, 8, 8, 4) and row["source_mean"].dtype == np.float16 and row["id"] == triplet.id
+        assert (
+            row["source_mean"].shape == (2, 8, 8, 4)
+            and row["source_mean"].dtype == np.float16
+            and row["id"] == triplet.id
+        )
         for name, clip in (("source", triplet.source), ("edited", triplet.edited)):
-            found = [AutoencoderKL(pipe.folder.vae).apply({"params": pipe.params["vae"]}, clip[j : j + 2] / np.float32(127.5) - 1, method="encode") for j in (0, 1)]
-            gaps = [np.abs(np.asarray(each[0]) - row[f"{name}_mean"]).max() for each in found]  # the cut starts at frame 0 or 1
+            found = [
+                AutoencoderKL(pipe.folder.vae).apply(
+                    {"params": pipe.params["vae"]},
+                    clip[j : j + 2] / np.float32(127.5) - 1,
+                    method="encode",
+                )
+                for j in (0, 1)
+            ]
+            gaps = [
+                np.abs(np.asarray(each[0]) - row[f"{name}_mean"]).max() for each in found
+            ]  # the cut starts at frame 0 or 1
             start = int(np.argmin(gaps))
-            assert gaps[start] < 2e-3 and np.abs(np.asarray(found[start][1]) - row[f"{name}_std"]).max() < 2e-3
-        np.testing.assert_allclose(row["text"], pipe.encode_text([triplet.instruction])[0], atol=2e-3)
+            assert (
+                gaps[start] < 2e-3
+                and np.abs(np.asarray(found[start][1]) - row[f"{name}_std"]).max() < 2e-3
+            )
+        np.testing.assert_allclose(
+            row["text"], pipe.encode_text([triplet.instruction])[0], atol=2e-3
+        )
 
 
 def test_the_loader_prefers_the_one_with_embeddings_and_does_without(cached):
@@ -52,11 +78,28 @@ def test_the_loader_prefers_the_one_with_embeddings_and_does_without(cached):
     folder = open_folder(model)
     with_text, without = encode_latents.keys(folder, CUT, text=True)
     assert (without,) == encode_latents.keys(folder, CUT, text=False)
-    for keys, has in (((with_text, without), True), ((without,), False), (("nothing", without), False)):
-        with Loader(CUT, (str(data),), "edit", lambda text: np.zeros(3, np.int32), seed=0, cache=keys) as loader:
+    for keys, has in (
+        ((with_text, without), True),
+        ((without,), False),
+        (("nothing", without), False),
+    ):
+        with Loader(
+            CUT, (str(data),), "edit", lambda text: np.zeros(3, np.int32), seed=0, cache=keys
+        ) as loader:
             batch = next(loader)[0]
-        assert ("text" in batch) == has and batch["target_mean"].shape == (4, 2, 8, 8, 4) and batch["tokens"].shape == (4, 3)
-    with Loader(CUT, (str(data),), "caption", lambda text: np.array([len(text)], np.int32), seed=0, cache=(without,)) as loader:
+        assert (
+            ("text" in batch) == has
+            and batch["target_mean"].shape == (4, 2, 8, 8, 4)
+            and batch["tokens"].shape == (4, 3)
+        )
+    with Loader(
+        CUT,
+        (str(data),),
+        "caption",
+        lambda text: np.array([len(text)], np.int32),
+        seed=0,
+        cache=(without,),
+    ) as loader:
         assert {"target_mean", "target_std", "tokens", "serial"} == next(loader)[0].keys()
 
 
@@ -64,15 +107,22 @@ def test_another_model_cut_or_text_encoder_is_another_cache(cached, tiny, tmp_pa
     data, model = cached
     folder = open_folder(model)
     for change in (dict(frames=3), dict(size=24), dict(stride=2), dict(crop=0.9), dict(flip=0.5)):
-        assert not set(encode_latents.keys(folder, dataclasses.replace(CUT, **change), True)) & set(encode_latents.keys(folder, CUT, True))
-    assert encode_latents.keys(folder, dataclasses.replace(CUT, batch=8, images=0.5), True) == encode_latents.keys(folder, CUT, True)
+        assert not set(encode_latents.keys(folder, dataclasses.replace(CUT, **change), True)) & set(
+            encode_latents.keys(folder, CUT, True)
+        )
+    assert encode_latents.keys(
+        folder, dataclasses.replace(CUT, batch=8, images=0.5), True
+    ) == encode_latents.keys(folder, CUT, True)
     for part, name in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
         other = tmp_path / part
         shutil.copytree(model, other)
         file = other / part / f"{name}.safetensors"
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        ours, theirs = encode_latents.keys(folder, CUT, True), encode_latents.keys(open_folder(other), CUT, True)
+        ours, theirs = (
+            encode_latents.keys(folder, CUT, True),
+            encode_latents.keys(open_folder(other), CUT, True),
+        )
         assert ours[0] != theirs[0] and (ours[1] == theirs[1]) == (part == "text_encoder")
         with pytest.raises(UserError, match="is not there; run prepare with --cache-for"):
             open_cache(data, theirs[:1], "train")
@@ -86,6 +136,13 @@ def test_a_cache_that_is_not_finished_is_not_read(cached, tmp_path):
     (copy / "cache" / keys[0] / "dataset_info.json").unlink()
     with pytest.raises(UserError, match="is not finished"):
         open_cache(copy, keys, "train")
-    prepare.run(prepare.PrepareArgs(data=str(copy), cache_for=str(model), size=16, frames=2, cache_text=False))
-    assert np.array_equal(open_cache(copy, keys, "train").row(0, 0)["source_mean"], open_cache(data, keys, "train").row(0, 0)["source_mean"])
+    prepare.run(
+        prepare.PrepareArgs(
+            data=str(copy), cache_for=str(model), size=16, frames=2, cache_text=False
+        )
+    )
+    assert np.array_equal(
+        open_cache(copy, keys, "train").row(0, 0)["source_mean"],
+        open_cache(data, keys, "train").row(0, 0)["source_mean"],
+    )
     assert jnp.isfinite(open_cache(copy, keys, "train").row(0, 0)["source_std"]).all()

@@ -51,11 +51,25 @@ class Fake:
             raise ZeroDivisionError(f"record {index}")
         if index in self.damaged:
             raise UserError(f"record {index} is torn")
-        clip = np.zeros((1 if index in self.short else self.frames, self.side, self.side, 3), np.uint8)
+        clip = np.zeros(
+            (1 if index in self.short else self.frames, self.side, self.side, 3), np.uint8
+        )
         clip[..., 0], clip[..., 1] = index % 256, index // 256 % 256
         clip[..., 2] = (self.mark * 16 + np.arange(len(clip)))[:, None, None]
         edited = clip[:, :, : -1 if index in self.odd else None]
-        return Triplet(str(index), clip, edited, self.instruction, "a source", "an edited one", "style", 8.0, None, "CC0-1.0", "made up")
+        return Triplet(
+            str(index),
+            clip,
+            edited,
+            self.instruction,
+            "a source",
+            "an edited one",
+            "style",
+            8.0,
+            None,
+            "CC0-1.0",
+            "made up",
+        )
 
 
 def tokenize(text):
@@ -66,7 +80,11 @@ def tokenize(text):
 def opened(monkeypatch):
     """Registers fakes under names; "shapes" stays what it is."""
     fakes, real = {}, loader.open_source
-    monkeypatch.setattr(loader, "open_source", lambda name, *rest: fakes[name] if name in fakes else real(name, *rest))
+    monkeypatch.setattr(
+        loader,
+        "open_source",
+        lambda name, *rest: fakes[name] if name in fakes else real(name, *rest),
+    )
     return fakes
 
 
@@ -101,10 +119,15 @@ def assert_same(one, other):
 
 def test_the_three_views(opened):
     config = dataclasses.replace(SMALL, size=16, frames=3)
-    (edit,), (caption,), (pixels,) = (batches(1, config, "shapes", view=view) for view in loader.VIEWS)
+    (edit,), (caption,), (pixels,) = (
+        batches(1, config, "shapes", view=view) for view in loader.VIEWS
+    )
     assert {name: (value.shape, value.dtype.name) for name, value in edit.items()} == {
-        "source": ((8, 3, 16, 16, 3), "uint8"), "edited": ((8, 3, 16, 16, 3), "uint8"), "tokens": ((8, 4), "int32"), "serial": ((8,), "uint32"),
-    }  # fmt: skip
+        "source": ((8, 3, 16, 16, 3), "uint8"),
+        "edited": ((8, 3, 16, 16, 3), "uint8"),
+        "tokens": ((8, 4), "int32"),
+        "serial": ((8,), "uint32"),
+    }
     assert caption.keys() == {"clip", "tokens", "serial"} and pixels.keys() == {"clip", "serial"}
     truth = [shapes.triplet(shapes.sample_spec(0, i, size=16, frames=3)) for i in range(8)]
     np.testing.assert_array_equal(edit["source"], [each.source for each in truth])
@@ -116,9 +139,14 @@ def test_the_three_views(opened):
 def test_a_caption_is_that_of_its_clip_and_both_sides_come(opened):
     sides = Counter()
     for batch in batches(5, SMALL, "shapes", view="caption"):
-        for serial, clip, tokens in zip(batch["serial"], batch["clip"], batch["tokens"], strict=True):
+        for serial, clip, tokens in zip(
+            batch["serial"], batch["clip"], batch["tokens"], strict=True
+        ):
             truth = shapes.triplet(shapes.sample_spec(0, int(serial), size=8, frames=2))
-            for side, shown, text in (("source", truth.source, truth.source_caption), ("edited", truth.edited, truth.edited_caption)):
+            for side, shown, text in (
+                ("source", truth.source, truth.source_caption),
+                ("edited", truth.edited, truth.edited_caption),
+            ):
                 if np.array_equal(clip, shown):
                     np.testing.assert_array_equal(tokens, tokenize(text))
                     sides[side] += 1
@@ -133,7 +161,9 @@ def test_kinds_and_split_reach_the_shapes_world(opened):
 
 
 def test_sentences_reach_the_shapes_world(opened):
-    (batch,) = batches(1, dataclasses.replace(SMALL, kinds=("remove",), phrasings=(2,)), "shapes", view="edit")
+    (batch,) = batches(
+        1, dataclasses.replace(SMALL, kinds=("remove",), phrasings=(2,)), "shapes", view="edit"
+    )
     assert {tuple(row) for row in batch["tokens"]} == {tuple(tokenize("take away the star"))}
 
 
@@ -165,7 +195,9 @@ def test_processes_share_the_same_examples(opened, processes):
     opened["a"] = Fake(30)
     config = dataclasses.replace(SMALL, images=0.3, flip=0.5)
     whole = batches(6, config, "a", "shapes", view="edit")
-    shards = [grain.sharding.ShardOptions(i, processes, drop_remainder=True) for i in range(processes)]
+    shards = [
+        grain.sharding.ShardOptions(i, processes, drop_remainder=True) for i in range(processes)
+    ]
     shares = [batches(6, config, "a", "shapes", view="edit", shard=shard) for shard in shards]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert all(len(part["serial"]) == 8 // processes for part in parts)
@@ -191,12 +223,21 @@ def test_seeds_and_streams_have_orders_of_their_own(opened):
     """The clips and the images of a dataset too: else the second stream would show what the first one has just shown."""
     opened["a"] = Fake(40)
     config = dataclasses.replace(SMALL, batch=40, images=0.5)
-    epochs = [(batch["clip"].shape[1], *records(batch)) for seed in range(3) for batch in batches(6, config, "a", seed=seed)]
-    assert {epoch[0] for epoch in epochs} == {1, 2} and len({epoch[1:] for epoch in epochs}) == len(epochs)
+    epochs = [
+        (batch["clip"].shape[1], *records(batch))
+        for seed in range(3)
+        for batch in batches(6, config, "a", seed=seed)
+    ]
+    assert {epoch[0] for epoch in epochs} == {1, 2} and len({epoch[1:] for epoch in epochs}) == len(
+        epochs
+    )
 
 
 def test_the_start_does_not_grow_with_the_dataset(opened):
-    opened |= {"small": Fake(10**2), "large": Fake(4 * 10**9)}  # a list of the latter's numbers would take a minute, and 32 GB
+    opened |= {
+        "small": Fake(10**2),
+        "large": Fake(4 * 10**9),
+    }  # a list of the latter's numbers would take a minute, and 32 GB
     spent = {}
     for name in ("small", "large", "small", "large"):
         began = time.perf_counter()
@@ -227,17 +268,29 @@ def test_shares_of_a_mixture(opened):
             assert batch["serial"].tolist() == [before[name], before[name] + 1]
             before = state["streams"]
             counts[name] += 1
-    for name, share in {"0/clips": 9 / 16, "0/images": 3 / 16, "1/clips": 3 / 16, "1/images": 1 / 16}.items():
+    for name, share in {
+        "0/clips": 9 / 16,
+        "0/images": 3 / 16,
+        "1/clips": 3 / 16,
+        "1/images": 1 / 16,
+    }.items():
         assert abs(counts[name] / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5, counts
 
 
 def test_a_schedule_is_the_same_from_any_origin():
     """Also across the blocks in which it is drawn."""
-    make_from = lambda origin, starts: Schedule(3, 4, np.array([0.7, 0.3]), np.array([0.2, 0.5]), origin, starts)  # noqa: E731
+    make_from = lambda origin, starts: Schedule(
+        3, 4, np.array([0.7, 0.3]), np.array([0.2, 0.5]), origin, starts
+    )  # noqa: E731
     whole = make_from(0, np.zeros(4, np.int64))
     for origin in (1, loader.BLOCK - 1, loader.BLOCK, 2 * loader.BLOCK + 5):
         later = make_from(origin, whole.positions(origin))
-        for step in (*range(origin, origin + 3), 3 * loader.BLOCK - 1, 3 * loader.BLOCK, 3 * loader.BLOCK + 9):
+        for step in (
+            *range(origin, origin + 3),
+            3 * loader.BLOCK - 1,
+            3 * loader.BLOCK,
+            3 * loader.BLOCK + 9,
+        ):
             assert later.take(step) == whole.take(step)
     assert whole.positions(3 * loader.BLOCK).sum() == 4 * 3 * loader.BLOCK
 
@@ -246,7 +299,10 @@ def test_image_pairs_feed_one_frame_batches_or_moving_clips(opened):
     opened["stills"] = Fake(40, frames=1, side=40)
     lengths = [batch["clip"].shape[1] for batch in batches(20, SMALL, "stills")]
     assert set(lengths) == {1}
-    lengths = Counter(batch["clip"].shape[1] for batch in batches(300, dataclasses.replace(SMALL, batch=1, pan=0.4), "stills"))
+    lengths = Counter(
+        batch["clip"].shape[1]
+        for batch in batches(300, dataclasses.replace(SMALL, batch=1, pan=0.4), "stills")
+    )
     assert set(lengths) == {1, 2} and abs(lengths[2] / 300 - 0.4) < 4 * (0.24 / 300) ** 0.5
 
 
@@ -256,7 +312,9 @@ def test_one_frame_of_training_takes_any_dataset(opened):
         steps = take(source, 8)
     assert {batch["clip"].shape for batch, _ in steps} == {(8, 1, 8, 8, 3)}
     read = steps[-1][1]["streams"]
-    assert read["0/clips"] == read["1/clips"] == 0 and read["0/images"] + read["1/images"] == 64  # one order, not two that show all twice
+    assert (
+        read["0/clips"] == read["1/clips"] == 0 and read["0/images"] + read["1/images"] == 64
+    )  # one order, not two that show all twice
 
 
 # Damaged records
@@ -267,35 +325,52 @@ def test_damaged_records_are_named_and_substituted(opened, caplog, workers):
     """By the next one that is whole; all of them are named once, the rest of the batch stays, and each epoch names the same."""
     opened["a"] = Fake(24, damaged=(5, 6), short=(11,), odd=(23,))
     opened["whole"] = Fake(24)
-    with caplog.at_level(logging.WARNING), make(dataclasses.replace(SMALL, workers=workers), "a", view="edit") as source:
+    with (
+        caplog.at_level(logging.WARNING),
+        make(dataclasses.replace(SMALL, workers=workers), "a", view="edit") as source,
+    ):
         found = [batch for batch, _ in take(source, 6)]  # 2 epochs
         assert set(source.bad) == {"a[5]", "a[6]", "a[11]", "a[23]"}
-        assert "record 5 is torn" in source.bad["a[5]"] and "has 1 frames, fewer than the 2" in source.bad["a[11]"]
+        assert (
+            "record 5 is torn" in source.bad["a[5]"]
+            and "has 1 frames, fewer than the 2" in source.bad["a[11]"]
+        )
         assert "differ in shape" in source.bad["a[23]"]
     assert sum("cannot be used" in line for line in caplog.messages) == 4
     substitutes = {5: 7, 6: 7, 11: 12, 23: 0}
     for batch, whole in zip(found, batches(6, SMALL, "whole", view="edit"), strict=True):
         assert batch.keys() == whole.keys()
-        assert records(batch, "source") == [substitutes.get(number, number) for number in records(whole, "source")]
+        assert records(batch, "source") == [
+            substitutes.get(number, number) for number in records(whole, "source")
+        ]
 
 
 def test_too_many_damaged_records_stop_the_run(opened):
     opened["a"] = Fake(400, damaged=tuple(range(1, 400, 2)))
     message = r"2\d damaged records, the limit is 20.*raise limit_bad"
-    with make(dataclasses.replace(SMALL, limit_bad=20), "a") as source, pytest.raises(UserError, match=message):
+    with (
+        make(dataclasses.replace(SMALL, limit_bad=20), "a") as source,
+        pytest.raises(UserError, match=message),
+    ):
         take(source, 40)
 
 
 def test_nothing_whole_within_reach_is_an_error(opened):
     opened["a"] = Fake(400, damaged=tuple(range(1, 400)))
-    with make(SMALL, "a") as source, pytest.raises(UserError, match=r"a\[\d+\] and the 15 records after it"):
+    with (
+        make(SMALL, "a") as source,
+        pytest.raises(UserError, match=r"a\[\d+\] and the 15 records after it"),
+    ):
         take(source, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_fault_of_the_program_is_no_damaged_record(opened, workers):
     opened["a"] = Fake(20, broken=(9,))
-    with make(dataclasses.replace(SMALL, workers=workers), "a") as source, pytest.raises(ZeroDivisionError, match="record 9"):
+    with (
+        make(dataclasses.replace(SMALL, workers=workers), "a") as source,
+        pytest.raises(ZeroDivisionError, match="record 9"),
+    ):
         take(source, 4)
 
 
@@ -308,22 +383,34 @@ def on_disk(folder, count, damaged):
 
     def make(indices):
         for index in indices:
-            record = dataset.to_record(shapes.triplet(shapes.sample_spec(1, index, size=16, frames=3)), "npy")
+            record = dataset.to_record(
+                shapes.triplet(shapes.sample_spec(1, index, size=16, frames=3)), "npy"
+            )
             yield record | {"edited": b"torn"} if index == damaged else record
 
-    outcomes = shards.write_shards(folder, shards.plan("triplets", {"train": range(count)}, 5), dataset.features(), make)
+    outcomes = shards.write_shards(
+        folder, shards.plan("triplets", {"train": range(count)}, 5), dataset.features(), make
+    )
     shards.describe(folder, dataset.features(), outcomes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_prepared_dataset(tmp_path, workers):
     on_disk(tmp_path, 12, damaged=4)
-    with make(LoaderConfig(batch=12, frames=3, size=16, workers=workers), str(tmp_path), view="edit") as source:
+    with make(
+        LoaderConfig(batch=12, frames=3, size=16, workers=workers), str(tmp_path), view="edit"
+    ) as source:
         batch, _ = next(source)
         assert set(source.bad) == {f"{tmp_path}[4]"} and "edited" in source.bad[f"{tmp_path}[4]"]
     truth = [shapes.triplet(shapes.sample_spec(1, index, size=16, frames=3)) for index in range(12)]
-    found = Counter((source.tobytes(), edited.tobytes()) for source, edited in zip(batch["source"], batch["edited"], strict=True))
-    assert found == Counter((each.source.tobytes(), each.edited.tobytes()) for each in (*truth[:4], truth[5], *truth[5:]))
+    found = Counter(
+        (source.tobytes(), edited.tobytes())
+        for source, edited in zip(batch["source"], batch["edited"], strict=True)
+    )
+    assert found == Counter(
+        (each.source.tobytes(), each.edited.tobytes())
+        for each in (*truth[:4], truth[5], *truth[5:])
+    )
 
 
 # Cuts
@@ -348,7 +435,11 @@ def gradient(frames, height, width):
 
 
 def cut(clip, index, size=16, frames=4, stride=1, crop=1.0, flip=0.0):
-    return augment.apply(clip, augment.draw(np.random.default_rng(index), clip.shape, frames, stride, crop, flip), size)
+    return augment.apply(
+        clip,
+        augment.draw(np.random.default_rng(index), clip.shape, frames, stride, crop, flip),
+        size,
+    )
 
 
 def test_what_fits_is_not_touched():
@@ -369,7 +460,11 @@ def test_crops_keep_their_least_share_and_rest():
         spans.append(across * 8 / 7)
         corners.append((out[0, 4, 0, 0], out[0, 0, 4, 1]))
     assert 28 <= min(spans) < 33 and 57 < max(spans) <= 62
-    assert min(x for x, _ in corners) < 8 and max(x for x, _ in corners) > 55 and max(y for _, y in corners) > 22
+    assert (
+        min(x for x, _ in corners) < 8
+        and max(x for x, _ in corners) > 55
+        and max(y for _, y in corners) > 22
+    )
 
 
 def test_a_travelling_window_goes_evenly_and_by_fractions():
@@ -381,10 +476,16 @@ def test_a_travelling_window_goes_evenly_and_by_fractions():
         np.testing.assert_allclose(steps, np.broadcast_to(steps[:1], steps.shape), atol=1e-9)
         side = draw.boxes[0, 2] - draw.boxes[0, 0]
         assert 0.6 * 128 <= side <= 0.85 * 128
-        assert draw.boxes.min() >= 0 and draw.boxes[:, 2].max() <= 200 and draw.boxes[:, 3].max() <= 128
+        assert (
+            draw.boxes.min() >= 0
+            and draw.boxes[:, 2].max() <= 200
+            and draw.boxes[:, 3].max() <= 128
+        )
         assert np.abs(draw.boxes[-1] - draw.boxes[0]).max() <= side / 2 + 1e-9
         out = augment.apply(image, draw, 64).astype(float)
-        np.testing.assert_allclose(out[:, 32, 20:44, 0].mean(1), draw.boxes[:, 0] + side / 2 - 0.5, atol=1)
+        np.testing.assert_allclose(
+            out[:, 32, 20:44, 0].mean(1), draw.boxes[:, 0] + side / 2 - 0.5, atol=1
+        )
         travelled.append(np.abs(steps[0, :2]).max() * 4)
     assert np.median(travelled) > 10
 
@@ -397,7 +498,9 @@ def test_the_smallest_pictures_can_travel(index):
 def test_a_mirrored_clip_never_belies_its_words(opened):
     sided = ["add a hat on the Left", "remove the rightmost cat", "the right-hand one"]
     free = ["a bright night", "keep it upright", "make it snow"]
-    assert all(augment.names_a_side(text) for text in sided) and not any(augment.names_a_side(text) for text in free)
+    assert all(augment.names_a_side(text) for text in sided) and not any(
+        augment.names_a_side(text) for text in free
+    )
     config = LoaderConfig(batch=200, frames=2, size=64, flip=1.0, threads=0)
     with make(config, "shapes", view="edit") as source:
         batch, _ = next(source)
@@ -418,11 +521,15 @@ def test_captions_forbid_mirroring_too(opened):
         def __getitem__(self, index):
             record = super().__getitem__(index)
             clip = gradient(4, 8, 8)
-            return dataclasses.replace(record, source=clip, edited=clip, edited_caption="a dog on the right")
+            return dataclasses.replace(
+                record, source=clip, edited=clip, edited_caption="a dog on the right"
+            )
 
     opened["a"] = Sided(20)
     (batch,) = batches(1, dataclasses.replace(SMALL, flip=1.0), "a")
-    np.testing.assert_array_equal(batch["clip"], np.broadcast_to(gradient(2, 8, 8), batch["clip"].shape))
+    np.testing.assert_array_equal(
+        batch["clip"], np.broadcast_to(gradient(2, 8, 8), batch["clip"].shape)
+    )
 
 
 def test_an_example_draws_apart_from_its_scene(opened, monkeypatch):
@@ -430,7 +537,9 @@ def test_an_example_draws_apart_from_its_scene(opened, monkeypatch):
     firsts, draw = {}, augment.draw
 
     def spy(rng, *rest):
-        firsts[threading.get_ident()] = copy.deepcopy(rng).random()  # by thread: one of an earlier test may still be at its last batch
+        firsts[threading.get_ident()] = copy.deepcopy(
+            rng
+        ).random()  # by thread: one of an earlier test may still be at its last batch
         return draw(rng, *rest)
 
     monkeypatch.setattr(augment, "draw", spy)
@@ -472,7 +581,11 @@ def test_reading_ahead_is_bounded(opened):
 
 
 def workers_of(process):
-    children = [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    children = [
+        child
+        for child in process.children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
@@ -487,7 +600,9 @@ def test_closing_ends_threads_and_workers(opened):
     next(forgotten)
     del forgotten
     gc.collect()
-    assert psutil.Process().num_threads() <= threads + 2  # multiprocessing's own feeder threads end a little later
+    assert (
+        psutil.Process().num_threads() <= threads + 2
+    )  # multiprocessing's own feeder threads end a little later
 
 
 FORGETFUL = """
@@ -504,7 +619,13 @@ if __name__ == "__main__":
 def test_a_program_that_forgets_to_close_ends_and_leaves_nothing(tmp_path):
     (tmp_path / "forgetful.py").write_text(FORGETFUL)
     environment = {"PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, tmp_path / "forgetful.py"], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "forgetful.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     children = [int(word) for word in done.stdout.split()]
     assert len(children) == 2 and not any(psutil.pid_exists(child) for child in children)
@@ -531,14 +652,22 @@ def test_memory_stays_flat(opened):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 0}, "frames 0 must be between 1"), ({"size": 20}, "size 20 must be a multiple of 8"), ({"batch": 0}, "batch 0"),
-        ({"images": 1.5}, "images 1.5"), ({"crop": 0.0}, "crop 0.0"), ({"flip": -0.1}, "flip -0.1"), ({"pan": float("nan")}, "pan nan"),
-        ({"stride": 0}, "stride 0"), ({"workers": -1}, "workers -1"), ({"kinds": ("colour", "melt")}, r"kinds \['melt'\] are not known"),
+        ({"frames": 0}, "frames 0 must be between 1"),
+        ({"size": 20}, "size 20 must be a multiple of 8"),
+        ({"batch": 0}, "batch 0"),
+        ({"images": 1.5}, "images 1.5"),
+        ({"crop": 0.0}, "crop 0.0"),
+        ({"flip": -0.1}, "flip -0.1"),
+        ({"pan": float("nan")}, "pan nan"),
+        ({"stride": 0}, "stride 0"),
+        ({"workers": -1}, "workers -1"),
+        ({"kinds": ("colour", "melt")}, r"kinds \['melt'\] are not known"),
         ({"phrasings": (4,)}, r"phrasings \(4,\): the kind 'shape' has the sentences 0 to 3"),
-        ({"weights": (1.0,)}, r"weights \(1.0,\) must be 2 positive numbers"), ({"weights": (1.0, 0.0)}, "must be 2 positive numbers"),
+        ({"weights": (1.0,)}, r"weights \(1.0,\) must be 2 positive numbers"),
+        ({"weights": (1.0, 0.0)}, "must be 2 positive numbers"),
         ({"weights": (1.0, -2.0)}, "must be 2 positive"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings(opened, change, message):
     opened["a"] = Fake(9)
     with pytest.raises(UserError, match=message):
@@ -553,7 +682,9 @@ def test_bad_arguments(opened, tmp_path):
         make(SMALL, "shapes", shard=grain.sharding.ShardOptions(0, 3, drop_remainder=True))
     with pytest.raises(UserError, match="split 'test' of the shapes world is none of train, eval"):
         make(SMALL, "shapes", split="test")
-    with pytest.raises(UserError, match="none of its first 9 records can be read; the last: record 8 is torn"):
+    with pytest.raises(
+        UserError, match="none of its first 9 records can be read; the last: record 8 is torn"
+    ):
         make(SMALL, "torn")
     with pytest.raises(UserError, match="no data is named"):
         make(SMALL)

@@ -27,14 +27,23 @@ RATES_OVER, ROBUST_OVER = 1000, 160  # clips
 @pytest.fixture(scope="module")
 def world():
     """(triplet, spec) pairs of every kind, the unseen one too, from both splits of both worlds."""
-    specs = [shapes.sample_spec(3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS, world=list(shapes.WORLDS)[i // 2 % 2]) for i in range(RATES_OVER)]
+    specs = [
+        shapes.sample_spec(
+            3, i, shapes.SPLITS[i % 2], shapes.ALL_KINDS, world=list(shapes.WORLDS)[i // 2 % 2]
+        )
+        for i in range(RATES_OVER)
+    ]
     return [(shapes.triplet(spec), spec) for spec in specs]
 
 
 def share_passing(world, spoil):
     """The share of the clips that pass once `spoil(triplet, spec)` made the edited one; where it returns None, none is counted."""
     clips = [(triplet, spec, spoil(triplet, spec)) for triplet, spec in world]
-    verdicts = [shapes.check(triplet.source, clip, spec).passed for triplet, spec, clip in clips if clip is not None]
+    verdicts = [
+        shapes.check(triplet.source, clip, spec).passed
+        for triplet, spec, clip in clips
+        if clip is not None
+    ]
     assert len(verdicts) >= 40
     return np.mean(verdicts)
 
@@ -84,7 +93,10 @@ def test_objects_stay_in_view_apart_and_moving():
     for i in range(150):
         spec = shapes.sample_spec(5, i, world="shapes-crowded")
         first, *others = spec.scene.objects
-        alone = [shapes.render(dataclasses.replace(spec.scene, objects=(each,), pan=(0.0, 0.0)), 64, 8) for each in spec.scene.objects]
+        alone = [
+            shapes.render(dataclasses.replace(spec.scene, objects=(each,), pan=(0.0, 0.0)), 64, 8)
+            for each in spec.scene.objects
+        ]
         empty = shapes.render(dataclasses.replace(spec.scene, objects=(), pan=(0.0, 0.0)), 64, 8)
         seen = [(clip != empty).any(-1) for clip in alone]
         for pixels in seen:
@@ -93,11 +105,18 @@ def test_objects_stay_in_view_apart_and_moving():
             assert (pixels[0] & pixels.all(0)).sum() < 0.7 * areas.max()
         assert len(seen) == 1 or not (seen[0] & seen[1]).any()
         assert all(first.shape != each.shape and first.colour != each.colour for each in others)
-        assert all(contrasts(each.colour, scene.background) for scene in (spec.scene, spec.edited) for each in scene.objects)
+        assert all(
+            contrasts(each.colour, scene.background)
+            for scene in (spec.scene, spec.edited)
+            for each in scene.objects
+        )
 
 
 def test_the_crowded_world_has_two_objects_or_one_and_uneven_backgrounds_that_pan_in_some_clips():
-    scenes = [shapes.sample_spec(3, i, kinds=("colour",), world="shapes-crowded").scene for i in range(200)]
+    scenes = [
+        shapes.sample_spec(3, i, kinds=("colour",), world="shapes-crowded").scene
+        for i in range(200)
+    ]
     assert 0.3 < np.mean([scene.pan != (0.0, 0.0) for scene in scenes]) < 0.7
     assert 0.3 < np.mean([len(scene.objects) == 2 for scene in scenes]) < 0.7
     assert np.ptp(shapes.render(dataclasses.replace(scenes[0], objects=()), 64, 1)[0, :, :, 0]) > 20
@@ -108,7 +127,12 @@ def test_the_plain_world_has_one_plain_object_but_for_removing_and_flat_backgrou
         spec = shapes.sample_spec(3, i)
         assert len(spec.scene.objects) == (2 if spec.edit.kind == "remove" else 1)
         assert {thing.texture for thing in spec.scene.objects} == {"plain"}
-        assert np.ptp(shapes.render(dataclasses.replace(spec.scene, objects=()), 64, 4), axis=(0, 1, 2)).max() == 0
+        assert (
+            np.ptp(
+                shapes.render(dataclasses.replace(spec.scene, objects=()), 64, 4), axis=(0, 1, 2)
+            ).max()
+            == 0
+        )
 
 
 # The splits
@@ -132,7 +156,10 @@ def test_a_tenth_of_all_combinations_is_held_out():
                 thing = dataclasses.replace(base.scene.objects[0], shape=shape, colour=colour)
                 scene = dataclasses.replace(base.scene, objects=(thing,), background=background)
                 for kind in shapes.ALL_KINDS:
-                    edits = (dataclasses.replace(base.edit, kind=kind, target=0, phrasing=i) for i in range(len(PHRASINGS[kind])))
+                    edits = (
+                        dataclasses.replace(base.edit, kind=kind, target=0, phrasing=i)
+                        for i in range(len(PHRASINGS[kind]))
+                    )
                     held += [shapes.held_out(scene, edit) for edit in edits]
     assert np.mean(held) == pytest.approx(0.1, abs=0.01)
 
@@ -155,7 +182,13 @@ def test_the_unseen_style_is_drawn_only_when_asked_for():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"world": "cars"}, "cars"), ({"split": "test"}, "split"), ({"kinds": ("melt",)}, "melt"), ({"size": 60}, "multiple of 8"), ({"frames": 0}, "frames")],
+    [
+        ({"world": "cars"}, "cars"),
+        ({"split": "test"}, "split"),
+        ({"kinds": ("melt",)}, "melt"),
+        ({"size": 60}, "multiple of 8"),
+        ({"frames": 0}, "frames"),
+    ],
 )
 def test_errors_name_the_value(wrong, message):
     with pytest.raises(UserError, match=message):
@@ -176,10 +209,18 @@ def test_every_kind_has_four_phrasings_and_all_are_used(world):
 def test_instructions_are_drawn_from_the_sentences_that_are_named():
     for split in shapes.SPLITS:
         specs = [shapes.sample_spec(6, i, split, phrasings=(3, 4)) for i in range(200)]
-        assert {spec.edit.phrasing for spec in specs} == {3, 4} and {shapes.held_out(spec.scene, spec.edit) for spec in specs} == {split == "eval"}
-        assert {spec.edit.phrasing for spec in specs if spec.edit.kind == "shape"} == {3}, "it has no fifth"
-    assert [shapes.sample_spec(6, i, phrasings=tuple(range(5))) for i in range(50)] == [shapes.sample_spec(6, i) for i in range(50)]
-    with pytest.raises(UserError, match=r"phrasings \(4,\): the kind 'shape' has the sentences 0 to 3"):
+        assert {spec.edit.phrasing for spec in specs} == {3, 4} and {
+            shapes.held_out(spec.scene, spec.edit) for spec in specs
+        } == {split == "eval"}
+        assert {spec.edit.phrasing for spec in specs if spec.edit.kind == "shape"} == {3}, (
+            "it has no fifth"
+        )
+    assert [shapes.sample_spec(6, i, phrasings=tuple(range(5))) for i in range(50)] == [
+        shapes.sample_spec(6, i) for i in range(50)
+    ]
+    with pytest.raises(
+        UserError, match=r"phrasings \(4,\): the kind 'shape' has the sentences 0 to 3"
+    ):
         shapes.sample_spec(6, 0, kinds=("shape",), phrasings=(4,))
 
 
@@ -188,12 +229,18 @@ def test_an_edit_is_found_by_what_it_makes_of_the_scene(world):
     for _, spec in world:
         edit = shapes.edit_towards(spec.scene, shapes.caption(spec.edited))
         found[spec.edit.kind].append(edit is not None and apply(spec.scene, edit) == spec.edited)
-    assert all(all(found[kind]) == (kind not in ("add", "remove", "identity")) for kind in found), found
+    assert all(all(found[kind]) == (kind not in ("add", "remove", "identity")) for kind in found), (
+        found
+    )
     assert shapes.edit_towards(world[0][1].scene, "a red dog in the snow") is None
 
 
 def test_the_words_are_few_and_all_filled_in(world):
-    sentences = [text for triplet, _ in world for text in (triplet.instruction, triplet.source_caption, triplet.edited_caption)]
+    sentences = [
+        text
+        for triplet, _ in world
+        for text in (triplet.instruction, triplet.source_caption, triplet.edited_caption)
+    ]
     words = {word for text in sentences for word in text.replace(",", "").split()}
     assert all(word.isalpha() and word.islower() and word != "None" for word in words)
     assert len(words) < 100
@@ -201,16 +248,28 @@ def test_the_words_are_few_and_all_filled_in(world):
 
 def test_captions_say_what_the_clips_show():
     spec = shapes.sample_spec(0, 0, kinds=("remove",))
-    red = dataclasses.replace(spec.scene.objects[0], shape="circle", colour="red", size="medium", texture="plain")
-    blue = dataclasses.replace(spec.scene.objects[1], shape="square", colour="blue", size="large", texture="striped")
+    red = dataclasses.replace(
+        spec.scene.objects[0], shape="circle", colour="red", size="medium", texture="plain"
+    )
+    blue = dataclasses.replace(
+        spec.scene.objects[1], shape="square", colour="blue", size="large", texture="striped"
+    )
     scene = dataclasses.replace(spec.scene, objects=(red, blue), background="white")
     edit = dataclasses.replace(spec.edit, kind="colour", target=0, value="green", phrasing=1)
     triplet = shapes.triplet(shapes.Spec(scene, edit))
-    assert triplet.source_caption == "a red circle and a large striped blue square on a white background"
-    assert triplet.edited_caption == "a green circle and a large striped blue square on a white background"
+    assert (
+        triplet.source_caption
+        == "a red circle and a large striped blue square on a white background"
+    )
+    assert (
+        triplet.edited_caption
+        == "a green circle and a large striped blue square on a white background"
+    )
     assert triplet.instruction == "make the red circle green"
     grey = dataclasses.replace(edit, kind="grey", value="", phrasing=0)
-    assert shapes.triplet(shapes.Spec(scene, grey)).edited_caption == triplet.source_caption + ", grey"
+    assert (
+        shapes.triplet(shapes.Spec(scene, grey)).edited_caption == triplet.source_caption + ", grey"
+    )
 
 
 # The checker's own error rates
@@ -221,7 +280,12 @@ def test_true_edits_pass(world):
 
 
 def test_the_untouched_source_fails(world):
-    assert share_passing(world, lambda triplet, spec: triplet.source if spec.edit.kind != "identity" else None) <= 0.01
+    assert (
+        share_passing(
+            world, lambda triplet, spec: triplet.source if spec.edit.kind != "identity" else None
+        )
+        <= 0.01
+    )
 
 
 def test_another_instructions_true_edit_fails(world):
@@ -232,9 +296,13 @@ def test_another_instructions_true_edit_fails(world):
 def another_edit(rng, spec):
     """The same source with a different outcome, half of the time by an edit of the same kind where that has others to choose from."""
     fitting = [kind for kind in shapes.ALL_KINDS if kind not in ("add", "remove", "size")]
-    fitting += ["remove"] * (len(spec.scene.objects) == 2) + [spec.edit.kind] * (len(fitting) if spec.edit.kind != "identity" else 0)
+    fitting += ["remove"] * (len(spec.scene.objects) == 2) + [spec.edit.kind] * (
+        len(fitting) if spec.edit.kind != "identity" else 0
+    )
     while True:
-        scene = apply(spec.scene, shapes.sample_edit(rng, spec.scene, fitting[rng.integers(len(fitting))]))
+        scene = apply(
+            spec.scene, shapes.sample_edit(rng, spec.scene, fitting[rng.integers(len(fitting))])
+        )
         if scene != spec.edited:
             return shapes.render(scene, spec.size, spec.frames)
 
@@ -275,7 +343,9 @@ def paler(clip):
     return (clip * 0.9 + 12).astype(np.uint8)
 
 
-@pytest.mark.parametrize("degrade", [noisy, blurred, compressed, all_three, moved_by_a_pixel, paler])
+@pytest.mark.parametrize(
+    "degrade", [noisy, blurred, compressed, all_three, moved_by_a_pixel, paler]
+)
 def test_degraded_true_edits_pass(world, degrade):
     assert share_passing(world[:ROBUST_OVER], lambda triplet, spec: degrade(triplet.edited)) >= 0.97
 
@@ -297,7 +367,9 @@ def half_way(triplet, spec):
 
 @pytest.mark.parametrize("fail", [half_of_the_frames, only_one_frame_missing, half_way])
 def test_a_partial_edit_fails(world, fail):
-    changing = [(triplet, spec) for triplet, spec in world[:ROBUST_OVER] if spec.edit.kind != "identity"]
+    changing = [
+        (triplet, spec) for triplet, spec in world[:ROBUST_OVER] if spec.edit.kind != "identity"
+    ]
     assert share_passing(changing, fail) <= 0.01
 
 
@@ -313,7 +385,13 @@ def freeze(triplet, spec):
 
 
 def on_the_other_object(triplet, spec):
-    if len(spec.scene.objects) == 1 or spec.edit.kind not in ("colour", "shape", "size", "texture", "remove"):
+    if len(spec.scene.objects) == 1 or spec.edit.kind not in (
+        "colour",
+        "shape",
+        "size",
+        "texture",
+        "remove",
+    ):
         return None
     scene = apply(spec.scene, dataclasses.replace(spec.edit, target=1 - spec.edit.target))
     return shapes.render(scene, spec.size, spec.frames)
@@ -327,7 +405,11 @@ def background_too(triplet, spec):
     if spec.edited.style or spec.edit.kind == "background":
         return None
     names = [name for name in BACKGROUNDS if name != spec.scene.background]
-    return shapes.render(dataclasses.replace(spec.edited, background=names[len(triplet.instruction) % len(names)]), spec.size, spec.frames)
+    return shapes.render(
+        dataclasses.replace(spec.edited, background=names[len(triplet.instruction) % len(names)]),
+        spec.size,
+        spec.frames,
+    )
 
 
 def test_a_recoloured_background_fails_as_not_preserved(world):
@@ -364,7 +446,12 @@ def test_the_checker_works_at_other_sizes(size):
     specs = [shapes.sample_spec(6, i, kinds=shapes.ALL_KINDS, size=size) for i in range(45)]
     other = [(shapes.triplet(spec), spec) for spec in specs]
     assert share_passing(other, lambda triplet, spec: noisy(triplet.edited)) >= 0.97
-    assert share_passing(other, lambda triplet, spec: triplet.source if spec.edit.kind != "identity" else None) <= 0.01
+    assert (
+        share_passing(
+            other, lambda triplet, spec: triplet.source if spec.edit.kind != "identity" else None
+        )
+        <= 0.01
+    )
 
 
 def test_clips_of_another_size_are_refused():

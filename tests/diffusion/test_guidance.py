@@ -17,10 +17,15 @@ def by_branches(text_scale, video_scale, rescale=0.0):
     table = {(False, False): E_00, (False, True): E_V0, (True, True): E_VT}
     plan = branches(text_scale, video_scale)
     predictions = np.stack([table[branch.text, branch.video] for branch in plan])
-    return np.asarray(combine(predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale)))
+    return np.asarray(
+        combine(predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale))
+    )
 
 
-@pytest.mark.parametrize(("scales", "count"), [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((2.0, 2.0), 2), ((1.0, 1.0), 1), ((0.0, 1.5), 3)])
+@pytest.mark.parametrize(
+    ("scales", "count"),
+    [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((2.0, 2.0), 2), ((1.0, 1.0), 1), ((0.0, 1.5), 3)],
+)
 def test_branches_of_weight_zero_are_dropped_and_nothing_else_changes(scales, count):
     assert len(branches(*scales)) == count
     np.testing.assert_allclose(by_branches(*scales), by_formula(*scales), atol=2e-5)

@@ -17,7 +17,11 @@ CLEAN, NOISE = RNG.standard_normal((2, 1, 3, 4, 4, 4)).astype(np.float32)
 
 
 def schedule(prediction_type, **changes):
-    return NoiseSchedule.from_json(factory.SCHEDULER | dict(_class_name="DDIMScheduler", prediction_type=prediction_type) | changes)
+    return NoiseSchedule.from_json(
+        factory.SCHEDULER
+        | dict(_class_name="DDIMScheduler", prediction_type=prediction_type)
+        | changes
+    )
 
 
 def straight(made: NoiseSchedule):
@@ -25,7 +29,11 @@ def straight(made: NoiseSchedule):
 
     def denoise(params, x, t, cond, rngs=None):
         a = jnp.asarray(made.alphas_cumprod, jnp.float32)[t.astype(int)][:, None, None, None, None]
-        return NOISE + 0 * x if made.prediction_type == "epsilon" else jnp.sqrt(a) * NOISE - jnp.sqrt(1 - a) * CLEAN
+        return (
+            NOISE + 0 * x
+            if made.prediction_type == "epsilon"
+            else jnp.sqrt(a) * NOISE - jnp.sqrt(1 - a) * CLEAN
+        )
 
     return denoise
 
@@ -42,15 +50,28 @@ def test_a_perfect_net_is_followed_to_its_noise(steps):
 @pytest.mark.parametrize("steps", [10, 50])
 def test_steps_are_diffusers_inverse_schedulers(steps):
     """The same predictions, fixed beforehand, take the same way."""
-    theirs = DDIMInverseScheduler(**factory.SCHEDULER | dict(steps_offset=0), timestep_spacing="leading")
+    theirs = DDIMInverseScheduler(
+        **factory.SCHEDULER | dict(steps_offset=0), timestep_spacing="leading"
+    )
     theirs.set_timesteps(steps)
     x = y = CLEAN[0]
     predictions = RNG.standard_normal((steps, *x.shape)).astype(np.float32)
     mine = rises(schedule("epsilon", steps_offset=0), steps)
     assert [int(step.t) for step in mine] == theirs.timesteps.tolist()
     for i, t in enumerate(theirs.timesteps):
-        x = np.asarray(rise(lambda *a, i=i: jnp.asarray(predictions[i])[None], "epsilon", None, x[None], jnp.zeros((1, 1, 1)), mine[i])[0])
-        y = theirs.step(torch.from_numpy(predictions[i]), t, torch.from_numpy(y)).prev_sample.numpy()
+        x = np.asarray(
+            rise(
+                lambda *a, i=i: jnp.asarray(predictions[i])[None],
+                "epsilon",
+                None,
+                x[None],
+                jnp.zeros((1, 1, 1)),
+                mine[i],
+            )[0]
+        )
+        y = theirs.step(
+            torch.from_numpy(predictions[i]), t, torch.from_numpy(y)
+        ).prev_sample.numpy()
         np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
 
 
@@ -58,7 +79,12 @@ def test_steps_are_diffusers_inverse_schedulers(steps):
 def test_there_and_back(prediction_type):
     """A net that depends on x smoothly: with many steps inversion and sampling undo each other, zero terminal signal included."""
     zero = prediction_type == "v_prediction"
-    made = schedule(prediction_type, set_alpha_to_one=True, timestep_spacing="trailing", rescale_betas_zero_snr=zero)
+    made = schedule(
+        prediction_type,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=zero,
+    )
 
     def denoise(params, x, t, cond, rngs=None):
         return 0.5 * jnp.tanh(x) + 0.1 * jnp.cos(t / 300)[:, None, None, None, None]
@@ -68,7 +94,9 @@ def test_there_and_back(prediction_type):
         *_, noise = Inversion(denoise, made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
         x = noise[None]
         for step in step_rows(sampler("ddim", made, steps)):
-            x0 = predicted_x0(x, denoise(None, x, jnp.broadcast_to(step.t, (1,)), None), step, prediction_type)
+            x0 = predicted_x0(
+                x, denoise(None, x, jnp.broadcast_to(step.t, (1,)), None), step, prediction_type
+            )
             x = update(x, x0, x0, 0.0, step)
         errors.append(float(np.abs(np.asarray(x[0]) - CLEAN[0]).max()))
     assert errors[1] < 0.25 * errors[0] and errors[1] < 0.05, errors

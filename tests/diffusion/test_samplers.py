@@ -53,22 +53,35 @@ def theirs(scheduler, steps, monkeypatch, eta=0.0):
     x, path = torch.from_numpy(NOISE[-1]) * scheduler.init_noise_sigma, []
     for t in scheduler.timesteps:
         out = torch.from_numpy(net(scheduler.scale_model_input(x, t).numpy(), t))
-        x = scheduler.step(out, t, x, **({"eta": eta} if isinstance(scheduler, DDIMScheduler) else {})).prev_sample.float()
-        sigma = float(scheduler.sigmas[scheduler.step_index]) if isinstance(scheduler, EulerAncestralDiscreteScheduler) else 0.0
+        x = scheduler.step(
+            out, t, x, **({"eta": eta} if isinstance(scheduler, DDIMScheduler) else {})
+        ).prev_sample.float()
+        sigma = (
+            float(scheduler.sigmas[scheduler.step_index])
+            if isinstance(scheduler, EulerAncestralDiscreteScheduler)
+            else 0.0
+        )
         path.append(x.numpy() / np.sqrt(1 + sigma**2))
     return path
 
 
 def compare(name, scheduler, steps, monkeypatch, eta=0.0):
     schedule = NoiseSchedule.from_json(dict(scheduler.config))
-    reference, (path, table) = theirs(scheduler, steps, monkeypatch, eta), ours(name, schedule, steps, eta)
+    reference, (path, table) = (
+        theirs(scheduler, steps, monkeypatch, eta),
+        ours(name, schedule, steps, eta),
+    )
     np.testing.assert_allclose(table.steps.t, scheduler.timesteps, atol=1e-3)
     assert len(path) == len(reference) == steps
     for i, (a, b) in enumerate(zip(path, reference, strict=True)):
         assert factory.relative(a, b) <= 2e-4, f"step {i}"
 
 
-SPACINGS = [dict(timestep_spacing="leading", steps_offset=1), dict(timestep_spacing="linspace"), dict(timestep_spacing="trailing")]
+SPACINGS = [
+    dict(timestep_spacing="leading", steps_offset=1),
+    dict(timestep_spacing="linspace"),
+    dict(timestep_spacing="trailing"),
+]
 FAMILIES = [dict(prediction_type="epsilon"), dict(prediction_type="v_prediction")]
 
 
@@ -76,13 +89,24 @@ FAMILIES = [dict(prediction_type="epsilon"), dict(prediction_type="v_prediction"
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f["prediction_type"])
 @pytest.mark.parametrize(("steps", "eta"), [(20, 0.0), (7, 0.0), (10, 0.6)])
 def test_ddim(spacing, family, steps, eta, monkeypatch):
-    compare("ddim", DDIMScheduler(**SD, **spacing, **family, clip_sample=False, set_alpha_to_one=steps == 7), steps, monkeypatch, eta)
+    compare(
+        "ddim",
+        DDIMScheduler(**SD, **spacing, **family, clip_sample=False, set_alpha_to_one=steps == 7),
+        steps,
+        monkeypatch,
+        eta,
+    )
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f["prediction_type"])
 def test_euler_ancestral(spacing, family, monkeypatch):
-    compare("euler_ancestral", EulerAncestralDiscreteScheduler(**SD, **spacing, **family), 12, monkeypatch)
+    compare(
+        "euler_ancestral",
+        EulerAncestralDiscreteScheduler(**SD, **spacing, **family),
+        12,
+        monkeypatch,
+    )
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
@@ -93,16 +117,32 @@ def test_dpm_solver(spacing, family, steps, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "cls"), [("ddim", DDIMScheduler), ("euler_ancestral", EulerAncestralDiscreteScheduler), ("dpm++", DPMSolverMultistepScheduler)]
+    ("name", "cls"),
+    [
+        ("ddim", DDIMScheduler),
+        ("euler_ancestral", EulerAncestralDiscreteScheduler),
+        ("dpm++", DPMSolverMultistepScheduler),
+    ],
 )
 def test_zero_terminal_snr(name, cls, monkeypatch):
     extra = dict(clip_sample=False) if cls is DDIMScheduler else {}
-    scheduler = cls(**SD, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", **extra)
+    scheduler = cls(
+        **SD,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        **extra,
+    )
     compare(name, scheduler, 10, monkeypatch)
 
 
 def test_linear_betas(monkeypatch):
-    compare("ddim", DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False), 10, monkeypatch)
+    compare(
+        "ddim",
+        DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False),
+        10,
+        monkeypatch,
+    )
 
 
 def test_spacing_that_a_folder_leaves_open_is_the_samplers_own():
@@ -123,7 +163,10 @@ def test_a_perfect_net_is_followed_to_the_clean_latents():
 
 def test_noise_of_a_frame_does_not_depend_on_its_window():
     key = jax.random.key(3)
-    whole, part = frame_noise(key, np.arange(10), (4, 4, 2)), frame_noise(key, np.arange(6, 10), (4, 4, 2))
+    whole, part = (
+        frame_noise(key, np.arange(10), (4, 4, 2)),
+        frame_noise(key, np.arange(6, 10), (4, 4, 2)),
+    )
     np.testing.assert_array_equal(whole[6:], part)
     assert len(np.unique(np.asarray(whole)[:, 0, 0, 0])) == 10
 
@@ -133,17 +176,31 @@ def test_frames_share_as_much_of_their_noise_as_they_are_told(shared):
     """In JAX and in the PyTorch that is shipped with exported weights."""
     key, shape = jax.random.key(3), (64, 64, 4)
     ours = np.asarray(frame_noise(key, np.arange(4), shape, shared))
-    theirs = unit_noise((1, 4, 4, 64, 64), shared, torch.Generator().manual_seed(0))[0].numpy().swapaxes(0, 1)
+    theirs = (
+        unit_noise((1, 4, 4, 64, 64), shared, torch.Generator().manual_seed(0))[0]
+        .numpy()
+        .swapaxes(0, 1)
+    )
     for noise in (ours, theirs):
-        np.testing.assert_allclose(np.cov(noise.reshape(4, -1)), shared + (1 - shared) * np.eye(4), atol=0.03)
-    np.testing.assert_allclose(frame_noise(key, np.arange(2, 4), shape, shared), ours[2:], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.cov(noise.reshape(4, -1)), shared + (1 - shared) * np.eye(4), atol=0.03
+        )
+    np.testing.assert_allclose(
+        frame_noise(key, np.arange(2, 4), shape, shared), ours[2:], rtol=1e-5, atol=1e-6
+    )
     if not shared:
         np.testing.assert_array_equal(ours, frame_noise(key, np.arange(4), shape))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("ddpm", 10, 0.0), "ddpm"), (("ddim", 0, 0.0), "steps=0"), (("ddim", 1001, 0.0), "steps=1001"), (("dpm++", 10, 0.5), "eta=0.5"), (("ddim", 10, 2.0), "eta=2.0")],
+    [
+        (("ddpm", 10, 0.0), "ddpm"),
+        (("ddim", 0, 0.0), "steps=0"),
+        (("ddim", 1001, 0.0), "steps=1001"),
+        (("dpm++", 10, 0.5), "eta=0.5"),
+        (("ddim", 10, 2.0), "eta=2.0"),
+    ],
 )
 def test_values_out_of_range_are_named(arguments, message):
     name, steps, eta = arguments
@@ -153,7 +210,13 @@ def test_values_out_of_range_are_named(arguments, message):
 
 @pytest.mark.parametrize(
     "config",
-    [dict(clip_sample=True), dict(beta_schedule="squaredcos_cap_v2"), dict(prediction_type="sample"), dict(rescale_betas_zero_snr=True), dict(timestep_spacing="odd")],
+    [
+        dict(clip_sample=True),
+        dict(beta_schedule="squaredcos_cap_v2"),
+        dict(prediction_type="sample"),
+        dict(rescale_betas_zero_snr=True),
+        dict(timestep_spacing="odd"),
+    ],
 )
 def test_schedules_that_are_not_computed_are_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):

@@ -28,7 +28,9 @@ def gaussian(mean, covariance) -> Moments:
 def test_identical_sets_have_no_distance():
     rows = np.random.default_rng(0).normal(size=(50, 8))
     assert frechet(moments(rows), moments(rows)) == pytest.approx(0, abs=1e-9)
-    assert kernel_distance(rows, rows)[0] < 0 == kernel_distance(rows, rows)[1]  # unbiased: pairs of a row with itself do not count on one side alone
+    assert (
+        kernel_distance(rows, rows)[0] < 0 == kernel_distance(rows, rows)[1]
+    )  # unbiased: pairs of a row with itself do not count on one side alone
 
 
 def test_shifted_gaussians_in_closed_form():
@@ -36,7 +38,10 @@ def test_shifted_gaussians_in_closed_form():
     rng = np.random.default_rng(0)
     a, b, shift = rng.uniform(0.1, 4, 6), rng.uniform(0.1, 4, 6), rng.normal(size=6)
     turn = linalg.qr(rng.normal(size=(6, 6)))[0]
-    found = frechet(gaussian(np.zeros(6), turn @ np.diag(a) @ turn.T), gaussian(turn @ shift, turn @ np.diag(b) @ turn.T))
+    found = frechet(
+        gaussian(np.zeros(6), turn @ np.diag(a) @ turn.T),
+        gaussian(turn @ shift, turn @ np.diag(b) @ turn.T),
+    )
     assert found == pytest.approx((shift**2).sum() + ((a**0.5 - b**0.5) ** 2).sum(), rel=1e-10)
 
 
@@ -44,13 +49,17 @@ def test_gaussians_of_any_covariance_equal_the_matrix_root():
     rng = np.random.default_rng(1)
     A, B = (each @ each.T for each in rng.normal(size=(2, 5, 5)))
     wanted = np.trace(A + B - 2 * linalg.sqrtm(A @ B).real)
-    assert frechet(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B)) == pytest.approx(wanted, rel=1e-8)
+    assert frechet(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B)) == pytest.approx(
+        wanted, rel=1e-8
+    )
 
 
 def test_fewer_rows_than_dimensions_are_finite():
     rng = np.random.default_rng(2)
     assert 0 < frechet(moments(rng.normal(size=(5, 40))), moments(rng.normal(size=(7, 40)))) < 200
-    with pytest.raises(UserError, match="1 features have no covariance: at least 2 are needed, and more than 40"):
+    with pytest.raises(
+        UserError, match="1 features have no covariance: at least 2 are needed, and more than 40"
+    ):
         frechet(moments(rng.normal(size=(1, 40))), moments(rng.normal(size=(7, 40))))
 
 
@@ -76,8 +85,18 @@ def test_kernel_distance_is_the_sum_over_pairs():
     def kernel(x, y):
         return (x @ y / 3 + 1) ** 3
 
-    within = sum(kernel(rows[i], rows[j]) for rows in (a, b) for i, j in itertools.permutations(range(6), 2)) / 30
-    assert kernel_distance(a, b) == (pytest.approx(within - 2 * sum(kernel(x, y) for x in a for y in b) / 36), 0)
+    within = (
+        sum(
+            kernel(rows[i], rows[j])
+            for rows in (a, b)
+            for i, j in itertools.permutations(range(6), 2)
+        )
+        / 30
+    )
+    assert kernel_distance(a, b) == (
+        pytest.approx(within - 2 * sum(kernel(x, y) for x in a for y in b) / 36),
+        0,
+    )
 
 
 @pytest.mark.parametrize("most", [1000, 20])
@@ -93,15 +112,24 @@ def test_kernel_distance_is_the_published_estimator(most):
 
     for _ in range(100):
         x, y = (rows[drawn.choice(len(rows), m, replace=False)] for rows in (a, b))
-        found.append(((kernel(x, x) + kernel(y, y)) * ~np.eye(m, dtype=bool)).sum() / (m * (m - 1)) - 2 * kernel(x, y).mean())
-    assert kernel_distance(a, b, most=most)[0] == pytest.approx(np.mean(found), rel=1e-9) and np.mean(found) > 0.1
+        found.append(
+            ((kernel(x, x) + kernel(y, y)) * ~np.eye(m, dtype=bool)).sum() / (m * (m - 1))
+            - 2 * kernel(x, y).mean()
+        )
+    assert (
+        kernel_distance(a, b, most=most)[0] == pytest.approx(np.mean(found), rel=1e-9)
+        and np.mean(found) > 0.1
+    )
 
 
 def test_kernel_distance_of_shifted_gaussians_in_closed_form():
     """In one dimension the kernel compares moments: 3 (m1 - n1)^2 + 3 (m2 - n2)^2 + (m3 - n3)^2; a Gaussian's are m, m^2 + 1 and m^3 + 3 m."""
     rng, m = np.random.default_rng(5), 0.7
     wanted = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
-    found = [kernel_distance(rng.normal(size=(100, 1)), rng.normal(m, 1, size=(100, 1)))[0] for _ in range(400)]
+    found = [
+        kernel_distance(rng.normal(size=(100, 1)), rng.normal(m, 1, size=(100, 1)))[0]
+        for _ in range(400)
+    ]
     error = np.std(found) / 20
     assert abs(np.mean(found) - wanted) < 3 * error < 0.2 * wanted
 
@@ -111,7 +139,9 @@ def test_drawn_rows_are_of_all_parts():
     counts, load = [3, 0, 7], parts.__getitem__
     assert kernel_distance(np.arange(8.0).reshape(4, 2), np.ones((9, 2)), subsets=5, most=3)[1] > 0
     assert distribution_distances.draw(counts, 100, load)[:, 0].tolist() == list(range(10))
-    drawn = np.concatenate([distribution_distances.draw(counts, 4, load, seed)[:, 0] for seed in range(50)])
+    drawn = np.concatenate(
+        [distribution_distances.draw(counts, 4, load, seed)[:, 0] for seed in range(50)]
+    )
     assert len(drawn) == 200 and set(drawn) == set(range(10))
     with pytest.raises(UserError, match="1 features are too few"):
         kernel_distance(np.zeros((1, 2)), np.zeros((5, 2)))

@@ -25,24 +25,44 @@ def mask(clips):
 
 def test_psnr_and_ssim_equal_scikit_image(clips):
     source, edited = clips
-    wanted = np.mean([metrics.structural_similarity(a, b, channel_axis=-1, gaussian_weights=True, use_sample_covariance=False) for a, b in zip(*clips, strict=True)])
+    wanted = np.mean(
+        [
+            metrics.structural_similarity(
+                a, b, channel_axis=-1, gaussian_weights=True, use_sample_covariance=False
+            )
+            for a, b in zip(*clips, strict=True)
+        ]
+    )
     assert fidelity.ssim(source, edited) == pytest.approx(wanted, abs=1e-7) and 0.1 < wanted < 0.95
-    assert fidelity.psnr(np.array([fidelity.squared_error(source, edited)])) == pytest.approx(metrics.peak_signal_noise_ratio(source, edited), abs=1e-4)
+    assert fidelity.psnr(np.array([fidelity.squared_error(source, edited)])) == pytest.approx(
+        metrics.peak_signal_noise_ratio(source, edited), abs=1e-4
+    )
 
 
 def test_the_same_clip_is_exact(clips):
     source, _ = clips
-    assert fidelity.ssim(source, source) == 1 and fidelity.psnr(np.array([fidelity.squared_error(source, source)])) == np.inf
+    assert (
+        fidelity.ssim(source, source) == 1
+        and fidelity.psnr(np.array([fidelity.squared_error(source, source)])) == np.inf
+    )
 
 
 def test_what_the_mask_covers_does_not_count(clips, mask):
     source, edited = clips
     within = np.where(mask[..., None], edited, source)
-    assert fidelity.squared_error(source, within, mask) == 0 and fidelity.ssim(source, within, mask) == 1 and fidelity.ssim(source, within) < 1
+    assert (
+        fidelity.squared_error(source, within, mask) == 0
+        and fidelity.ssim(source, within, mask) == 1
+        and fidelity.ssim(source, within) < 1
+    )
     other = np.where(mask[..., None], 255 - edited, edited)
     assert fidelity.ssim(source, other, mask) == fidelity.ssim(source, edited, mask) < 1
-    assert fidelity.squared_error(source, other, mask) == fidelity.squared_error(source, edited, mask)
-    assert fidelity.squared_error(source, edited, mask) == pytest.approx(np.square(source.astype(float) - edited)[~mask].mean())
+    assert fidelity.squared_error(source, other, mask) == fidelity.squared_error(
+        source, edited, mask
+    )
+    assert fidelity.squared_error(source, edited, mask) == pytest.approx(
+        np.square(source.astype(float) - edited)[~mask].mean()
+    )
 
 
 def test_an_empty_mask_is_none(clips, mask):

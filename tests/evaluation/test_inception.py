@@ -12,7 +12,15 @@ from tests.support import inception_reference as reference
 from tests.support.clips import moving
 
 COLUMNS = [0, 2, 3, 4]  # features that are not always 0
-GOLDEN_FEATURES = [2.440564, 0.0, 0.230736, 0.209476, 1.653322, 3.300017]  # of the last of frames(), by pytorch-fid 0.3.0
+GOLDEN_FEATURES = [
+    2.440564,
+    0.0,
+    0.230736,
+    0.209476,
+    1.653322,
+    3.300017,
+]  # of the last of frames(), by pytorch-fid 0.3.0
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -46,17 +54,31 @@ def frames() -> np.ndarray:
 
 
 def sets() -> dict[str, np.ndarray]:
-    return {"a": moving(1, 0, 12, 40), "b": np.concatenate([moving(2, 1, 6, 40, seed=3), moving(0, 3, 6, 40, seed=4)])}
+    return {
+        "a": moving(1, 0, 12, 40),
+        "b": np.concatenate([moving(2, 1, 6, 40, seed=3), moving(0, 3, 6, 40, seed=4)]),
+    }
 
 
 def test_features_equal_pytorch_fids(net, weights, tmp_path):
     """Of frames of no special shape, within 1e-4 of the largest."""
     library, score = reference.pytorch_fid()
     with reference.with_weights(torch.load(weights)):
-        wanted = score.get_activations(save(tmp_path / "frames", frames()), library.InceptionV3([3]), batch_size=3, num_workers=0)
+        wanted = score.get_activations(
+            save(tmp_path / "frames", frames()),
+            library.InceptionV3([3]),
+            batch_size=3,
+            num_workers=0,
+        )
     found = net.features(frames())
-    print(f"Inception features: {np.abs(found - wanted).max() / np.abs(wanted).max():.1e}; golden: {wanted[2, :6].tolist()}")
-    assert found.shape == (3, inception.WIDTH) and np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max() and wanted.std(0).mean() > 1e-3
+    print(
+        f"Inception features: {np.abs(found - wanted).max() / np.abs(wanted).max():.1e}; golden: {wanted[2, :6].tolist()}"
+    )
+    assert (
+        found.shape == (3, inception.WIDTH)
+        and np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+        and wanted.std(0).mean() > 1e-3
+    )
 
 
 def test_features_equal_what_pytorch_fid_gave(net):
@@ -67,8 +89,12 @@ def test_features_equal_what_pytorch_fid_gave(net):
 def test_the_frechet_distance_equals_pytorch_fids():
     _, score = reference.pytorch_fid()
     a, b = np.random.default_rng(0).normal(size=(2, 300, 40)) * np.linspace(0.1, 3, 40)
-    wanted = score.calculate_frechet_distance(a.mean(0), np.cov(a, rowvar=False), b[:, ::-1].mean(0), np.cov(b[:, ::-1], rowvar=False))
-    assert frechet(moments(a), moments(b[:, ::-1])) == pytest.approx(wanted, rel=1e-6) and wanted > 1
+    wanted = score.calculate_frechet_distance(
+        a.mean(0), np.cov(a, rowvar=False), b[:, ::-1].mean(0), np.cov(b[:, ::-1], rowvar=False)
+    )
+    assert (
+        frechet(moments(a), moments(b[:, ::-1])) == pytest.approx(wanted, rel=1e-6) and wanted > 1
+    )
 
 
 def test_fid_of_a_few_features_equals_pytorch_fid(net, weights, tmp_path):
@@ -77,8 +103,17 @@ def test_fid_of_a_few_features_equals_pytorch_fid(net, weights, tmp_path):
     library, score = reference.pytorch_fid()
     with reference.with_weights(torch.load(weights)):
         model = library.InceptionV3([3])
-        theirs = [score.get_activations(save(tmp_path / name, clip), model, 6, num_workers=0)[:, COLUMNS] for name, clip in ((name_a, a), (name_b, b))]
-    wanted = score.calculate_frechet_distance(*(f(rows) for rows in theirs for f in (lambda x: x.mean(0), lambda x: np.cov(x, rowvar=False))))
+        theirs = [
+            score.get_activations(save(tmp_path / name, clip), model, 6, num_workers=0)[:, COLUMNS]
+            for name, clip in ((name_a, a), (name_b, b))
+        ]
+    wanted = score.calculate_frechet_distance(
+        *(
+            f(rows)
+            for rows in theirs
+            for f in (lambda x: x.mean(0), lambda x: np.cov(x, rowvar=False))
+        )
+    )
     found = frechet(*(moments(net.features(clip)[:, COLUMNS]) for clip in (a, b)))
     print(f"FID of four features {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, rel=1e-3) and wanted > 0.01
@@ -91,16 +126,24 @@ def test_fid_of_a_folder_equals_pytorch_fid(net, weights, tmp_path):
         save(tmp_path / name, clip)
     _, score = reference.pytorch_fid()
     with reference.with_weights(torch.load(weights)):
-        wanted = score.calculate_fid_given_paths([str(tmp_path / name) for name in sets()], 6, "cpu", 2048, num_workers=0)
+        wanted = score.calculate_fid_given_paths(
+            [str(tmp_path / name) for name in sets()], 6, "cpu", 2048, num_workers=0
+        )
     found = frechet(*(moments(net.features(clip)) for clip in sets().values()))
     print(f"FID {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, abs=0.01) and wanted > 1
 
 
 def test_a_wrong_file_is_refused(weights, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no such file; fetch Inception's weights \(92 MB\) with: curl -LO https://github.com/mseitzer"):
+    with pytest.raises(
+        UserError,
+        match=r"no such file; fetch Inception's weights \(92 MB\) with: curl -LO https://github.com/mseitzer",
+    ):
         inception.Inception(tmp_path / "none.pth")
-    with pytest.raises(UserError, match="its sha256 is .*that of pt_inception-2015-12-05-6726825d.pth is 6726825d.*fetch it with: curl"):
+    with pytest.raises(
+        UserError,
+        match="its sha256 is .*that of pt_inception-2015-12-05-6726825d.pth is 6726825d.*fetch it with: curl",
+    ):
         inception.Inception(weights)
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"nothing")

@@ -35,7 +35,9 @@ def forward_and_backward(impl, q, k, v, weight):
 
 
 def deviation(found, wanted) -> float:
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, wanted, strict=True))
+    return max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, wanted, strict=True)
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("impl", BACKENDS)
 def test_backend_equals_the_reference_in_float32(impl, head_dim, lengths, small_chunks):
     inputs = drawn(*LENGTHS[lengths], head_dim)
-    assert deviation(forward_and_backward(impl, *inputs), forward_and_backward("xla", *inputs)) < 1e-5
+    assert (
+        deviation(forward_and_backward(impl, *inputs), forward_and_backward("xla", *inputs)) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("impl", BACKENDS)
@@ -57,7 +61,9 @@ def test_backend_is_as_near_to_the_truth_as_the_reference_in_bfloat16(impl, smal
     """The truth is float32 arithmetic on the same bfloat16 inputs; 8 bits are 0.4% a rounding, the gradients are chains of some."""
     inputs = drawn(200, 333, 40, dtype=jnp.bfloat16)
     truth = forward_and_backward("xla", *(x.astype(jnp.float32) for x in inputs))
-    reference, found = (deviation(forward_and_backward(name, *inputs), truth) for name in ("xla", impl))
+    reference, found = (
+        deviation(forward_and_backward(name, *inputs), truth) for name in ("xla", impl)
+    )
     assert found < 0.02 and found < 2 * reference, (found, reference)
 
 
@@ -98,30 +104,49 @@ with jax.set_mesh(mesh):
 @pytest.mark.slow
 def test_devices_work_on_their_own_share():
     """Four devices; a batch of 6 is split by the axis that divides it, 3 to a device."""
-    done = subprocess.run([sys.executable, "-c", ON_FOUR], env=environment(4), cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ON_FOUR],
+        env=environment(4),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("device", "lengths", "head_dim", "dtype", "chosen"),
     [
-        ("cpu", (8, 8), 16, "float32", "pointwise"), ("cpu", (64, 77), 40, "float32", "xla"), ("cpu", (1024, 1024), 40, "float32", "chunked"),
-        ("tpu", (16, 16), 40, "bfloat16", "pointwise"), ("tpu", (65536, 77), 40, "bfloat16", "xla"), ("tpu", (4096, 8192), 40, "bfloat16", "splash"),
-        ("tpu", (4096, 4096), 512, "bfloat16", "chunked"), ("gpu", (4096, 4096), 40, "bfloat16", "cudnn"),
-        ("gpu", (4096, 4096), 160, "bfloat16", "chunked"), ("gpu", (4096, 4096), 40, "float32", "chunked"), ("gpu", (16, 16), 40, "bfloat16", "xla"),
+        ("cpu", (8, 8), 16, "float32", "pointwise"),
+        ("cpu", (64, 77), 40, "float32", "xla"),
+        ("cpu", (1024, 1024), 40, "float32", "chunked"),
+        ("tpu", (16, 16), 40, "bfloat16", "pointwise"),
+        ("tpu", (65536, 77), 40, "bfloat16", "xla"),
+        ("tpu", (4096, 8192), 40, "bfloat16", "splash"),
+        ("tpu", (4096, 4096), 512, "bfloat16", "chunked"),
+        ("gpu", (4096, 4096), 40, "bfloat16", "cudnn"),
+        ("gpu", (4096, 4096), 160, "bfloat16", "chunked"),
+        ("gpu", (4096, 4096), 40, "float32", "chunked"),
+        ("gpu", (16, 16), 40, "bfloat16", "xla"),
     ],
-)  # fmt: skip
+)
 def test_the_backend_that_fits(device, lengths, head_dim, dtype, chosen, monkeypatch):
     q, k = (jax.ShapeDtypeStruct((2, n, 8, head_dim), dtype) for n in lengths)
     monkeypatch.setattr(module, "capability", lambda: 9.0)
     assert choose(q, k, device) == chosen
     monkeypatch.setattr(module, "capability", lambda: 7.5)
-    assert choose(q, k, device) == ("chunked" if chosen == "cudnn" else chosen)  # a T4 has no flash attention in cuDNN
+    assert choose(q, k, device) == (
+        "chunked" if chosen == "cudnn" else chosen
+    )  # a T4 has no flash attention in cuDNN
 
 
 @pytest.mark.parametrize(
     ("impl", "dtype", "head_dim", "message"),
-    [("flash", "float32", 16, "'flash' is unknown; choose one of auto, xla"), ("cudnn", "float32", 16, "not float32"), ("cudnn", "bfloat16", 160, "not 160")],
+    [
+        ("flash", "float32", 16, "'flash' is unknown; choose one of auto, xla"),
+        ("cudnn", "float32", 16, "not float32"),
+        ("cudnn", "bfloat16", 160, "not 160"),
+    ],
 )
 def test_what_a_backend_does_not_take_is_refused_by_name(impl, dtype, head_dim, message):
     with pytest.raises(ValueError, match=message):

@@ -34,8 +34,16 @@ def check_parity(module, folder, side, tolerance):
     mean, std = (tensor.numpy().transpose(0, 2, 3, 1) for tensor in (posterior.mean, posterior.std))
     assert factory.relative(ours.mode(), mean) <= tolerance
     assert factory.relative(ours.std, std) <= tolerance
-    assert factory.relative(jax.jit(lambda p, z: model.apply({"params": p}, z, method=model.decode))(params, mean), decoded) <= tolerance
-    drawn = np.asarray(ours._replace(mean=jnp.zeros((1000,)), std=jnp.full((1000,), 2.0)).sample(jax.random.key(0)))
+    assert (
+        factory.relative(
+            jax.jit(lambda p, z: model.apply({"params": p}, z, method=model.decode))(params, mean),
+            decoded,
+        )
+        <= tolerance
+    )
+    drawn = np.asarray(
+        ours._replace(mean=jnp.zeros((1000,)), std=jnp.full((1000,), 2.0)).sample(jax.random.key(0))
+    )
     assert drawn.std() == pytest.approx(2.0, rel=0.1)
 
 
@@ -90,7 +98,9 @@ def test_tiles_join_without_a_seam(codec, monkeypatch):
 
 def test_tiled_frames_stay_close_to_whole_ones(codec, monkeypatch):
     codec, params = codec
-    even = RNG.integers(0, 256, (1, 64, 64, 3), np.uint8)  # alike everywhere, so that a tile's norms see what the frame's see
+    even = RNG.integers(
+        0, 256, (1, 64, 64, 3), np.uint8
+    )  # alike everywhere, so that a tile's norms see what the frame's see
     whole = codec.encode(params, even)
     monkeypatch.setattr(vae_codec, "TILED_ABOVE", 32 * 32)
     monkeypatch.setattr(vae_codec, "TILE", 32)
@@ -100,7 +110,10 @@ def test_tiled_frames_stay_close_to_whole_ones(codec, monkeypatch):
     assert 0 < np.abs(tiled - whole).mean() / np.abs(whole).mean() < 0.15
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(10, 16, 4), (16, 16, 4), (17, 16, 4), (100, 16, 4), (135, 64, 16)])
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"),
+    [(10, 16, 4), (16, 16, 4), (17, 16, 4), (100, 16, 4), (135, 64, 16)],
+)
 def test_spans_cover_and_overlap(length, tile, overlap):
     cut = spans(length, tile, overlap)
     assert cut[0].start == 0 and cut[-1].stop == length

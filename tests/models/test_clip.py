@@ -44,7 +44,9 @@ def test_equals_transformers_at_real_size(tmp_path, config):
 
 def test_too_long_is_an_error():
     with pytest.raises(ValueError, match="78 tokens exceed the text encoder's 77"):
-        CLIPTextModel(CLIPTextConfig(**factory.TEXT_TINY)).init(jax.random.key(0), jnp.zeros((1, 78), jnp.int32))
+        CLIPTextModel(CLIPTextConfig(**factory.TEXT_TINY)).init(
+            jax.random.key(0), jnp.zeros((1, 78), jnp.int32)
+        )
 
 
 def test_unknown_activation_is_named():
@@ -52,8 +54,22 @@ def test_unknown_activation_is_named():
         CLIPTextConfig.from_json(dict(hidden_act="relu"))
 
 
-VISION_TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)
-L14 = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14)
+VISION_TINY = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=24,
+    patch_size=8,
+)
+L14 = dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=224,
+    patch_size=14,
+)
 
 
 def save_clip(folder, text: dict, vision: dict, width: int, **sizes):
@@ -65,14 +81,26 @@ def save_clip(folder, text: dict, vision: dict, width: int, **sizes):
     factory.write_tokenizer(folder)
     side = vision["image_size"]
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    prepare = dict(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=mean, image_std=std, resample=3)
-    write_json(folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **prepare})
+    prepare = dict(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=mean,
+        image_std=std,
+        resample=3,
+    )
+    write_json(
+        folder / "preprocessor_config.json",
+        {"image_processor_type": "CLIPImageProcessor", **prepare},
+    )
     return module
 
 
 def reference(module, pixels, ids):
     with torch.no_grad():
-        out = module(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()))
+        out = module(
+            input_ids=torch.from_numpy(ids).long(),
+            pixel_values=torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()),
+        )
     return out.image_embeds.numpy(), out.text_embeds.numpy(), out.logits_per_image.numpy()
 
 
@@ -80,12 +108,22 @@ def check_towers(folder, module, tolerance, length=12):
     config = open_clip(folder).clip
     params = components.load("clip", folder, abstract("clip", config))
     rng = np.random.default_rng(0)
-    pixels = rng.normal(size=(3, config.vision.image_size, config.vision.image_size, 3)).astype(np.float32)
+    pixels = rng.normal(size=(3, config.vision.image_size, config.vision.image_size, 3)).astype(
+        np.float32
+    )
     ids = rng.integers(0, config.text.eos_token_id - 1, (2, length)).astype(np.int32)
-    ids[0, 7:], ids[1, -1] = config.text.eos_token_id, config.text.eos_token_id  # padded with the end mark, as CLIP's tokenizer does
-    images, texts, scale = jax.jit(models.CLIPModel(config).apply)({"params": params}, pixels, jnp.asarray(ids))
+    ids[0, 7:], ids[1, -1] = (
+        config.text.eos_token_id,
+        config.text.eos_token_id,
+    )  # padded with the end mark, as CLIP's tokenizer does
+    images, texts, scale = jax.jit(models.CLIPModel(config).apply)(
+        {"params": params}, pixels, jnp.asarray(ids)
+    )
     wanted = reference(module, pixels, ids)
-    assert factory.relative(images, wanted[0]) <= tolerance and factory.relative(texts, wanted[1]) <= tolerance
+    assert (
+        factory.relative(images, wanted[0]) <= tolerance
+        and factory.relative(texts, wanted[1]) <= tolerance
+    )
     assert factory.relative(scale * images @ texts.T, wanted[2]) <= tolerance
 
 
@@ -101,13 +139,24 @@ def test_both_towers_equal_transformers(tiny_clip):
 
 @pytest.mark.slow
 def test_both_towers_equal_transformers_at_real_size(tmp_path):
-    check_towers(tmp_path, save_clip(tmp_path, factory.TEXT_SD15 | dict(eos_token_id=49407), L14, 768), 1e-4, 77)
+    check_towers(
+        tmp_path,
+        save_clip(tmp_path, factory.TEXT_SD15 | dict(eos_token_id=49407), L14, 768),
+        1e-4,
+        77,
+    )
 
 
 def test_the_end_mark_of_openais_configs_is_the_largest_id():
     """Their configs say eos_token_id 2, which is not the end mark of their tokenizer."""
-    config = models.CLIPConfig(CLIPTextConfig(**factory.TEXT_TINY | dict(eos_token_id=2)), models.CLIPVisionConfig(**VISION_TINY), 40)
-    params = models.CLIPModel(config).init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 4), jnp.int32))
+    config = models.CLIPConfig(
+        CLIPTextConfig(**factory.TEXT_TINY | dict(eos_token_id=2)),
+        models.CLIPVisionConfig(**VISION_TINY),
+        40,
+    )
+    params = models.CLIPModel(config).init(
+        jax.random.key(0), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 4), jnp.int32)
+    )
     embed = jax.jit(lambda ids: models.CLIPModel(config).apply(params, ids, method="embed_texts"))
     one, two = embed(jnp.array([[9, 2, 599, 7]])), embed(jnp.array([[9, 2, 599, 8]]))
     np.testing.assert_array_equal(one, two)
@@ -119,10 +168,20 @@ def test_a_saved_clip_is_read_by_transformers(tiny_clip, tmp_path):
     ours = open_clip(folder)
     params = components.load("clip", folder, abstract("clip", ours.clip))
     save_folder(tmp_path / "saved", ours, {"clip": params})
-    again, report = transformers.CLIPModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    again, report = transformers.CLIPModel.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
     assert not any(report.values()), report
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in module.state_dict().items())
-    assert {file.name for file in (tmp_path / "saved").iterdir()} >= {"vocab.json", "merges.txt", "preprocessor_config.json", "config.json"}
+    assert all(
+        torch.equal(tensor, again.state_dict()[name])
+        for name, tensor in module.state_dict().items()
+    )
+    assert {file.name for file in (tmp_path / "saved").iterdir()} >= {
+        "vocab.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "config.json",
+    }
 
 
 def test_images_and_texts_of_a_folder(tiny_clip):
@@ -133,13 +192,18 @@ def test_images_and_texts_of_a_folder(tiny_clip):
     texts = ["a red circle", "the background should be white " * 40]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
     pixels = np.moveaxis(processor(list(frames), return_tensors="np")["pixel_values"], 1, -1)
-    ids = transformers.CLIPTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=77, truncation=True, return_tensors="np")["input_ids"]
+    ids = transformers.CLIPTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", max_length=77, truncation=True, return_tensors="np"
+    )["input_ids"]
     wanted = reference(module, pixels.astype(np.float32), ids)
     np.testing.assert_allclose(found.images(frames), wanted[0], atol=2e-5)
     np.testing.assert_allclose(found.texts(texts), wanted[1], atol=2e-5)
 
 
 def test_a_folder_that_is_no_clip_is_refused(tiny, tmp_path):
-    for folder, message in ((tiny / "text_encoder", "is a clip_text_model, not a CLIP model"), (tmp_path / "none", "no such model folder")):
+    for folder, message in (
+        (tiny / "text_encoder", "is a clip_text_model, not a CLIP model"),
+        (tmp_path / "none", "no such model folder"),
+    ):
         with pytest.raises(UserError, match=message):
             clip_scores.load_clip(folder)

@@ -24,7 +24,11 @@ TINY = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
 
 def inputs(seed=0, B=2, T=5, side=8):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((B, T, side, side, 8), np.float32), np.float32([3, 700][:B]), rng.standard_normal((B, 7, 32)).astype(np.float32)
+    return (
+        rng.standard_normal((B, T, side, side, 8), np.float32),
+        np.float32([3, 700][:B]),
+        rng.standard_normal((B, 7, 32)).astype(np.float32),
+    )
 
 
 def apply(config, params, x, t, context):
@@ -36,18 +40,29 @@ def test_equals_diffusers_motion_model(tmp_path, middle):
     module = factory.motion(use_motion_mid_block=middle, motion_max_seq_length=24)
     module.save_pretrained(tmp_path)
     config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
-    assert (config.temporal, config.use_motion_mid_block, config.motion_max_seq_length) == (("motion",), middle, 24)
+    assert (config.temporal, config.use_motion_mid_block, config.motion_max_seq_length) == (
+        ("motion",),
+        middle,
+        24,
+    )
     params = components.load("unet", tmp_path, abstract_params(config))
     x, t, context = inputs()
     with torch.no_grad():
         text = torch.from_numpy(context.repeat(x.shape[1], axis=0))
-        theirs = module(torch.from_numpy(np.moveaxis(x, -1, 1).copy()), torch.from_numpy(t), text).sample.numpy()
-    assert factory.relative(apply(config, params, x, t, context), np.moveaxis(theirs, 1, -1)) <= 1e-5
+        theirs = module(
+            torch.from_numpy(np.moveaxis(x, -1, 1).copy()), torch.from_numpy(t), text
+        ).sample.numpy()
+    assert (
+        factory.relative(apply(config, params, x, t, context), np.moveaxis(theirs, 1, -1)) <= 1e-5
+    )
 
 
 def test_norms_by_frame_differ_from_norms_over_the_clip():
     params = factory.noisy(abstract_params(TINY))
-    over_clip, by_frame = (apply(dataclasses.replace(TINY, motion_group_norm=pooled), params, *inputs()) for pooled in ("clip", "frame"))
+    over_clip, by_frame = (
+        apply(dataclasses.replace(TINY, motion_group_norm=pooled), params, *inputs())
+        for pooled in ("clip", "frame")
+    )
     assert factory.relative(by_frame, over_clip) > 1e-3
 
 
@@ -55,16 +70,26 @@ def test_freshly_inflated_equals_2d(tmp_path):
     flat = UNetConfig.from_json(factory.UNET_TINY)
     factory.unet(factory.UNET_TINY).save_pretrained(tmp_path)
     params = components.load("unet", tmp_path, abstract_params(flat))
-    np.testing.assert_allclose(apply(TINY, inflate(params, flat, TINY, seed=0), *inputs()), apply(flat, params, *inputs()), atol=2e-6)
+    np.testing.assert_allclose(
+        apply(TINY, inflate(params, flat, TINY, seed=0), *inputs()),
+        apply(flat, params, *inputs()),
+        atol=2e-6,
+    )
 
 
 def test_the_code_of_places_is_diffusers_and_is_never_trained():
-    theirs = {name: value.numpy() for name, value in factory.motion().state_dict().items() if name.endswith(".pe")}
+    theirs = {
+        name: value.numpy()
+        for name, value in factory.motion().state_dict().items()
+        if name.endswith(".pe")
+    }
     flat = flax.traverse_util.flatten_dict(abstract_params(TINY))
     from ivid2vid_jax.weights import random_init
     from ivid2vid_jax.weights.inflate import initialise
 
-    made = random_init.fresh(lambda key: initialise(TINY, key), 0, [path for path in flat if path[-1] == "pe"])
+    made = random_init.fresh(
+        lambda key: initialise(TINY, key), 0, [path for path in flat if path[-1] == "pe"]
+    )
     assert len(made) == len(theirs) == 6
     for path, table in made.items():
         np.testing.assert_allclose(table, theirs[".".join(path)], atol=2e-6)
@@ -77,9 +102,14 @@ def test_order_of_frames_matters_through_the_code_alone():
     """Reversed frames give the reversed result where the table is zero, and another where it is not."""
     params = factory.noisy(abstract_params(TINY))
     x, t, context = inputs()
-    silent = jax.tree_util.tree_map_with_path(lambda path, leaf: 0 * leaf if path[-1].key == "pe" else leaf, params)
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if path[-1].key == "pe" else leaf, params
+    )
     for tree, same in ((params, False), (silent, True)):
-        forward, backward = apply(TINY, tree, x, t, context), apply(TINY, tree, x[:, ::-1], t, context)[:, ::-1]
+        forward, backward = (
+            apply(TINY, tree, x, t, context),
+            apply(TINY, tree, x[:, ::-1], t, context)[:, ::-1],
+        )
         assert np.allclose(forward, backward, atol=1e-4) == same
 
 
@@ -99,7 +129,10 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
         pipe.edit(clip, "snow", frames=5)
     assert pipe.edit(clip, "snow", steps=1, size=16).shape == clip.shape  # in windows
     config = tiny_run.tiny(tmp_path, net__temporal=("motion",), loader__frames=33)
-    with pytest.raises(UserError, match="--net.temporal motion with --loader.frames 33: num_frames 33 is more than the 32 places"):
+    with pytest.raises(
+        UserError,
+        match="--net.temporal motion with --loader.frames 33: num_frames 33 is more than the 32 places",
+    ):
         target_unet(config, open_folder(tiny).unet, 4)
 
 
@@ -107,7 +140,10 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
     ("change", "message"),
     [
         (dict(motion_group_norm="batch"), "motion_group_norm='batch'"),
-        (dict(motion_num_attention_heads=5), "32 channels of level 0 cannot be split into motion_num_attention_heads 5"),
+        (
+            dict(motion_num_attention_heads=5),
+            "32 channels of level 0 cannot be split into motion_num_attention_heads 5",
+        ),
     ],
 )
 def test_what_cannot_be_computed_is_refused(change, message):

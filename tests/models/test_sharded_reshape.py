@@ -73,5 +73,11 @@ assert set(sent) <= {"all-to-all", "all-reduce"} and sent["all-reduce"] < 0.1 * 
 
 @pytest.mark.parametrize("script", [ROWS, NET], ids=["rows", "net"])
 def test_on_four_devices(script):
-    done = subprocess.run([sys.executable, "-c", HEAD + script], env=environment(4), cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + script],
+        env=environment(4),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -32,14 +32,22 @@ def inputs(config: UNetConfig, B=2, T=3, side=8, tokens=5):
 
 
 def apply(config, params, x, t, context, **options):
-    return np.asarray(jax.jit(InflatedUNet3D(config, **options).apply)({"params": params}, x, jnp.asarray(t), context))
+    return np.asarray(
+        jax.jit(InflatedUNet3D(config, **options).apply)(
+            {"params": params}, x, jnp.asarray(t), context
+        )
+    )
 
 
 def reference_2d(module, x, t, context):
     """diffusers' 2D net, frame by frame."""
     B, T, h, w, _ = x.shape
     with torch.no_grad():
-        out = module(factory.frames_first(x), torch.tensor(np.repeat(t, T)), torch.from_numpy(np.repeat(context, T, axis=0))).sample
+        out = module(
+            factory.frames_first(x),
+            torch.tensor(np.repeat(t, T)),
+            torch.from_numpy(np.repeat(context, T, axis=0)),
+        ).sample
     return out.numpy().transpose(0, 2, 3, 1).reshape(B, T, h, w, -1)
 
 
@@ -49,7 +57,10 @@ def test_equals_diffusers_2d_frame_by_frame(tmp_path, config, t, tokens):
     module = factory.unet(config)
     ours, params = load(module, tmp_path)
     x, context = inputs(ours, tokens=tokens)
-    assert factory.relative(apply(ours, params, x, t, context), reference_2d(module, x, t, context)) <= 2e-5
+    assert (
+        factory.relative(apply(ours, params, x, t, context), reference_2d(module, x, t, context))
+        <= 2e-5
+    )
 
 
 @pytest.mark.slow
@@ -58,20 +69,35 @@ def test_equals_diffusers_2d_at_real_size(tmp_path, config):
     module = factory.unet(config)
     ours, params = load(module, tmp_path)
     x, context = inputs(ours, B=1, T=2, side=32, tokens=77)
-    assert factory.relative(apply(ours, params, x, (321.0,), context), reference_2d(module, x, (321.0,), context)) <= 1e-4
+    assert (
+        factory.relative(
+            apply(ours, params, x, (321.0,), context), reference_2d(module, x, (321.0,), context)
+        )
+        <= 1e-4
+    )
 
 
 def test_equals_diffusers_3d(tmp_path):
     module = factory.unet3d(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=16,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=16,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    )
     ours, params = load(module, tmp_path)
     assert ours.temporal == ("conv", "attention")
     x, context = inputs(ours, T=4)
     with torch.no_grad():
         clip = torch.from_numpy(x.transpose(0, 4, 1, 2, 3).copy())
-        theirs = module(clip, torch.tensor([7.0, 800.0]), torch.from_numpy(context)).sample.numpy().transpose(0, 2, 3, 4, 1)
+        theirs = (
+            module(clip, torch.tensor([7.0, 800.0]), torch.from_numpy(context))
+            .sample.numpy()
+            .transpose(0, 2, 3, 4, 1)
+        )
     assert factory.relative(apply(ours, params, x, (7.0, 800.0), context), theirs) <= 2e-5
 
 
@@ -87,9 +113,18 @@ def test_a_still_image_is_convolved_in_time_as_between_black_frames():
 @pytest.fixture(scope="module")
 def inflated(tmp_path_factory):
     """(2D config, 2D parameters, 3D config, 3D parameters), 4 channels widened to 8; one level, so that it compiles fast."""
-    one_level = dict(in_channels=4, block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",))
-    config, params = load(factory.unet(factory.UNET_TINY | one_level), tmp_path_factory.mktemp("unet"))
-    target = UNetConfig.from_json(config.to_json() | dict(temporal=["conv", "attention"], in_channels=8))
+    one_level = dict(
+        in_channels=4,
+        block_out_channels=(32,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+    config, params = load(
+        factory.unet(factory.UNET_TINY | one_level), tmp_path_factory.mktemp("unet")
+    )
+    target = UNetConfig.from_json(
+        config.to_json() | dict(temporal=["conv", "attention"], in_channels=8)
+    )
     return config, params, target, inflate(params, config, target, 0)
 
 
@@ -102,7 +137,9 @@ def test_freshly_inflated_equals_2d_and_ignores_the_new_channels(inflated):
 
 def frame_effect(config, params, x, context):
     """[T, T]: whether output frame i changes, by a single bit, when input frame j does."""
-    run = jax.jit(lambda x: InflatedUNet3D(config).apply({"params": params}, x, jnp.array([5.0]), context)[0])
+    run = jax.jit(
+        lambda x: InflatedUNet3D(config).apply({"params": params}, x, jnp.array([5.0]), context)[0]
+    )
     plain = run(x)
     touched = [run(x.at[:, j].add(1.0)) for j in range(x.shape[1])]
     return np.array([[bool(jnp.any(y[i] != plain[i])) for y in touched] for i in range(x.shape[1])])
@@ -124,14 +161,24 @@ def test_gradients_reach_temporal_layers_within_two_steps(inflated):
 
     @jax.jit
     def gradient(params):
-        return jax.grad(lambda p: jnp.square(InflatedUNet3D(target).apply({"params": p}, x, jnp.array([50.0]), context) - goal).mean())(params)
+        return jax.grad(
+            lambda p: jnp.square(
+                InflatedUNet3D(target).apply({"params": p}, x, jnp.array([50.0]), context) - goal
+            ).mean()
+        )(params)
 
     first = gradient(params)
     second = gradient(jax.tree.map(lambda p, g: p - 0.01 * g, params, first))
     layer = lambda tree: tree["down_blocks.0"]["temp_convs.0"]  # noqa: E731
     assert jnp.abs(layer(first)["conv4.3"]["kernel"]).max() > 0
-    assert jnp.abs(layer(first)["conv1.2"]["kernel"]).max() == 0, "the zero projection holds the first step's gradient back"
-    silent = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(second) if not jnp.abs(g).max() > 0]
+    assert jnp.abs(layer(first)["conv1.2"]["kernel"]).max() == 0, (
+        "the zero projection holds the first step's gradient back"
+    )
+    silent = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(second)
+        if not jnp.abs(g).max() > 0
+    ]
     # an input shift of a group as a whole is removed by the norm behind it; with one channel a group it leaves no gradient
     assert not [name for name in silent if "temp" in name or "transformer_in" in name], silent
 
@@ -142,7 +189,9 @@ def test_remat_changes_nothing(inflated):
 
     def gradient(remat):
         net = InflatedUNet3D(target, remat=remat)
-        loss = jax.value_and_grad(lambda p: jnp.square(net.apply({"params": p}, x, jnp.array([50.0]), context)).mean())
+        loss = jax.value_and_grad(
+            lambda p: jnp.square(net.apply({"params": p}, x, jnp.array([50.0]), context)).mean()
+        )
         return jax.jit(loss, compiler_options=OPTIONS)(params)
 
     loss, plain = gradient("none")
@@ -159,8 +208,15 @@ def test_remat_keeps_less(inflated):
 
     def kept(remat):
         net = InflatedUNet3D(target, remat=remat)
-        pull = jax.eval_shape(lambda p: jax.vjp(lambda p: net.apply({"params": p}, x, jnp.array([50.0]), context), p)[1], params)
-        return sum(leaf.size for leaf in jax.tree.leaves(pull)) - sum(leaf.size for leaf in jax.tree.leaves(params))
+        pull = jax.eval_shape(
+            lambda p: jax.vjp(lambda p: net.apply({"params": p}, x, jnp.array([50.0]), context), p)[
+                1
+            ],
+            params,
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pull)) - sum(
+            leaf.size for leaf in jax.tree.leaves(params)
+        )
 
     none, products, block = map(kept, ("none", "products", "block"))
     assert block < 0.5 * products < 0.5 * 0.8 * none
@@ -196,6 +252,10 @@ def test_configs_that_cannot_be_computed_are_refused(change, message):
 def test_wrong_sizes_are_named():
     config = UNetConfig.from_json(factory.UNET_TINY)
     with pytest.raises(ValueError, match="8 latent channels, got 4"):
-        InflatedUNet3D(config).init(jax.random.key(0), jnp.zeros((1, 1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 1, 32)))
+        InflatedUNet3D(config).init(
+            jax.random.key(0), jnp.zeros((1, 1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 1, 32))
+        )
     with pytest.raises(ValueError, match="latent size 7x8 is not a multiple of 2"):
-        InflatedUNet3D(config).init(jax.random.key(0), jnp.zeros((1, 1, 7, 8, 8)), jnp.zeros(1), jnp.zeros((1, 1, 32)))
+        InflatedUNet3D(config).init(
+            jax.random.key(0), jnp.zeros((1, 1, 7, 8, 8)), jnp.zeros(1), jnp.zeros((1, 1, 32))
+        )

@@ -37,13 +37,21 @@ assert pipeline.load(sys.argv[1]).spread.count == 4
 
 
 def test_an_edit_over_four_devices_is_that_of_one(tiny):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tiny)], env=environment(4), cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny)],
+        env=environment(4),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("count", [0, 9999])
 def test_devices_that_are_not_there_are_refused(tiny, count):
-    with pytest.raises(UserError, match=f"--devices {count} must be between 1 and the {jax.local_device_count()}"):
+    with pytest.raises(
+        UserError, match=f"--devices {count} must be between 1 and the {jax.local_device_count()}"
+    ):
         pipeline.load(tiny, devices=count)
 
 

@@ -42,9 +42,17 @@ def compiled(texts):
 
     def compile(attention: str, remat: str | None):
         x, text = shape((1, FRAMES, SIDE, SIDE, 8), jnp.bfloat16), shape((1, 77, 768), jnp.bfloat16)
-        found = stages.stages(UNetConfig(in_channels=8), x, text, ("unet",) if remat else (), attention)
+        found = stages.stages(
+            UNetConfig(in_channels=8), x, text, ("unet",) if remat else (), attention
+        )
         stage = next(each for each in found if isinstance(each.module, SpatialTransformer))
-        assert stage.path == "down_blocks.0/attentions.0" and stage.args[0].shape == (1, FRAMES, SIDE, SIDE, WIDTH)
+        assert stage.path == "down_blocks.0/attentions.0" and stage.args[0].shape == (
+            1,
+            FRAMES,
+            SIDE,
+            SIDE,
+            WIDTH,
+        )
         return stages.compile_stage(stage, mesh, remat), texts.pop()
 
     return compile
@@ -52,7 +60,11 @@ def compiled(texts):
 
 def scores(text: str) -> list[str]:
     """The arrays of tokens x tokens."""
-    return [sides for _, sides, _, _ in hlo.ARRAY.findall(text) if sides.split(",").count(str(TOKENS)) > 1]
+    return [
+        sides
+        for _, sides, _, _ in hlo.ARRAY.findall(text)
+        if sides.split(",").count(str(TOKENS)) > 1
+    ]
 
 
 def test_no_scores_of_4096_tokens_are_held_forward_or_backward(compiled):
@@ -60,9 +72,13 @@ def test_no_scores_of_4096_tokens_are_held_forward_or_backward(compiled):
     assert "tpu_custom_call" in text and not scores(text)
     assert cost.temporary < SCORES
     clip = FRAMES * TOKENS * WIDTH * 2  # bytes
-    weights = 4 * 4 * (9 * WIDTH**2 + 4 * WIDTH * 768 + 12 * WIDTH**2)  # float32, read, and their gradients written, with room for casts
+    weights = (
+        4 * 4 * (9 * WIDTH**2 + 4 * WIDTH * 768 + 12 * WIDTH**2)
+    )  # float32, read, and their gradients written, with room for casts
     assert 10 * clip < cost.moved < 250 * clip + weights
-    assert cost.kept == pytest.approx(clip, rel=0.2)  # with "block", the layer's input alone, and the text
+    assert cost.kept == pytest.approx(
+        clip, rel=0.2
+    )  # with "block", the layer's input alone, and the text
     products = 2 * 2 * HEADS * FRAMES * TOKENS**2 * 40
     assert cost.flops > 4 * products  # forward twice, backward
 
@@ -78,7 +94,9 @@ def test_split_weights_are_gathered_whole(texts):
     clip instead of 10."""
     mesh = make_mesh(MeshConfig(fsdp=4), chips.Slice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
-    layer = stages.Stage(TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True)
+    layer = stages.Stage(
+        TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True
+    )
     cost = stages.compile_stage(layer, mesh, "block")
     assert cost.sent["all-gather"] and " while(" not in texts[0]
     assert cost.moved < 15e9

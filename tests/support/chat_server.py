@@ -9,17 +9,29 @@ from ivid2vid_jax.synthesis.chat import Chat, ChatConfig
 
 CAPTION = "a red car drives along a street"
 EDITS = [
-    dict(edit_type="object", instruction="turn the car into a bus", edited_caption="a red bus drives along a street"),
-    dict(edit_type="weather", instruction="make it snow", edited_caption="a red car drives along a snowy street"),
+    dict(
+        edit_type="object",
+        instruction="turn the car into a bus",
+        edited_caption="a red bus drives along a street",
+    ),
+    dict(
+        edit_type="weather",
+        instruction="make it snow",
+        edited_caption="a red car drives along a snowy street",
+    ),
 ]
 
 
 def completion(content, **message):
     message = {"role": "assistant", "content": content, **message}
     return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "served-model", "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "served-model",
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-    }  # fmt: skip
+    }
 
 
 class Server:
@@ -31,7 +43,12 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                server.asked.append((time.monotonic(), json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+                server.asked.append(
+                    (
+                        time.monotonic(),
+                        json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
+                    )
+                )
                 act = server.script.pop(0) if len(server.script) > 1 else server.script[0]
                 if act == "hang":
                     server.stop.wait(20)
@@ -49,14 +66,22 @@ class Server:
                 elif isinstance(act, tuple):
                     self.reply(*act)
                 elif isinstance(act, int):
-                    self.reply(act, {"error": {"message": f"no luck: {act}"}}, {"Retry-After": "0.3"} if act == 429 else {})
+                    self.reply(
+                        act,
+                        {"error": {"message": f"no luck: {act}"}},
+                        {"Retry-After": "0.3"} if act == 429 else {},
+                    )
                 else:
                     self.reply(200, act)
 
             def reply(self, status, body, headers=()):
                 data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
                 self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **dict(headers)}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(data)),
+                    **dict(headers),
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
@@ -70,4 +95,10 @@ class Server:
 
     def chat(self, **changes) -> Chat:
         options = dict(timeout=1.0, retries=1, per_minute=1e6) | changes
-        return Chat(ChatConfig(base_url=f"http://127.0.0.1:{self.http.server_port}/v1", model="asked-model", **options))
+        return Chat(
+            ChatConfig(
+                base_url=f"http://127.0.0.1:{self.http.server_port}/v1",
+                model="asked-model",
+                **options,
+            )
+        )

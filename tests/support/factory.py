@@ -19,21 +19,65 @@ from diffusers import (
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
 
-SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+SCHEDULER = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
 
 UNET_TINY = dict(
-    sample_size=8, in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=32, attention_head_dim=4,
-)  # fmt: skip
-UNET_TINY_SD2 = UNET_TINY | dict(attention_head_dim=(2, 4), use_linear_projection=True, upcast_attention=True)
+    sample_size=8,
+    in_channels=8,
+    out_channels=4,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    norm_num_groups=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=32,
+    attention_head_dim=4,
+)
+UNET_TINY_SD2 = UNET_TINY | dict(
+    attention_head_dim=(2, 4), use_linear_projection=True, upcast_attention=True
+)
 UNET_SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-UNET_SD21 = dict(sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, upcast_attention=True)
+UNET_SD21 = dict(
+    sample_size=96,
+    cross_attention_dim=1024,
+    attention_head_dim=(5, 10, 20, 20),
+    use_linear_projection=True,
+    upcast_attention=True,
+)
 VAE_TINY = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=16)
 VAE_SD = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
-TEXT_TINY = dict(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=517, eos_token_id=518, pad_token_id=518)
-TEXT_SD15 = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-TEXT_SD21 = dict(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
+TEXT_TINY = dict(
+    vocab_size=600,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    bos_token_id=517,
+    eos_token_id=518,
+    pad_token_id=518,
+)
+TEXT_SD15 = dict(
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+)
+TEXT_SD21 = dict(
+    vocab_size=49408,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -52,7 +96,11 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def vae_blocks(config: dict) -> dict:
     levels = len(config["block_out_channels"])
-    return config | dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, latent_channels=4)
+    return config | dict(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+    )
 
 
 def unet(config: dict) -> UNet2DConditionModel:
@@ -68,15 +116,25 @@ def unet3d(**config) -> UNet3DConditionModel:
 def motion(**changes) -> UNetMotionModel:
     """The tiny U-Net with motion modules."""
     torch.manual_seed(5)
-    types = {name: [kind.replace("2D", "Motion") for kind in UNET_TINY[name]] for name in ("down_block_types", "up_block_types")}
+    types = {
+        name: [kind.replace("2D", "Motion") for kind in UNET_TINY[name]]
+        for name in ("down_block_types", "up_block_types")
+    }
     sizes = {name: value for name, value in UNET_TINY.items() if name != "attention_head_dim"}
-    return randomise(UNetMotionModel(**sizes | types | dict(num_attention_heads=4, use_motion_mid_block=False) | changes), 5)
+    return randomise(
+        UNetMotionModel(
+            **sizes | types | dict(num_attention_heads=4, use_motion_mid_block=False) | changes
+        ),
+        5,
+    )
 
 
 def noisy(tree, seed=0, scale=0.2):
     """Random parameters of a tree's shapes; `scale` their standard deviation."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), tree)
+    return jax.tree.map(
+        lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), tree
+    )
 
 
 def vae(config: dict) -> AutoencoderKL:
@@ -96,7 +154,9 @@ def ddim() -> DDIMScheduler:
 
 def tiny(scheduler=None, **changes) -> dict:
     """The parts of a tiny folder: unet, vae, text_encoder, scheduler. changes: keys of the U-Net's config."""
-    parts = dict(unet=unet(UNET_TINY | changes), vae=vae(VAE_TINY), text_encoder=text_encoder(TEXT_TINY))
+    parts = dict(
+        unet=unet(UNET_TINY | changes), vae=vae(VAE_TINY), text_encoder=text_encoder(TEXT_TINY)
+    )
     return parts | dict(scheduler=scheduler or ddim())
 
 
@@ -105,8 +165,15 @@ def save(path: Path, parts: dict, **options) -> Path:
     for name, part in parts.items():
         part.save_pretrained(path / name, **({} if name == "scheduler" else options))
     write_tokenizer(path / "tokenizer")
-    names = {name: ["transformers" if name == "text_encoder" else "diffusers", type(part).__name__] for name, part in parts.items()}
-    index = {"_class_name": "StableDiffusionInstructPix2PixPipeline", "tokenizer": ["transformers", "CLIPTokenizer"], **names}
+    names = {
+        name: ["transformers" if name == "text_encoder" else "diffusers", type(part).__name__]
+        for name, part in parts.items()
+    }
+    index = {
+        "_class_name": "StableDiffusionInstructPix2PixPipeline",
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **names,
+    }
     (path / "model_index.json").write_text(json.dumps(index))
     return path
 
@@ -116,11 +183,25 @@ def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
     path.mkdir(parents=True, exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>"), ("c", "a")]
-    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = (
+        letters
+        + [f"{letter}</w>" for letter in letters]
+        + ["".join(pair) for pair in merges]
+        + ["<|startoftext|>", "<|endoftext|>"]
+    )
     (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    config = dict(tokenizer_class="CLIPTokenizer", model_max_length=77, unk_token="<|endoftext|>", pad_token=pad)
-    (path / "tokenizer_config.json").write_text(json.dumps(config | dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>")))
+    (path / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n"
+    )
+    config = dict(
+        tokenizer_class="CLIPTokenizer",
+        model_max_length=77,
+        unk_token="<|endoftext|>",
+        pad_token=pad,
+    )
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(config | dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>"))
+    )
 
 
 def blip(path: Path) -> Path:
@@ -135,22 +216,57 @@ def blip(path: Path) -> Path:
         BlipVisionConfig,
     )
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "video", "of", "red", "dog", "on", "the", "beach"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[DEC]",
+        "a",
+        "video",
+        "of",
+        "red",
+        "dog",
+        "on",
+        "the",
+        "beach",
+    ]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
     text = BlipTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, encoder_hidden_size=32,
-        projection_dim=16, bos_token_id=5, eos_token_id=3, sep_token_id=3, pad_token_id=0,
-    )  # fmt: skip
-    vision = BlipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        encoder_hidden_size=32,
+        projection_dim=16,
+        bos_token_id=5,
+        eos_token_id=3,
+        sep_token_id=3,
+        pad_token_id=0,
+    )
+    vision = BlipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
     torch.manual_seed(0)
-    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    config = BlipConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16
+    )
     model = randomise(BlipForConditionalGeneration(config))
     with torch.no_grad():
         for name, bias in model.named_parameters():
             if name.endswith(("predictions.bias", "predictions.decoder.bias")):
                 bias[:6] = -100.0  # words, no marks
     model.save_pretrained(path)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(path)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(
+        path
+    )
     return path
 
 

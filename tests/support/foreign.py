@@ -7,16 +7,29 @@ import zipfile
 import torch
 
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 ENDS = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
-}  # fmt: skip
+}
 
 
-MODULES = {"attn1.": "attention_blocks.0.", "attn2.": "attention_blocks.1.", "norm1.": "norms.0.", "norm2.": "norms.1.", "norm3.": "ff_norm."}
+MODULES = {
+    "attn1.": "attention_blocks.0.",
+    "attn2.": "attention_blocks.1.",
+    "norm1.": "norms.0.",
+    "norm2.": "norms.1.",
+    "norm3.": "ff_norm.",
+}
 
 
 def resnet(rest):
@@ -29,7 +42,10 @@ def ldm_unet(state: dict, layers: int) -> dict:
     out = {}
     for key, value in state.items():
         name, leaf = key.rsplit(".", 1)
-        place = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", key)
+        place = re.match(
+            r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)",
+            key,
+        )
         if name in ENDS:
             new = f"{ENDS[name]}.{leaf}"
         elif key.startswith("mid_block.attentions.0."):
@@ -38,7 +54,13 @@ def ldm_unet(state: dict, layers: int) -> dict:
             number, rest = key.removeprefix("mid_block.resnets.").split(".", 1)
             new = f"middle_block.{2 * int(number)}.{resnet(rest)}"
         else:
-            side, block, kind, layer, rest = place[1], int(place[2]), place[3], int(place[4]), place[5]
+            side, block, kind, layer, rest = (
+                place[1],
+                int(place[2]),
+                place[3],
+                int(place[4]),
+                place[5],
+            )
             head, base = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
             number = base + block * (layers + 1) + layer
             if kind == "resnets":
@@ -58,15 +80,31 @@ def ldm_vae(state: dict, levels: int, prefix="first_stage_model.") -> dict:
     """diffusers' autoencoder -> latent diffusion's names."""
     out = {}
     for key, value in state.items():
-        new = key.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2").replace("conv_norm_out", "norm_out")
-        new = new.replace("conv_shortcut", "nin_shortcut").replace("downsamplers.0.conv", "downsample.conv").replace("upsamplers.0.conv", "upsample.conv")
+        new = (
+            key.replace("mid_block.resnets.0", "mid.block_1")
+            .replace("mid_block.resnets.1", "mid.block_2")
+            .replace("conv_norm_out", "norm_out")
+        )
+        new = (
+            new.replace("conv_shortcut", "nin_shortcut")
+            .replace("downsamplers.0.conv", "downsample.conv")
+            .replace("upsamplers.0.conv", "upsample.conv")
+        )
         new = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", new)
         new = re.sub(r"down_blocks\.(\d+)", r"down.\1", new)
         new = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", new)
         new = re.sub(r"(up\.\d+)\.resnets\.(\d+)", r"\1.block.\2", new)
         if "mid_block.attentions.0" in new:
-            head, name, leaf = re.fullmatch(r"(.*)mid_block\.attentions\.0\.(.*)\.(weight|bias)", new).groups()
-            name = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}[name]
+            head, name, leaf = re.fullmatch(
+                r"(.*)mid_block\.attentions\.0\.(.*)\.(weight|bias)", new
+            ).groups()
+            name = {
+                "group_norm": "norm",
+                "to_q": "q",
+                "to_k": "k",
+                "to_v": "v",
+                "to_out.0": "proj_out",
+            }[name]
             new = f"{head}mid.attn_1.{name}.{leaf}"
             value = value[:, :, None, None] if value.ndim == 2 else value
         out[prefix + new] = value
@@ -75,26 +113,41 @@ def ldm_vae(state: dict, levels: int, prefix="first_stage_model.") -> dict:
 
 def with_prefix(state: dict, prefix: str) -> dict:
     """A text tower under its published names, behind a prefix."""
-    return {f"{prefix}{key if key.startswith('text_model.') else 'text_model.' + key}": value for key, value in state.items()}
+    return {
+        f"{prefix}{key if key.startswith('text_model.') else 'text_model.' + key}": value
+        for key, value in state.items()
+    }
 
 
 def openclip(state: dict) -> dict:
     """transformers' text tower -> OpenCLIP's names, with the layer more that Stable Diffusion 2.x leaves out."""
     state = {key.removeprefix("text_model."): value for key, value in state.items()}
     ends = {
-        "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding.weight": "token_embedding.weight",
-        "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
-    }  # fmt: skip
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
     out = {new: state[old] for old, new in ends.items()}
     layers = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layers."))
     width = state["embeddings.token_embedding.weight"].shape[1]
-    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    names = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
     for i in range(layers + 1):
         source = f"encoder.layers.{min(i, layers - 1)}."
         for leaf in ("weight", "bias"):
             for old, new in names.items():
-                out[f"transformer.resblocks.{i}.{new}.{leaf}"] = state[f"{source}{old}.{leaf}"].clone()
-            out[f"transformer.resblocks.{i}.attn.in_proj_{leaf}"] = torch.cat([state[f"{source}self_attn.{each}_proj.{leaf}"] for each in "qkv"])
+                out[f"transformer.resblocks.{i}.{new}.{leaf}"] = state[
+                    f"{source}{old}.{leaf}"
+                ].clone()
+            out[f"transformer.resblocks.{i}.attn.in_proj_{leaf}"] = torch.cat(
+                [state[f"{source}self_attn.{each}_proj.{leaf}"] for each in "qkv"]
+            )
     out |= {"logit_scale": torch.tensor(1.0), "text_projection": torch.zeros(width, width)}
     return {f"cond_stage_model.model.{key}": value for key, value in out.items()}
 

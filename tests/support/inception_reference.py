@@ -21,8 +21,12 @@ SHAPES = Path(__file__).with_name("inception_shapes.json")  # of each convolutio
 
 def pytorch_fid():
     """The modules (pytorch_fid.inception, pytorch_fid.fid_score)."""
-    with mock.patch.object(torch.library, "register_fake", lambda name: lambda function: function):  # torchvision's operators are not there
-        return pytest.importorskip("pytorch_fid.inception"), pytest.importorskip("pytorch_fid.fid_score")
+    with mock.patch.object(
+        torch.library, "register_fake", lambda name: lambda function: function
+    ):  # torchvision's operators are not there
+        return pytest.importorskip("pytorch_fid.inception"), pytest.importorskip(
+            "pytorch_fid.fid_score"
+        )
 
 
 def random_weights(seed: int = 0) -> dict:
@@ -30,7 +34,12 @@ def random_weights(seed: int = 0) -> dict:
     rng, weights = np.random.default_rng(seed), {}
     for name, shape in json.loads(SHAPES.read_text()).items():
         weights[f"{name}.conv.weight"] = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-        for part, low, high in (("weight", 0.8, 1.2), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1), ("running_var", 0.5, 1.5)):
+        for part, low, high in (
+            ("weight", 0.8, 1.2),
+            ("bias", -0.1, 0.1),
+            ("running_mean", -0.1, 0.1),
+            ("running_var", 0.5, 1.5),
+        ):
             weights[f"{name}.bn.{part}"] = rng.uniform(low, high, shape[0])
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in weights.items()}
 
@@ -43,7 +52,13 @@ def with_weights(weights: dict):
 
     def lenient(module, state):
         missing = load(module, state, strict=False)
-        assert not missing.unexpected_keys and all(key.startswith("fc.") or key.endswith("num_batches_tracked") for key in missing.missing_keys)
+        assert not missing.unexpected_keys and all(
+            key.startswith("fc.") or key.endswith("num_batches_tracked")
+            for key in missing.missing_keys
+        )
 
-    with mock.patch.object(inception, "load_state_dict_from_url", lambda *args, **kwargs: weights), mock.patch.object(torch.nn.Module, "load_state_dict", lenient):
+    with (
+        mock.patch.object(inception, "load_state_dict_from_url", lambda *args, **kwargs: weights),
+        mock.patch.object(torch.nn.Module, "load_state_dict", lenient),
+    ):
         yield

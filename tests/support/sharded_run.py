@@ -43,16 +43,25 @@ FLOOR = 1e-6  # of the largest norm of all tensors: smaller ones are zero in exa
 ONE_LEVEL = dataclasses.replace(
     NET,
     unet=UNetConfig(
-        block_out_channels=(8,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), layers_per_block=1,
-        attention_head_dim=2, cross_attention_dim=16, norm_num_groups=4, sample_size=8, num_frames=4,
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        sample_size=8,
+        num_frames=4,
     ),
-)  # fmt: skip
+)
 
 
 def recipe(output, **changes) -> TrainConfig:
     """The tiny editor with both kinds of temporal layers, 8 clips of 4 frames of 16 x 16 pixels; all kinds of dropout and clipping are seen to act."""
     likely = dict(drop__text=0.2, drop__both=0.2, drop__video=0.2, optim__clip=0.1)
-    return tiny(output, **dict(net=ONE_LEVEL, loader__batch=8, loader__frames=4, **likely) | changes)
+    return tiny(
+        output, **dict(net=ONE_LEVEL, loader__batch=8, loader__frames=4, **likely) | changes
+    )
 
 
 class Case:
@@ -61,7 +70,9 @@ class Case:
     def __init__(self, home: Path, dtype: str):
         self.config = config = recipe(home, optim__dtype=dtype)
         folder, _ = init_state.plan(config, lambda: run_folder.texts(config), home)
-        tokenize = Tokenize(load_tokenizer(home / "tokenizer"), folder.text_encoder.max_position_embeddings)
+        tokenize = Tokenize(
+            load_tokenizer(home / "tokenizer"), folder.text_encoder.max_position_embeddings
+        )
         with Loader(config.loader, config.data, "edit", tokenize, config.seed) as loader:
             self.batch = next(loader)[0]
         self.objective = objective(config, folder, tokenize(""), init_state.dtype(config))
@@ -79,20 +90,46 @@ class Case:
             state = jax.jit(make, out_shardings=placed)(self.trained)
             frozen = jax.device_put(self.frozen, sharding.of_tree(self.frozen, mesh))
             batch = sharding.put_batch(self.batch, mesh)
-            program = StepProgram(self.objective, optimizer, config, learning_rate(config, self.config.steps), placed)
+            program = StepProgram(
+                self.objective, optimizer, config, learning_rate(config, self.config.steps), placed
+            )
             program.compile(state, frozen, batch)
             state, metrics = program(state, frozen, batch)
-        told = {"clip": held(batch["source"]), "serial": held(batch["serial"]), "split": shares(state), "frozen": shares(frozen)}
+        told = {
+            "clip": held(batch["source"]),
+            "serial": held(batch["serial"]),
+            "split": shares(state),
+            "frozen": shares(frozen),
+        }
         # after one step the first moment is (1 - b1) times the clipped gradient
-        return told, jax.device_get({"metrics": metrics, "gradients": first_moment(state.opt_state), "params": state.params, "ema": state.ema})
+        return told, jax.device_get(
+            {
+                "metrics": metrics,
+                "gradients": first_moment(state.opt_state),
+                "params": state.params,
+                "ema": state.ema,
+            }
+        )
 
     def floats(self) -> list[str]:
         """The types of all floating arrays in the step's program, before any compiler; scalars (the learning rate) apart."""
         config, steps = self.config.optim, self.config.steps
         optimizer = make_optimizer(config, steps)
-        step = partial(train_step, objective=self.objective, optimizer=optimizer, config=config, schedule=learning_rate(config, steps))
-        state = jax.eval_shape(partial(new_state, optimizer=optimizer, config=config, seed=0), self.trained)
-        found = {x.aval.dtype for x in variables(jax.make_jaxpr(step)(state, self.frozen, self.batch).jaxpr) if getattr(x.aval, "ndim", 0)}
+        step = partial(
+            train_step,
+            objective=self.objective,
+            optimizer=optimizer,
+            config=config,
+            schedule=learning_rate(config, steps),
+        )
+        state = jax.eval_shape(
+            partial(new_state, optimizer=optimizer, config=config, seed=0), self.trained
+        )
+        found = {
+            x.aval.dtype
+            for x in variables(jax.make_jaxpr(step)(state, self.frozen, self.batch).jaxpr)
+            if getattr(x.aval, "ndim", 0)
+        }
         return sorted(str(dtype) for dtype in found if jax.dtypes.issubdtype(dtype, np.floating))
 
 
@@ -115,20 +152,30 @@ def shares(tree) -> dict[str, int]:
 
 
 def first_moment(opt_state):
-    return next(part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
+    return next(
+        part.mu
+        for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(part, "mu")
+    )
 
 
 def stirred(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     """With noise on all: temporal layers start at zero, where a fault in them would not show."""
     rng = np.random.default_rng(0)
-    return {name: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype) for name, leaf in params.items()}
+    return {
+        name: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
+        for name, leaf in params.items()
+    }
 
 
 def worst(found: dict, wanted: dict) -> tuple[float, str]:
     """The largest relative error in norm of any tensor, and its name."""
     norms = {name: float(np.linalg.norm(x)) for name, x in wanted.items()}
     floor = FLOOR * max(norms.values())
-    return max((float(np.linalg.norm(found[name] - x)) / max(norms[name], floor), name) for name, x in wanted.items())
+    return max(
+        (float(np.linalg.norm(found[name] - x)) / max(norms[name], floor), name)
+        for name, x in wanted.items()
+    )
 
 
 def main(home: str, dtype: str, *meshes: str) -> None:

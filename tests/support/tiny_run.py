@@ -20,27 +20,72 @@ from ivid2vid_jax.training.config import (
 
 NET = NetConfig(
     unet=UNetConfig(
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1, attention_head_dim=(8, 2), cross_attention_dim=16, norm_num_groups=4, sample_size=8, num_frames=2,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(8, 2),
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        sample_size=8,
+        num_frames=2,
     ),
-    vae=AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0, sample_size=16),
+    vae=AutoencoderConfig(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=1.0,
+        sample_size=16,
+    ),
     text_encoder=CLIPTextConfig(
-        vocab_size=640, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16, projection_dim=16,
+        vocab_size=640,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=16,
     ),
     clip=CLIPConfig(
-        CLIPTextConfig(vocab_size=640, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16),
-        CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8), projection_dim=8,
+        CLIPTextConfig(
+            vocab_size=640,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+        ),
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            patch_size=8,
+        ),
+        projection_dim=8,
     ),
-)  # fmt: skip
+)
 
 
 def tiny(output, **changes) -> TrainConfig:
     """The tiny edit run; changes: fields of TrainConfig, or "part.field" with dots as double underscores (optim__lr=...)."""
     config = TrainConfig(
-        output=str(output), steps=6, net=NET, loader=LoaderConfig(batch=4, frames=2, size=16), optim=OptimConfig(warmup=2),
-        checkpoint=CheckpointConfig(every=2, pipeline=False), log=LogConfig(eval_every=0, sample_every=0, eval_batches=1, samples=1, sample_steps=2),
-    )  # fmt: skip
+        output=str(output),
+        steps=6,
+        net=NET,
+        loader=LoaderConfig(batch=4, frames=2, size=16),
+        optim=OptimConfig(warmup=2),
+        checkpoint=CheckpointConfig(every=2, pipeline=False),
+        log=LogConfig(eval_every=0, sample_every=0, eval_batches=1, samples=1, sample_steps=2),
+    )
     for name, value in changes.items():
         part, _, field = name.rpartition("__")
-        config = dataclasses.replace(config, **{part or field: dataclasses.replace(getattr(config, part), **{field: value}) if part else value})
+        config = dataclasses.replace(
+            config,
+            **{
+                part or field: dataclasses.replace(getattr(config, part), **{field: value})
+                if part
+                else value
+            },
+        )
     return config

@@ -20,9 +20,16 @@ def test_wrong_edits_are_edits_and_not_the_one_asked_for():
     for index in range(150):
         spec = shapes.sample_spec(3, index, kinds=EDITS, size=16, frames=2)
         scene = calibrate.wrong(spec, rng)
-        assert scene not in (spec.edited, spec.scene) and shapes.render(scene, 16, 2).shape == (2, 16, 16, 3)
+        assert scene not in (spec.edited, spec.scene) and shapes.render(scene, 16, 2).shape == (
+            2,
+            16,
+            16,
+            3,
+        )
         if spec.edit.kind in VALUES:
-            same.append(shapes.edit_towards(spec.scene, shapes.caption(scene)).kind == spec.edit.kind)
+            same.append(
+                shapes.edit_towards(spec.scene, shapes.caption(scene)).kind == spec.edit.kind
+            )
     assert 0.3 < np.mean(same) < 0.7
 
 
@@ -34,18 +41,32 @@ def test_each_group_is_judged_by_the_captions_of_the_edit_asked_for():
         return Scores(0, 0, 0, 0, 0)
 
     told = []
-    found = calibrate.scores(SMALL, judge, lambda clip: clip, lambda done, total: told.append((done, total)))
+    found = calibrate.scores(
+        SMALL, judge, lambda clip: clip, lambda done, total: told.append((done, total))
+    )
     assert len(found) == 40 and set(found[0]) == set(calibrate.GROUPS) and told[-1] == (40, 40)
     for index in range(40):
         spec = shapes.sample_spec(SMALL.seed, index, kinds=EDITS, size=16, frames=2)
         captions = shapes.caption(spec.scene), shapes.caption(apply(spec.scene, spec.edit))
-        assert [each[1:] for each in seen[3 * index : 3 * index + 3]] == [captions] * 3 and [each[0] for each in seen[3 * index : 3 * index + 2]] == [False, True]
+        assert [each[1:] for each in seen[3 * index : 3 * index + 3]] == [captions] * 3 and [
+            each[0] for each in seen[3 * index : 3 * index + 2]
+        ] == [False, True]
 
 
 def test_the_table_counts_what_passes():
     good, bad = Scores(0.9, 0.9, 0.9, 0.9, 0.9), Scores(0.9, 0.9, 0.9, 0.1, 0.9)
-    text = calibrate.table({"true edits": [good] * 9 + [bad], "unedited": [bad] * 10, "wrong edits": [good] + [bad] * 9}, FilterConfig())
-    assert "| 10 true edits | 90.0% [60, 98] | 0.900 | 0.900 | 0.900 | 0.820 | 0.900 |" in text and "| 10 unedited | 0.0%" in text
+    text = calibrate.table(
+        {
+            "true edits": [good] * 9 + [bad],
+            "unedited": [bad] * 10,
+            "wrong edits": [good] + [bad] * 9,
+        },
+        FilterConfig(),
+    )
+    assert (
+        "| 10 true edits | 90.0% [60, 98] | 0.900 | 0.900 | 0.900 | 0.820 | 0.900 |" in text
+        and "| 10 unedited | 0.0%" in text
+    )
     assert text.endswith("precision 90.0% of 10 that pass, recall 90.0%")
 
 

@@ -23,7 +23,9 @@ from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops futures when a file cannot be read
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax drops futures when a file cannot be read
 DATA, META = {"global_next_index": 192}, {"config": {"lr": 1e-4, "sizes": [1, 2]}, "origin": None}
 
 
@@ -39,9 +41,14 @@ class State:
 def state(step=0, rows=64, **more):
     """Random, so that it does not compress; names as the U-Net has them."""
     rng = np.random.default_rng(step)
-    params = {"down_blocks.0/conv.1/kernel": rng.normal(size=(rows, 32)).astype(np.float32), "conv_in/bias": rng.normal(size=7).astype(np.float32)}
+    params = {
+        "down_blocks.0/conv.1/kernel": rng.normal(size=(rows, 32)).astype(np.float32),
+        "conv_in/bias": rng.normal(size=7).astype(np.float32),
+    }
     params = jax.tree.map(jnp.asarray, params | more)
-    opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-4))).init(params)
+    opt_state = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-4))
+    ).init(params)
     return State(jnp.int32(step), params, opt_state, {}, jax.random.key_data(jax.random.key(step)))
 
 
@@ -72,8 +79,14 @@ def refused(run, step, target=None):
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
-    odd = {"nan": jnp.array([np.nan, -0.0, np.inf], jnp.bfloat16), "half": jnp.ones((2, 3), jnp.float16), "flags": jnp.array([True, False])}
-    before = state(5, **odd).replace(ema={"bytes": jnp.arange(5, dtype=jnp.uint8), "small": jnp.array([-3, 4], jnp.int8)})
+    odd = {
+        "nan": jnp.array([np.nan, -0.0, np.inf], jnp.bfloat16),
+        "half": jnp.ones((2, 3), jnp.float16),
+        "flags": jnp.array([True, False]),
+    }
+    before = state(5, **odd).replace(
+        ema={"bytes": jnp.arange(5, dtype=jnp.uint8), "small": jnp.array([-3, 4], jnp.int8)}
+    )
     with Checkpoints(tmp_path) as all_:
         all_.save(5, before, DATA, META)
     with Checkpoints(tmp_path) as all_:
@@ -81,12 +94,18 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         after, data, meta = all_.restore(5, abstract(before))
     same(after, before)
     assert (data, meta) == (DATA, META)
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "5").iterdir() if path.is_dir()) == ["data", "meta", "state"]
+    assert sorted(
+        path.name for path in (tmp_path / "checkpoints" / "5").iterdir() if path.is_dir()
+    ) == ["data", "meta", "state"]
 
 
 def test_float64_comes_back(tmp_path):
     with jax.enable_x64(True):
-        before = {"wide": jnp.array([1 / 3, 1e300]), "count": jnp.array(2**40), "one": jnp.float32(3)}
+        before = {
+            "wide": jnp.array([1 / 3, 1e300]),
+            "count": jnp.array(2**40),
+            "one": jnp.float32(3),
+        }
         with Checkpoints(tmp_path) as all_:
             all_.save(1, before, {}, {})
             all_.wait()
@@ -99,11 +118,15 @@ def test_arrays_may_be_donated_at_once(tmp_path):
     x = advance(jnp.zeros(2_000_000))
     buffer = x.unsafe_buffer_pointer()
     x = advance(x)
-    assert x.unsafe_buffer_pointer() == buffer, "donation does nothing here: this test would prove nothing"
+    assert x.unsafe_buffer_pointer() == buffer, (
+        "donation does nothing here: this test would prove nothing"
+    )
     fresh = jax.random.normal(jax.random.key(0), (2_000_000,))
     with Checkpoints(tmp_path) as all_:
         all_.save(1, {"x": fresh}, {}, {})
-        assert all((all_.folder / str(step)).is_dir() for step in all_.steps()), "a save under way counts as complete"
+        assert all((all_.folder / str(step)).is_dir() for step in all_.steps()), (
+            "a save under way counts as complete"
+        )
         for _ in range(5):
             fresh = advance(fresh)
         all_.wait()
@@ -111,11 +134,18 @@ def test_arrays_may_be_donated_at_once(tmp_path):
     np.testing.assert_array_equal(after, jax.random.normal(jax.random.key(0), (2_000_000,)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "uint8", "int32", "uint32", "float64", "int64"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", "bfloat16", "float16", "int8", "uint8", "int32", "uint32", "float64", "int64"],
+)
 def test_one_flipped_bit_always_changes_the_checksum(dtype):
     with jax.enable_x64(True):
-        raw = np.random.default_rng(0).integers(0, 256, 12 * jnp.dtype(dtype).itemsize, dtype=np.uint8)
-        flips = np.stack([raw, *(raw ^ np.packbits(bit) for bit in np.eye(8 * raw.size, dtype=np.uint8))])
+        raw = np.random.default_rng(0).integers(
+            0, 256, 12 * jnp.dtype(dtype).itemsize, dtype=np.uint8
+        )
+        flips = np.stack(
+            [raw, *(raw ^ np.packbits(bit) for bit in np.eye(8 * raw.size, dtype=np.uint8))]
+        )
         arrays = flips.view(jnp.dtype(dtype)).reshape(len(flips), 3, 4)
         sums = jax.jit(jax.vmap(checkpoints.checksum))(arrays)
         assert sums.dtype == jnp.uint32 and not (sums[1:] == sums[0]).any()
@@ -124,9 +154,14 @@ def test_one_flipped_bit_always_changes_the_checksum(dtype):
 def test_the_checksum_is_the_formula_and_knows_order():
     x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
     words = x.view(np.uint32).ravel().astype(object)
-    assert int(checkpoints.checksum(x)) == sum(int(w) * (2 * i + 1) for i, w in enumerate(words)) % 2**32
+    assert (
+        int(checkpoints.checksum(x))
+        == sum(int(w) * (2 * i + 1) for i, w in enumerate(words)) % 2**32
+    )
     assert int(checkpoints.checksum(x[::-1])) != int(checkpoints.checksum(x))
-    assert int(checkpoints.checksum(jnp.array([True, False]))) != int(checkpoints.checksum(jnp.array([False, True])))
+    assert int(checkpoints.checksum(jnp.array([True, False]))) != int(
+        checkpoints.checksum(jnp.array([False, True]))
+    )
 
 
 DAMAGE = {
@@ -138,7 +173,10 @@ DAMAGE = {
     "meta: other json": ("meta", lambda f: f.write_text("[1]")),
     "data: a digit": ("data", lambda f: f.write_text(f.read_text().replace("192", "193"))),
     "data: missing": ("data", lambda f: shutil.rmtree(f.parent)),
-    "state: all missing": ("state", lambda f: shutil.rmtree(f.parents[1] if f.parent.name == "d" else f.parent)),
+    "state: all missing": (
+        "state",
+        lambda f: shutil.rmtree(f.parents[1] if f.parent.name == "d" else f.parent),
+    ),
 }
 
 
@@ -149,7 +187,9 @@ def flip(path, byte):
 
 
 def biggest(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -158,7 +198,11 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, ki
     folder = saved(tmp_path, 10, 20) / "checkpoints" / "20"
     harm(biggest(folder / item) if item == "state" else folder / item / "metadata")
     message = refused(tmp_path, 20)
-    assert message.startswith(f"{folder}: ") and message.endswith("start again with --resume 10") and "\n" not in message
+    assert (
+        message.startswith(f"{folder}: ")
+        and message.endswith("start again with --resume 10")
+        and "\n" not in message
+    )
     assert ("damaged" in message) and len(message) < 600
     with Checkpoints(tmp_path) as all_:
         assert all_.steps() == [10, 20]
@@ -175,7 +219,15 @@ def test_a_bit_flipped_anywhere_is_harmless_or_refused(tmp_path):
     """Each file of a checkpoint, at its begin, middle and end."""
     folder, whole = saved(tmp_path, 10, 20) / "checkpoints" / "20", tmp_path / "whole"
     shutil.copytree(folder, whole)
-    refusals, tries = 0, [(f.relative_to(whole), part) for f in whole.rglob("*") if f.is_file() and f.stat().st_size for part in (0, 0.5, 0.999)]
+    refusals, tries = (
+        0,
+        [
+            (f.relative_to(whole), part)
+            for f in whole.rglob("*")
+            if f.is_file() and f.stat().st_size
+            for part in (0, 0.5, 0.999)
+        ],
+    )
     with Checkpoints(tmp_path) as all_:
         for name, part in tries:
             flip(folder / name, int((folder / name).stat().st_size * part))
@@ -193,10 +245,15 @@ def test_a_bit_flipped_anywhere_is_harmless_or_refused(tmp_path):
 def test_another_state_is_refused_by_its_leaves(tmp_path):
     saved(tmp_path, 10)
     message = refused(tmp_path, 10, state(motion=jnp.zeros(3)))
-    assert "missing in it: params/motion, opt_state/1/0/mu/motion, opt_state/1/0/nu/motion" in message and "unexpected" not in message
+    assert (
+        "missing in it: params/motion, opt_state/1/0/mu/motion, opt_state/1/0/nu/motion" in message
+        and "unexpected" not in message
+    )
     message = refused(tmp_path, 10, state().replace(params={"conv_in/bias": jnp.zeros(8)}))
     assert "unexpected in it: params/down_blocks.0/conv.1/kernel" in message
-    assert "other shape or type: params/conv_in/bias (saved float32[7], wanted float32[8])" in message
+    assert (
+        "other shape or type: params/conv_in/bias (saved float32[7], wanted float32[8])" in message
+    )
     half = state().replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), state().params))
     assert "(saved float32[7], wanted bfloat16[7])" in refused(tmp_path, 10, half)
 
@@ -218,7 +275,11 @@ def test_what_a_killed_save_left_is_cleaned_up(tmp_path):
 def test_out_of_memory_is_not_called_damage(tmp_path, monkeypatch):
     saved(tmp_path, 10)
     with Checkpoints(tmp_path) as all_, pytest.raises(jax.errors.JaxRuntimeError):
-        monkeypatch.setattr(all_.manager, "restore", lambda *a, **k: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")))
+        monkeypatch.setattr(
+            all_.manager,
+            "restore",
+            lambda *a, **k: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")),
+        )
         all_.restore(10, abstract(state()))
 
 
@@ -256,7 +317,9 @@ def test_sigterm_is_heard_and_given_back(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         assert all_.preempted(2) and all_.preempted(3)
     assert signal.getsignal(signal.SIGTERM) is before
-    thread = threading.Thread(target=lambda: saved(tmp_path, 1))  # outside the main thread it is left alone
+    thread = threading.Thread(
+        target=lambda: saved(tmp_path, 1)
+    )  # outside the main thread it is left alone
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before and (tmp_path / "checkpoints" / "1").is_dir()
@@ -271,7 +334,9 @@ from ivid2vid_jax.training.checkpoints import Checkpoints, checksums, describe
 run = Path(sys.argv[1])
 """
 
-KILLED = START + """
+KILLED = (
+    START
+    + """
 def value(step):
     return {"x": jax.random.normal(jax.random.key(step), (1_000_000,)), "step": jnp.int32(step)}
 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), value(0))
@@ -286,11 +351,14 @@ with Checkpoints(run) as all_:
         all_.save(step, value(step), {"step": step}, {"step": step})
         print("saving", step, flush=True)
 """
+)
 
 
 def child(script, *args, devices=1):
     words = [sys.executable, "-c", script, *map(str, args)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices))
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices)
+    )
 
 
 def test_kills_during_saves_leave_the_last_complete_checkpoint(tmp_path):
@@ -305,7 +373,10 @@ def test_kills_during_saves_leave_the_last_complete_checkpoint(tmp_path):
         process.kill()
         process.communicate()
         names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-        torn, last = torn + any("tmp" in name for name in names), max([int(name) for name in names if name.isdecimal()], default=0)
+        torn, last = (
+            torn + any("tmp" in name for name in names),
+            max([int(name) for name in names if name.isdecimal()], default=0),
+        )
     assert torn and last, "no kill came during a save: this test proved nothing"
     with Checkpoints(tmp_path) as all_:
         assert all_.steps()[-1] == last and all_.read_meta(last) == {"step": last}
@@ -313,7 +384,9 @@ def test_kills_during_saves_leave_the_last_complete_checkpoint(tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if "tmp" in path.name]
 
 
-SHARDED = START + """
+SHARDED = (
+    START
+    + """
 count, spec, old, new = int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 mesh = jax.make_mesh((2, count // 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 put = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, P(*axes)))
@@ -334,18 +407,23 @@ with Checkpoints(run) as all_:
     for _ in range(5):
         found = advance(found)
 """
+)
 
 
 def test_a_sharded_state_goes_from_8_to_2_to_8_devices(tmp_path):
     said = []
     for count, spec, old, new in [(8, "rows", 0, 1), (2, "columns", 1, 2), (8, "both", 2, 3)]:
-        out, err = (process := child(SHARDED, tmp_path, count, spec, old, new, devices=count)).communicate()
+        out, err = (
+            process := child(SHARDED, tmp_path, count, spec, old, new, devices=count)
+        ).communicate()
         assert process.returncode == 0, err
         said.append(out)
     assert said[0] == said[1] == said[2] and "kernel" in said[0]
 
 
-FULL_DISK = START + """
+FULL_DISK = (
+    START
+    + """
 import resource
 state = {"x": jax.random.normal(jax.random.key(0), (1_000_000,))}
 with Checkpoints(run) as all_:
@@ -355,15 +433,21 @@ with Checkpoints(run) as all_:
     all_.save(2, state, {}, {})
     print(all_.steps(), flush=True)
 """
+)
 
 
 def test_a_save_that_fails_is_told_and_leaves_the_one_before(tmp_path):
     out, err = (process := child(FULL_DISK, tmp_path)).communicate()
     assert process.returncode == 1 and out == "[1]\n", err
-    assert re.search(r"UserError: .*checkpoints: a checkpoint could not be written .*the last complete one is of step 1", err), err
+    assert re.search(
+        r"UserError: .*checkpoints: a checkpoint could not be written .*the last complete one is of step 1",
+        err,
+    ), err
 
 
-PROCESSES = START.replace("run = ", "import signal, os, time\nrun = ") + """
+PROCESSES = (
+    START.replace("run = ", "import signal, os, time\nrun = ")
+    + """
 process, port = int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process, coordinator_bind_address=f"127.0.0.1:{port}",
     cluster_detection_method="deactivate", initialization_timeout=60, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=30)
@@ -386,6 +470,7 @@ with Checkpoints(run) as all_:
     assert all_.discard_after(0) is None and all_.steps() == []
     all_.save(step, {"x": x}, {"step": step}, {})
 """
+)
 
 
 def test_two_processes_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
@@ -397,6 +482,10 @@ def test_two_processes_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
     step, other = (int(re.search(r"^saved (\d+)$", out, re.M)[1]) for out, _ in said)
     assert step == other and 3 <= step < 199
     with Checkpoints(tmp_path) as all_:
-        found, data, _ = all_.restore(step, {"x": jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=jnp.zeros(1).sharding)})
+        found, data, _ = all_.restore(
+            step, {"x": jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=jnp.zeros(1).sharding)}
+        )
     np.testing.assert_array_equal(found["x"], np.arange(4096.0) + step)
-    assert data == {"step": step} and sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted([str(step), f"{step}.discarded"])
+    assert data == {"step": step} and sorted(
+        path.name for path in (tmp_path / "checkpoints").iterdir()
+    ) == sorted([str(step), f"{step}.discarded"])

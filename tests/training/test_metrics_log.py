@@ -56,18 +56,33 @@ def filled(run, steps, **options):
 
 
 def test_numbers_come_back_as_the_same_bits(tmp_path):
-    values = {"third": 1 / 3, "tiny": 5e-324, "huge": 1.7976931348623157e308, "single": np.float32(0.1), "device": jnp.float32(1) / 3, "count": 7}
+    values = {
+        "third": 1 / 3,
+        "tiny": 5e-324,
+        "huge": 1.7976931348623157e308,
+        "single": np.float32(0.1),
+        "device": jnp.float32(1) / 3,
+        "count": 7,
+    }
     with MetricsLog(tmp_path, 10) as log:
         log.write(3, values | {"bad": math.inf})
         (found,) = read_metrics(tmp_path)  # flushed before the log is closed
-    assert (found["step"], found["kind"], found["bad"]) == (3, "train", math.inf) and abs(found["time"] - metrics_log.time.time()) < 60
-    assert all(found[name] == value for name, value in values.items()) and isinstance(found["count"], int)
+    assert (found["step"], found["kind"], found["bad"]) == (3, "train", math.inf) and abs(
+        found["time"] - metrics_log.time.time()
+    ) < 60
+    assert all(found[name] == value for name, value in values.items()) and isinstance(
+        found["count"], int
+    )
     assert np.float32(found["single"]) == np.float32(0.1)
 
 
 def test_kinds_are_told_apart_and_own_words_kept(tmp_path):
     filled(tmp_path, [1, 2])
-    assert [(r["step"], r["kind"]) for r in read_metrics(tmp_path)] == [(1, "train"), (2, "train"), (2, "eval")]
+    assert [(r["step"], r["kind"]) for r in read_metrics(tmp_path)] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "eval"),
+    ]
     assert [r["psnr"] for r in read_metrics(tmp_path, "eval")] == [2.0]
     assert read_metrics(tmp_path / "none") == []
     with MetricsLog(tmp_path, 10) as log, pytest.raises(ValueError, match="'kind', 'time'"):
@@ -82,7 +97,9 @@ def test_a_resume_drops_what_came_after_and_a_torn_line(tmp_path, caplog):
     filled(tmp_path, [5, 6, 7], resumed_at=4)
     assert [r["step"] for r in read_metrics(tmp_path, "train")] == [1, 2, 3, 4, 5, 6, 7]
     assert [r["step"] for r in read_metrics(tmp_path, "eval")] == [2, 4, 6]
-    assert path.read_text().splitlines()[:6] == before[:6] and "line 10: is not whole" in caplog.text
+    assert (
+        path.read_text().splitlines()[:6] == before[:6] and "line 10: is not whole" in caplog.text
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -96,7 +113,9 @@ def test_a_kill_while_the_log_is_cut_leaves_the_old_one(tmp_path, monkeypatch):
     path = filled(tmp_path, [1, 2, 3])
     before = path.read_text()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(metrics_log.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            metrics_log.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         MetricsLog(tmp_path, 10, resumed_at=1)
     assert path.read_text() == before
     filled(tmp_path, [2], resumed_at=1)
@@ -117,9 +136,19 @@ def test_tensorboard_shows_the_same(tmp_path, board):
         log.write(5, {"loss": 0.5})
         log.write(5, {"psnr": 20.0}, kind="eval")
         log.images(5, "sample", tmp_path / "picture.png")
-    assert board[:3] == [("open", str(tmp_path / "tensorboard"), 5), ("scalar", "train/loss", 0.5, 5), ("scalar", "eval/psnr", 20.0, 5)]
+    assert board[:3] == [
+        ("open", str(tmp_path / "tensorboard"), 5),
+        ("scalar", "train/loss", 0.5, 5),
+        ("scalar", "eval/psnr", 20.0, 5),
+    ]
     _, name, image, step, dataformats = board[3]
-    assert (name, image.shape, image[0, 0, 0], step, dataformats) == ("sample", (4, 6, 3), 9, 5, "HWC") and board[4] == ("close",)
+    assert (name, image.shape, image[0, 0, 0], step, dataformats) == (
+        "sample",
+        (4, 6, 3),
+        9,
+        5,
+        "HWC",
+    ) and board[4] == ("close",)
 
 
 def test_without_tensorboardx_one_note_and_on(tmp_path, monkeypatch, caplog):
@@ -129,15 +158,36 @@ def test_without_tensorboardx_one_note_and_on(tmp_path, monkeypatch, caplog):
     filled(tmp_path, [1, 2, 3])
     with MetricsLog(tmp_path, 10, resumed_at=3) as log:
         log.images(3, "sample", tmp_path / "picture.png")
-    assert caplog.text.count("tensorboardX is not installed") == 2 and len(read_metrics(tmp_path)) == 4  # one note a log
+    assert (
+        caplog.text.count("tensorboardX is not installed") == 2 and len(read_metrics(tmp_path)) == 4
+    )  # one note a log
 
 
 def test_the_line_reads_as_it_should():
-    values = {"loss": 0.12341, "lr": 1e-4, "step_time": 2.1, "clips_per_s": 7.61, "data_wait": 0.004, "eta": 3840.0, "grad_norm": 3.0}
-    assert summary(120, 2000, values) == "step 120/2000  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  data wait 0.4%  ETA 1 h 04 min"
+    values = {
+        "loss": 0.12341,
+        "lr": 1e-4,
+        "step_time": 2.1,
+        "clips_per_s": 7.61,
+        "data_wait": 0.004,
+        "eta": 3840.0,
+        "grad_norm": 3.0,
+    }
+    assert (
+        summary(120, 2000, values)
+        == "step 120/2000  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  data wait 0.4%  ETA 1 h 04 min"
+    )
     assert summary(1, 2, {"lr": 0.0, "step_time": 12.3}) == "step 1/2  lr 0  12 s/step"
     assert [metrics_log.scientific(x) for x in (3.25e-5, 0.5, 2.0)] == ["3.25e-5", "5e-1", "2e0"]
-    told = {0.2: "0 s", 59.4: "59 s", 59.6: "1 min", 3569: "59 min", 3590: "1 h 00 min", 47 * 3600: "47 h 00 min", 50 * 3600: "2 d 02 h"}
+    told = {
+        0.2: "0 s",
+        59.4: "59 s",
+        59.6: "1 min",
+        3569: "59 min",
+        3590: "1 h 00 min",
+        47 * 3600: "47 h 00 min",
+        50 * 3600: "2 d 02 h",
+    }
     assert {seconds: metrics_log.duration(seconds) for seconds in told} == told
 
 
@@ -148,7 +198,9 @@ def lines(tmp_path, monkeypatch, stream, times):
         for step, now in enumerate(times, 1):
             monkeypatch.setattr(metrics_log.time, "monotonic", lambda now=now: now)
             log.line(step, {"loss": 1.0})
-        assert step < log.total_steps or "step 20/20" in stream.getvalue(), "the last line waits for the end of the run"
+        assert step < log.total_steps or "step 20/20" in stream.getvalue(), (
+            "the last line waits for the end of the run"
+        )
     return stream.getvalue()
 
 
@@ -161,10 +213,19 @@ def test_a_file_gets_a_line_at_most_every_ten_seconds(tmp_path, monkeypatch):
     """The first, then after 10 s; the last of all 20, or the last one when the run ends before."""
     every_3_s = [1000 + 3 * i for i in range(20)]
     text = lines(tmp_path, monkeypatch, io.StringIO(), every_3_s)
-    assert [int(line.split()[1].split("/")[0]) for line in text.splitlines()] == [1, 5, 9, 13, 17, 20]
+    assert [int(line.split()[1].split("/")[0]) for line in text.splitlines()] == [
+        1,
+        5,
+        9,
+        13,
+        17,
+        20,
+    ]
     text = lines(tmp_path, monkeypatch, io.StringIO(), every_3_s[:7])
     assert [int(line.split()[1].split("/")[0]) for line in text.splitlines()] == [1, 5, 7]
-    assert lines(tmp_path, monkeypatch, io.StringIO(), [5.0, 5.1]).count("\n") == 2, "a clock that starts at 0 must not swallow the first line"
+    assert lines(tmp_path, monkeypatch, io.StringIO(), [5.0, 5.1]).count("\n") == 2, (
+        "a clock that starts at 0 must not swallow the first line"
+    )
 
 
 def test_a_terminal_gets_one_line_rewritten(tmp_path, monkeypatch):
@@ -222,15 +283,24 @@ def test_steps_that_take_no_time():
 
 def test_memory_counts_what_is_held(monkeypatch):
     before = memory()
-    held = np.ones(200 * 2**20, np.uint8)  # more than malloc hands out again of what earlier tests have freed
-    assert held[-1] and 150 < memory()["host"] - before["host"] < 250 and "device_peak" not in before
-    devices = [types.SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20}) for peak in (3, 5)]
+    held = np.ones(
+        200 * 2**20, np.uint8
+    )  # more than malloc hands out again of what earlier tests have freed
+    assert (
+        held[-1] and 150 < memory()["host"] - before["host"] < 250 and "device_peak" not in before
+    )
+    devices = [
+        types.SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20})
+        for peak in (3, 5)
+    ]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert memory()["device_peak"] == 5
 
 
 def test_without_proc_memory_is_still_told(monkeypatch):
-    monkeypatch.setattr(metrics_log.Path, "read_text", lambda self: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(
+        metrics_log.Path, "read_text", lambda self: (_ for _ in ()).throw(FileNotFoundError())
+    )
     assert 10 < memory()["host"] < 1e6
 
 
@@ -247,7 +317,11 @@ def test_settled_steps_are_traced(tmp_path, monkeypatch):
     for step in range(11, 30):
         told.append(step)
         trace(step)
-    assert told[told.index(str(tmp_path)) - 1] == 16 and told[told.index("stop") - 1] == 18 and told.count("stop") == 1
+    assert (
+        told[told.index(str(tmp_path)) - 1] == 16
+        and told[told.index("stop") - 1] == 18
+        and told.count("stop") == 1
+    )
     early = Trace(tmp_path, 5, resumed_at=0)
     early(6)
     early.close()

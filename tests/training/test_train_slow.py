@@ -32,7 +32,9 @@ KILLS, EVERY, LONG = 20, 2, 1000  # kills in each mode
 
 
 @pytest.mark.parametrize(("wait", "most"), [(True, EVERY), (False, 2 * EVERY)])
-def test_killed_at_random_moments_it_always_goes_on_from_the_last_whole_checkpoint(tmp_path, wait, most):
+def test_killed_at_random_moments_it_always_goes_on_from_the_last_whole_checkpoint(
+    tmp_path, wait, most
+):
     """SIGKILL within 3 s of going on, saves included; the run's end is that of one that was never interrupted.
 
     most: steps that a kill may cost. Where training goes on while a checkpoint is being written, a kill within that costs also the steps
@@ -71,7 +73,11 @@ def test_sigterm_saves_at_the_step_reached_and_exits_with_0(tmp_path):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     (at,) = steps_of(run)
-    assert process.returncode == 0 and f"told to stop: saved at step {at}" in output and read_metrics(run)[-1]["step"] == at
+    assert (
+        process.returncode == 0
+        and f"told to stop: saved at step {at}" in output
+        and read_metrics(run)[-1]["step"] == at
+    )
     train(cheap(run, steps=at + 4))
     train(cheap(tmp_path / "other", steps=at + 4))
     same_state(run, tmp_path / "other", at + 4)
@@ -81,25 +87,51 @@ def test_an_editor_goes_on_to_the_bit(tmp_path):
     """With every temporal layer, two micro-batches a step, and steps of still images between those of clips."""
     options = dict(optim__accumulation=2, loader__images=0.5, checkpoint__keep=9, steps=8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(config_of(whole, **options, checkpoint__pipeline=True, log__sample_every=8, log__eval_every=8))
+    train(
+        config_of(
+            whole, **options, checkpoint__pipeline=True, log__sample_every=8, log__eval_every=8
+        )
+    )
     shutil.copytree(whole, parts)
     train(config_of(parts, **options, resume=4))
     assert position(whole, 8)["streams"]["0/clips"] > 0 < position(whole, 8)["streams"]["0/images"]
-    assert {"6.discarded", "8.discarded"} <= {path.name for path in (parts / "checkpoints").iterdir()}
+    assert {"6.discarded", "8.discarded"} <= {
+        path.name for path in (parts / "checkpoints").iterdir()
+    }
     same_state(parts, whole, 8)
     assert told(parts) == told(whole)
     assert {path.suffix for path in (whole / "samples" / "8").iterdir()} == {".gif", ".png"}
     assert {"noise_loss", "frame_loss", "loss"} <= read_metrics(whole, "validation")[-1].keys()
     weights = flatten(load_params(open_folder(whole / "pipeline")))
-    averages = {name.removeprefix("ema/"): leaf for name, leaf in state(whole, 8).items() if name.startswith("ema/")}
+    averages = {
+        name.removeprefix("ema/"): leaf
+        for name, leaf in state(whole, 8).items()
+        if name.startswith("ema/")
+    }
     assert averages and all(np.array_equal(weights[name], leaf) for name, leaf in averages.items())
 
 
 def test_host_memory_is_flat_over_2000_steps(tmp_path):
     run = tmp_path / "run"
-    train(cheap(run, steps=2000, checkpoint__every=2000, loader__size=8, loader__batch=1, loader__frames=1))
-    host = {record["step"]: record["host_mib"] for record in read_metrics(run, "train") if "host_mib" in record}
-    early, late = (np.median([mib for step, mib in host.items() if low <= step <= low + 200]) for low in (500, 1800))
+    train(
+        cheap(
+            run,
+            steps=2000,
+            checkpoint__every=2000,
+            loader__size=8,
+            loader__batch=1,
+            loader__frames=1,
+        )
+    )
+    host = {
+        record["step"]: record["host_mib"]
+        for record in read_metrics(run, "train")
+        if "host_mib" in record
+    }
+    early, late = (
+        np.median([mib for step, mib in host.items() if low <= step <= low + 200])
+        for low in (500, 1800)
+    )
     print(f"resident: {early:.1f} MiB at steps 500-700, {late:.1f} MiB at 1800-2000")
     assert len(host) == 100 and late - early < 5
 
@@ -111,7 +143,9 @@ def plain(tmp_path_factory):
 
 
 def weights_of(path) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in flatten(load_params(open_folder(path))).items()}
+    return {
+        name: np.asarray(leaf) for name, leaf in flatten(load_params(open_folder(path))).items()
+    }
 
 
 def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path):
@@ -121,15 +155,30 @@ def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path)
     train(config_of(first, model=str(plain), **options))
     source, ours = weights_of(plain), weights_of(first / "pipeline")
     kernel = "unet/conv_in/kernel"
-    assert ours[kernel].shape[2] == 8 and np.array_equal(ours[kernel][:, :, :4], source[kernel]) and not ours[kernel][:, :, 4:].any()
-    assert all(ours[name].tobytes() == leaf.tobytes() for name, leaf in source.items() if name != kernel)
+    assert (
+        ours[kernel].shape[2] == 8
+        and np.array_equal(ours[kernel][:, :, :4], source[kernel])
+        and not ours[kernel][:, :, 4:].any()
+    )
+    assert all(
+        ours[name].tobytes() == leaf.tobytes() for name, leaf in source.items() if name != kernel
+    )
     fresh = ours.keys() - source.keys()
     assert {"temp_convs" in name for name in fresh} == {True, False}
     assert all(np.array_equal(ours[name], state(first, 2)[f"ema/{name}"]) for name in fresh)
 
-    train(config_of(second, model=str(first), net__temporal=None, **options | dict(steps=1, optim__warmup=0, optim__lr=0.0)))
+    train(
+        config_of(
+            second,
+            model=str(first),
+            net__temporal=None,
+            **options | dict(steps=1, optim__warmup=0, optim__lr=0.0),
+        )
+    )
     again = weights_of(second / "pipeline")
-    assert again.keys() == ours.keys() and all(again[name].tobytes() == ours[name].tobytes() for name in ours.keys() - fresh)
+    assert again.keys() == ours.keys() and all(
+        again[name].tobytes() == ours[name].tobytes() for name in ours.keys() - fresh
+    )
     for name in fresh:  # an average of equal numbers is rounded
         np.testing.assert_allclose(again[name], ours[name], rtol=1e-6)
     assert open_folder(second / "pipeline").unet.temporal == ("conv", "attention")
@@ -138,11 +187,23 @@ def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path)
 def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
     for name, model in (("model", str(plain)), ("scratch", None)):
         run = tmp_path / name
-        train(config_of(run, task="text_to_image", model=model, loader__frames=1, steps=2, checkpoint__pipeline=True, log__sample_every=2))
+        train(
+            config_of(
+                run,
+                task="text_to_image",
+                model=model,
+                loader__frames=1,
+                steps=2,
+                checkpoint__pipeline=True,
+                log__sample_every=2,
+            )
+        )
         assert {path.name for path in (run / "samples" / "2").iterdir()} == {"0.gif", "0_sheet.png"}
         folder = open_folder(run / "pipeline")
         assert folder.unet.in_channels == 4 and folder.unet.temporal == () and steps_of(run) == [2]
         assert all(np.isfinite(record["loss"]) for record in read_metrics(run, "train"))
-    with pytest.raises(UserError, match="text_to_image trains a 2D U-Net of 4 channels; this one has 8"):
+    with pytest.raises(
+        UserError, match="text_to_image trains a 2D U-Net of 4 channels; this one has 8"
+    ):
         wide = factory.save(tmp_path / "wide", factory.tiny())
         train(config_of(tmp_path / "none", task="text_to_image", model=str(wide)))

@@ -9,7 +9,10 @@ from ivid2vid_jax.utils import intervals
 from ivid2vid_jax.utils.intervals import bootstrap, ratio, wilson
 
 
-@pytest.mark.parametrize(("successes", "count", "wanted"), [(8, 10, (0.4901625, 0.9433178)), (0, 20, (0.0, 0.1611252)), (20, 20, (0.8388748, 1.0))])
+@pytest.mark.parametrize(
+    ("successes", "count", "wanted"),
+    [(8, 10, (0.4901625, 0.9433178)), (0, 20, (0.0, 0.1611252)), (20, 20, (0.8388748, 1.0))],
+)
 def test_wilson_known_answers(successes, count, wanted):
     """Values of R's prop.test(correct = FALSE)."""
     assert wilson(successes, count) == pytest.approx(wanted, abs=1e-6)
@@ -34,14 +37,19 @@ def test_values_that_hang_together_are_drawn_together():
     """Each of 25 values eight times over: the interval is that of the 25; and of groups of unlike size the mean of what they hold."""
     values, groups = np.random.default_rng(3).normal(size=25), [f"clip{i:02d}" for i in range(25)]
     alone = bootstrap(values, lambda drawn: drawn.mean(-1))
-    assert bootstrap(np.tile(values, 8), lambda drawn: drawn.mean(-1), 8 * groups) == pytest.approx(alone, abs=1e-12)
+    assert bootstrap(np.tile(values, 8), lambda drawn: drawn.mean(-1), 8 * groups) == pytest.approx(
+        alone, abs=1e-12
+    )
     low, high = bootstrap([1.0, 1, 1, 5], lambda drawn: drawn.mean(-1), ["a", "a", "a", "b"])
     assert (low, high) == (1, 5)
 
 
 def test_memory_does_not_grow_with_the_draws(monkeypatch):
     """Parts of the same stream: the same intervals; 2000 draws of 20000 values would hold 640 MB at once."""
-    values, clips = np.random.default_rng(4).random(500), np.random.default_rng(5).random((2, 500)) < 0.5
+    values, clips = (
+        np.random.default_rng(4).random(500),
+        np.random.default_rng(5).random((2, 500)) < 0.5,
+    )
     whole = bootstrap(values, lambda drawn: drawn.mean(-1)), ratio(clips[:1], clips[1:])
     monkeypatch.setattr(intervals, "HELD", 7001)
     assert (bootstrap(values, lambda drawn: drawn.mean(-1)), ratio(clips[:1], clips[1:])) == whole
@@ -59,4 +67,8 @@ def test_a_ratio_knows_that_both_saw_the_same_clips():
     over = under & (np.arange(400) % 2 == 0)
     low, high = ratio(over, under)
     assert low < over.mean() / under.mean() < high and high - low < 0.2
-    assert ratio(under, under) == (1, 1) and ratio(~under, under & False) == (np.inf, np.inf) and ratio(over, under) == (low, high)
+    assert (
+        ratio(under, under) == (1, 1)
+        and ratio(~under, under & False) == (np.inf, np.inf)
+        and ratio(over, under) == (low, high)
+    )

@@ -35,8 +35,15 @@ def another_machine(tmp_path, monkeypatch):
 
 
 def test_a_local_name_is_left_alone(tmp_path):
-    assert storage.fetched(str(tmp_path)) == str(tmp_path) and storage.here("a/b").parts == ("a", "b")
-    assert not storage.is_remote(None) and not storage.is_remote(tmp_path) and storage.is_remote("gs://b/x")
+    assert storage.fetched(str(tmp_path)) == str(tmp_path) and storage.here("a/b").parts == (
+        "a",
+        "b",
+    )
+    assert (
+        not storage.is_remote(None)
+        and not storage.is_remote(tmp_path)
+        and storage.is_remote("gs://b/x")
+    )
     with storage.mirrored(str(tmp_path), True) as push:
         push()
     assert list(tmp_path.iterdir()) == []
@@ -45,16 +52,28 @@ def test_a_local_name_is_left_alone(tmp_path):
 def test_only_what_has_changed_travels(bucket, monkeypatch):
     bucket.pipe({"/bucket/data/a": b"one", "/bucket/data/sub/b": b"two"})
     moved = []
-    monkeypatch.setattr(bucket, "get_file", lambda path, to, get=bucket.get_file: (moved.append(path), get(path, to)))
+    monkeypatch.setattr(
+        bucket,
+        "get_file",
+        lambda path, to, get=bucket.get_file: (moved.append(path), get(path, to)),
+    )
     folder = storage.here("memory://bucket/data")
     assert storage.fetched("memory://bucket/data/") == str(folder)
-    assert (folder / "a").read_bytes() == b"one" and (folder / "sub" / "b").read_bytes() == b"two" and len(moved) == 2
+    assert (
+        (folder / "a").read_bytes() == b"one"
+        and (folder / "sub" / "b").read_bytes() == b"two"
+        and len(moved) == 2
+    )
     storage.fetched("memory://bucket/data")
     assert len(moved) == 2
     bucket.pipe("/bucket/data/a", b"six")  # as long as before
     (folder / "sub" / "b").write_bytes(b"spoilt")
     storage.fetched("memory://bucket/data")
-    assert (folder / "a").read_bytes() == b"six" and (folder / "sub" / "b").read_bytes() == b"two" and len(moved) == 4
+    assert (
+        (folder / "a").read_bytes() == b"six"
+        and (folder / "sub" / "b").read_bytes() == b"two"
+        and len(moved) == 4
+    )
 
 
 def test_a_fetch_that_breaks_off_leaves_no_half_file_and_goes_on(bucket, monkeypatch):
@@ -67,7 +86,10 @@ def test_a_fetch_that_breaks_off_leaves_no_half_file_and_goes_on(bucket, monkeyp
             raise OSError("connection reset")
 
     monkeypatch.setattr(bucket, "get_file", breaks)
-    with pytest.raises(UserError, match=r"memory://bucket/data: could not be fetched \(OSError: connection reset\); look at its name"):
+    with pytest.raises(
+        UserError,
+        match=r"memory://bucket/data: could not be fetched \(OSError: connection reset\); look at its name",
+    ):
         storage.fetched("memory://bucket/data")
     folder = storage.here("memory://bucket/data")
     assert (folder / "a").exists() and not (folder / "b").exists()
@@ -90,7 +112,10 @@ def test_what_is_written_goes_to_the_bucket_and_to_the_next_machine(bucket, tmp_
             (home / name).write_text("1")
         push()
         (home / "config.json").write_text("2")
-    assert sorted(bucket.find("/bucket")) == ["/bucket/run/config.json", "/bucket/run/pipeline/unet/config.json"]
+    assert sorted(bucket.find("/bucket")) == [
+        "/bucket/run/config.json",
+        "/bucket/run/pipeline/unet/config.json",
+    ]
     assert bucket.cat("/bucket/run/config.json") == b"2"
     another_machine(tmp_path, monkeypatch)
     with storage.mirrored(URL, False):
@@ -105,13 +130,23 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, tmp_path, monkeypa
     from ivid2vid_jax.training import loop
 
     data = tmp_path / "triplets"
-    prepare.run(prepare.PrepareArgs(data="shapes", output=data, count=12, size=16, frames=3, validation=0.3, workers=1))
+    prepare.run(
+        prepare.PrepareArgs(
+            data="shapes", output=data, count=12, size=16, frames=3, validation=0.3, workers=1
+        )
+    )
     bucket.put(str(data), "/bucket/triplets", recursive=True)
     shutil.rmtree(data)
-    monkeypatch.setattr(loop, "Checkpoints", lambda run, keep: Checkpoints(tmp_path / "seen" / run.partition("://")[2], keep))
+    monkeypatch.setattr(
+        loop,
+        "Checkpoints",
+        lambda run, keep: Checkpoints(tmp_path / "seen" / run.partition("://")[2], keep),
+    )
     words = dict(data=("memory://bucket/triplets",), checkpoint__pipeline=True)
     train(cheap(URL, **words, steps=2))
-    assert {"config.json", "metrics.jsonl", "pipeline", "tensorboard"} <= {path.split("/")[3] for path in bucket.find("/bucket/run")}
+    assert {"config.json", "metrics.jsonl", "pipeline", "tensorboard"} <= {
+        path.split("/")[3] for path in bucket.find("/bucket/run")
+    }
     assert json.loads(bucket.cat("/bucket/run/config.json"))["data"] == ["memory://bucket/triplets"]
     another_machine(tmp_path, monkeypatch)
     run = train(cheap(URL, **words, steps=4))
@@ -119,7 +154,9 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, tmp_path, monkeypa
     assert json.loads(bucket.cat("/bucket/run/pipeline/training.json")) == {"step": 4}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
     home = hub.resolve(URL)
-    assert home.name == "pipeline" and (home / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+    assert (
+        home.name == "pipeline" and (home / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+    )
 
 
 def test_in_a_bucket_a_checkpoint_without_its_mark_is_none(tmp_path, monkeypatch):
@@ -133,13 +170,24 @@ def test_in_a_bucket_a_checkpoint_without_its_mark_is_none(tmp_path, monkeypatch
             (tmp_path / "checkpoints" / str(step) / COMMIT).touch()
         (tmp_path / "checkpoints" / "3" / "state").mkdir(parents=True)
         assert checkpoints.steps() == [1, 2]
-        found = checkpoints.restore(2, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))[0]
+        found = checkpoints.restore(
+            2,
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            ),
+        )[0]
         np.testing.assert_array_equal(found["a"], state["a"])
     with Checkpoints(tmp_path):
-        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}, "what a killed save left is removed"
+        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}, (
+            "what a killed save left is removed"
+        )
 
 
 def test_gs_is_a_bucket_and_a_folder_is_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(module.folder_of("gs://b/run")) == "gs://b/run/checkpoints" and module.is_bucket(module.folder_of("gs://b/run"))
-    assert str(module.folder_of("run")) == str(tmp_path / "run" / "checkpoints") and not module.is_bucket(module.folder_of("run"))
+    assert str(module.folder_of("gs://b/run")) == "gs://b/run/checkpoints" and module.is_bucket(
+        module.folder_of("gs://b/run")
+    )
+    assert str(module.folder_of("run")) == str(
+        tmp_path / "run" / "checkpoints"
+    ) and not module.is_bucket(module.folder_of("run"))

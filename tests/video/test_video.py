@@ -41,7 +41,9 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-9))
 
 
-@pytest.mark.parametrize(("ending", "quality"), [(".mp4", 35), (".webm", 33), (".webp", 30), (".gif", 35), ("", 100)])
+@pytest.mark.parametrize(
+    ("ending", "quality"), [(".mp4", 35), (".webm", 33), (".webp", 30), (".gif", 35), ("", 100)]
+)
 def test_round_trip(tmp_path, ending, quality):
     path = write(tmp_path / f"clip{ending}")
     clip, frames, times = read(path, **({} if ending else {"fps": 10}))
@@ -55,11 +57,15 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     """x264 notes its settings in the file. With its macroblock tree, of 10,000 clips of this size written in 4 threads 4 differed from the others; without
     it none."""
     clip = RNG.integers(0, 256, (6, 48, 48, 3), np.uint8)
-    assert b"mbtree=0" in write(tmp_path / "clip.mp4", clip).read_bytes() and b"mbtree=0" in to_mp4(clip)
+    assert b"mbtree=0" in write(tmp_path / "clip.mp4", clip).read_bytes() and b"mbtree=0" in to_mp4(
+        clip
+    )
     assert len({write(tmp_path / "clip.mp4", clip).read_bytes() for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24), Fraction(25, 2), Fraction(7)])
+@pytest.mark.parametrize(
+    "rate", [Fraction(30000, 1001), Fraction(24), Fraction(25, 2), Fraction(7)]
+)
 def test_fractional_rates_are_exact(tmp_path, rate):
     clip, _, times = read(write(tmp_path / "clip.mp4", rate=rate))
     assert clip.rate == rate
@@ -68,7 +74,10 @@ def test_fractional_rates_are_exact(tmp_path, rate):
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm"])
 def test_variable_rate_keeps_every_time(tmp_path, ending):
-    shown = [Fraction(t, 1000) for t in (0, 40, 300, 333, 500, 501 + 99, 700, 1000, 1400, 1500, 1600, 2500)]
+    shown = [
+        Fraction(t, 1000)
+        for t in (0, 40, 300, 333, 500, 501 + 99, 700, 1000, 1400, 1500, 1600, 2500)
+    ]
     _, frames, times = read(write(tmp_path / f"clip{ending}", times=shown))
     assert len(frames) == 12
     np.testing.assert_allclose([float(t) for t in times], [float(t) for t in shown], atol=0.0011)
@@ -97,7 +106,9 @@ def test_rotation_tags_are_applied(tmp_path, degrees):
 def set_rotation(path, degrees):
     """Writes the rotation into the matrix of the file's video track header (ISO 14496-12, 8.3.2)."""
     data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version and flags; times, track, reserved, duration; reserved; layer .. reserved
+    at = (
+        data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    )  # version and flags; times, track, reserved, duration; reserved; layer .. reserved
     cos, sin = round(np.cos(np.radians(degrees))), round(np.sin(np.radians(degrees)))
     # FFmpeg reports the rotation counter-clockwise, as PyAV does; the matrix turns clockwise
     matrix = [cos, -sin, 0, sin, cos, 0, 0, 0, 1]
@@ -116,7 +127,11 @@ def test_range_and_resampling(tmp_path):
     assert times == [Fraction(i, 5) for i in range(6)]
     assert psnr(frames, moving_square()[::2]) > 35
     _, frames, times = read(path, fps=20)
-    assert len(frames) == 23 and psnr(frames[::2], moving_square()) > 35 and psnr(frames[1::2], moving_square()[:-1]) > 35
+    assert (
+        len(frames) == 23
+        and psnr(frames[::2], moving_square()) > 35
+        and psnr(frames[1::2], moving_square()[:-1]) > 35
+    )
 
 
 def sound_of(path):
@@ -128,14 +143,18 @@ def sound_of(path):
 
 def packets_of(path):
     with av.open(str(path)) as container:
-        return [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+        return [
+            bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size
+        ]
 
 
 def test_sound_is_copied_bit_for_bit(skiing, tmp_path):
     clip, frames, times = read(skiing)
     out = write(tmp_path / "out.mp4", frames[:, ::8, ::8], clip.rate, times, clip)
     assert packets_of(out) == packets_of(skiing)[: len(packets_of(out))]
-    assert len(packets_of(skiing)) - len(packets_of(out)) <= 2, "at most the sound beyond the last frame is cut"
+    assert len(packets_of(skiing)) - len(packets_of(out)) <= 2, (
+        "at most the sound beyond the last frame is cut"
+    )
 
 
 @pytest.mark.parametrize(("ending", "codec"), [(".mp4", "aac"), (".webm", "opus")])
@@ -166,7 +185,10 @@ def test_fit_does_not_shift_colours():
     np.testing.assert_array_equal(fit.restore(fit.apply(flat)), flat)
 
 
-@pytest.mark.parametrize(("length", "window", "overlap"), [(1, 16, None), (16, 16, None), (17, 16, None), (80, 16, None), (100, 8, 2), (9, 8, 7)])
+@pytest.mark.parametrize(
+    ("length", "window", "overlap"),
+    [(1, 16, None), (16, 16, None), (17, 16, None), (80, 16, None), (100, 8, 2), (9, 8, 7)],
+)
 def test_windows_cover_the_clip(length, window, overlap):
     cut = windows.plan(length, window, overlap)
     assert cut[0].start == 0 and cut[-1].stop == length
@@ -190,7 +212,9 @@ def bad_file(tmp_path, kind, skiing=None):
     elif kind == "audio":
         with av.open(str(path), "w") as out:
             stream = out.add_stream("aac", rate=16000, layout="mono")
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+            )
             frame.sample_rate = 16000
             for part in (stream.encode(frame), stream.encode()):
                 out.mux(part)
@@ -214,10 +238,16 @@ def bad_file(tmp_path, kind, skiing=None):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "no such file"), ("empty", "is empty"), ("text", "is not a video"), ("audio", "holds no video stream"), ("truncated", "cut off|breaks off"),
-        ("png", "is not an image"), ("folder", "holds no frames"), ("sizes", "is 5x4, the first frame is 4x4"),
+        ("missing", "no such file"),
+        ("empty", "is empty"),
+        ("text", "is not a video"),
+        ("audio", "holds no video stream"),
+        ("truncated", "cut off|breaks off"),
+        ("png", "is not an image"),
+        ("folder", "holds no frames"),
+        ("sizes", "is 5x4, the first frame is 4x4"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_clips(tmp_path, kind, message):
     with pytest.raises(UserError, match=message):
         read(bad_file(tmp_path, kind))
@@ -225,7 +255,13 @@ def test_files_that_are_no_clips(tmp_path, kind, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(start=5.0), "holds no frame between 5.0 s"), (dict(start=-1), "start -1"), (dict(start=1, end=0.5), "end 0.5"), (dict(fps=0), "fps 0"), (dict(fps=float("nan")), "fps nan")],
+    [
+        (dict(start=5.0), "holds no frame between 5.0 s"),
+        (dict(start=-1), "start -1"),
+        (dict(start=1, end=0.5), "end 0.5"),
+        (dict(fps=0), "fps 0"),
+        (dict(fps=float("nan")), "fps nan"),
+    ],
 )
 def test_ranges_that_hold_nothing(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
@@ -236,7 +272,12 @@ def test_outputs_that_cannot_be_written(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     (tmp_path / "plain").touch()
-    for path, message in [("a.avi", "cannot write .avi"), ("no/a.mp4", "does not exist"), ("full", "not empty"), ("plain", "is a file")]:
+    for path, message in [
+        ("a.avi", "cannot write .avi"),
+        ("no/a.mp4", "does not exist"),
+        ("full", "not empty"),
+        ("plain", "is a file"),
+    ]:
         with pytest.raises(UserError, match=message):
             check_output(tmp_path / path)
     with pytest.raises(UserError, match="cannot be written"):
@@ -267,9 +308,14 @@ def test_compare_writes_both_pictures(tmp_path):
     path = write(tmp_path / "in.mp4")
     times = read(path)[2]
     edited = write(tmp_path / "out.mp4", 255 - moving_square())
-    pair, sheet = compare.write(open_clip(path), edited, "make it " + "very " * 100 + "dark", times, Fraction(10))
+    pair, sheet = compare.write(
+        open_clip(path), edited, "make it " + "very " * 100 + "dark", times, Fraction(10)
+    )
     _, frames, _ = read(pair)
     assert frames.shape == (12, 48, 128, 3)
-    assert psnr(frames[:, :, :64], moving_square()) > 30 and psnr(frames[:, :, 64:], 255 - moving_square()) > 30
+    assert (
+        psnr(frames[:, :, :64], moving_square()) > 30
+        and psnr(frames[:, :, 64:], 255 - moving_square()) > 30
+    )
     with Image.open(sheet) as page:
         assert page.size == (8 + 6 * 264, 40 + 2 * 200)

@@ -12,7 +12,14 @@ from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
 from ivid2vid_jax.weights.random_init import fresh
 
 CLIP = jnp.zeros((1, 2, 4, 4, 64))
-TEXT = CLIPTextConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16)
+TEXT = CLIPTextConfig(
+    vocab_size=600,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=16,
+)
 MODULES = {
     "resnet": lambda key: ResnetBlock(64, 8).init(key, CLIP, jnp.zeros((1, 32)))["params"],
     "temporal conv": lambda key: TemporalConvLayer(8).init(key, CLIP)["params"],
@@ -25,7 +32,9 @@ MODULES = {
 def test_as_flax_initialises(name):
     init = MODULES[name]
     theirs, ours = flax.traverse_util.flatten_dict(init(jax.random.key(1))), fresh(init, 0)
-    assert {path: leaf.shape for path, leaf in theirs.items()} == {path: leaf.shape for path, leaf in ours.items()}
+    assert {path: leaf.shape for path, leaf in theirs.items()} == {
+        path: leaf.shape for path, leaf in ours.items()
+    }
     drawn = 0
     for path, leaf in ours.items():
         reference = np.asarray(theirs[path])

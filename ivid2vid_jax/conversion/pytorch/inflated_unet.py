@@ -46,7 +46,10 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x, temb, T):
-        h = self.conv1(F.silu(self.norm1(x, T))) + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h = (
+            self.conv1(F.silu(self.norm1(x, T)))
+            + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        )
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h, T)))
 
 
@@ -67,7 +70,11 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, gather=lambda k: k):
         context = x if context is None else context
-        q, k, v = self.split(self.to_q(x)), self.split(gather(self.to_k(context))), self.split(gather(self.to_v(context)))
+        q, k, v = (
+            self.split(self.to_q(x)),
+            self.split(gather(self.to_k(context))),
+            self.split(gather(self.to_v(context))),
+        )
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2).to(x.dtype))
 
@@ -85,7 +92,9 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(
+            GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -96,19 +105,35 @@ class PositionCode(nn.Module):
 
     def __init__(self, length, width):
         super().__init__()
-        angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, length, -1)[..., :width])
+        angles = torch.arange(length)[:, None] * torch.exp(
+            torch.arange(0, width, 2) * (-math.log(10000.0) / width)
+        )
+        self.register_buffer(
+            "pe",
+            torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, length, -1)[..., :width],
+        )
 
     def forward(self, x):
         if x.shape[1] > self.pe.shape[1]:
-            raise ValueError(f"{x.shape[1]} frames at once are more than the {self.pe.shape[1]} places of the net (motion_max_seq_length)")
+            raise ValueError(
+                f"{x.shape[1]} frames at once are more than the {self.pe.shape[1]} places of the net (motion_max_seq_length)"
+            )
         return x + self.pe[:, : x.shape[1]]
 
 
 class TransformerBlock(nn.Module):
     """Two attentions, the second to the text (context: its width) or to itself, and a feed-forward; along_time: a third one, over frames."""
 
-    def __init__(self, width, heads, context=None, sparse_causal=False, along_time=False, places=0, upcast=False):
+    def __init__(
+        self,
+        width,
+        heads,
+        context=None,
+        sparse_causal=False,
+        along_time=False,
+        places=0,
+        upcast=False,
+    ):
         super().__init__()
         self.sparse_causal, self.along_time = sparse_causal, along_time
         self.pos_embed = PositionCode(places, width) if places else nn.Identity()
@@ -123,9 +148,14 @@ class TransformerBlock(nn.Module):
     def forward(self, x, context=None, T=1):
         def first_and_former(k):
             k = k.unflatten(0, (-1, T))
-            return torch.cat([k[:, :1].expand_as(k), torch.cat([k[:, :1], k[:, :-1]], dim=1)], dim=2).flatten(0, 1)
+            return torch.cat(
+                [k[:, :1].expand_as(k), torch.cat([k[:, :1], k[:, :-1]], dim=1)], dim=2
+            ).flatten(0, 1)
 
-        x = x + self.attn1(self.pos_embed(self.norm1(x)), gather=first_and_former if self.sparse_causal else lambda k: k)
+        x = x + self.attn1(
+            self.pos_embed(self.norm1(x)),
+            gather=first_and_former if self.sparse_causal else lambda k: k,
+        )
         x = x + self.attn2(self.pos_embed(self.norm2(x)), context)
         x = x + self.ff(self.norm3(x))
         if self.along_time:
@@ -143,11 +173,15 @@ class SpatialTransformer(nn.Module):
         self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(
-                width, heads, config.cross_attention_dim, config.spatial_attention == "sparse_causal", "tune_a_video" in config.temporal,
+                width,
+                heads,
+                config.cross_attention_dim,
+                config.spatial_attention == "sparse_causal",
+                "tune_a_video" in config.temporal,
                 upcast=config.upcast_attention,
             )
             for _ in range(config.transformer_layers_per_block)
-        )  # fmt: skip
+        )
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
     def project(self, layer, x):
@@ -185,7 +219,12 @@ class TemporalConv(nn.Module):
         super().__init__()
         for step in (1, 2, 3, 4):
             dropout = [nn.Dropout(config.temporal_dropout)] if step > 1 else []
-            layers = [nn.GroupNorm(config.norm_num_groups, width), nn.SiLU(), *dropout, nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))]
+            layers = [
+                nn.GroupNorm(config.norm_num_groups, width),
+                nn.SiLU(),
+                *dropout,
+                nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)),
+            ]
             setattr(self, f"conv{step}", nn.Sequential(*layers))
 
     def forward(self, x, T):
@@ -200,7 +239,9 @@ class Sampler(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1)
 
     def forward(self, x):
-        return self.conv(x if self.conv.stride == (2, 2) else F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(
+            x if self.conv.stride == (2, 2) else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        )
 
 
 class Level(nn.Module):
@@ -209,23 +250,38 @@ class Level(nn.Module):
     def __init__(self, config, level, inputs, attends, sampler=None, middle=False):
         super().__init__()
         width, kinds = config.block_out_channels[level], config.temporal
-        heads = config.attention_head_dim if isinstance(config.attention_head_dim, int) else config.attention_head_dim[level]
+        heads = (
+            config.attention_head_dim
+            if isinstance(config.attention_head_dim, int)
+            else config.attention_head_dim[level]
+        )
         self.middle = middle
         self.resnets = nn.ModuleList(Resnet(config, each, width) for each in inputs)
         layers = range(1 if middle else len(inputs))
         if attends:
-            self.attentions = nn.ModuleList(SpatialTransformer(config, width, heads) for _ in layers)
+            self.attentions = nn.ModuleList(
+                SpatialTransformer(config, width, heads) for _ in layers
+            )
         if "conv" in kinds:
             self.temp_convs = nn.ModuleList(TemporalConv(config, width) for _ in inputs)
         if "attention" in kinds and attends:
-            self.temp_attentions = nn.ModuleList(TemporalTransformer(config, width, heads, width) for _ in layers)
+            self.temp_attentions = nn.ModuleList(
+                TemporalTransformer(config, width, heads, width) for _ in layers
+            )
         if "motion" in kinds and (config.use_motion_mid_block or not middle):
             pooled, places = config.motion_group_norm == "clip", config.motion_max_seq_length
             self.motion_modules = nn.ModuleList(
-                TemporalTransformer(config, width, config.motion_num_attention_heads, width, pooled, places) for _ in layers
+                TemporalTransformer(
+                    config, width, config.motion_num_attention_heads, width, pooled, places
+                )
+                for _ in layers
             )
         if sampler:
-            setattr(self, "downsamplers" if sampler == 2 else "upsamplers", nn.ModuleList([Sampler(width, sampler)]))
+            setattr(
+                self,
+                "downsamplers" if sampler == 2 else "upsamplers",
+                nn.ModuleList([Sampler(width, sampler)]),
+            )
 
     def resnet(self, i, x, temb, T):
         x = self.resnets[i](x, temb, T)
@@ -269,45 +325,92 @@ class InflatedUNet3D(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, in_channels=8, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        layers_per_block=2, attention_head_dim=8, transformer_layers_per_block=1, cross_attention_dim=768, use_linear_projection=False,
-        upcast_attention=False, norm_num_groups=32, norm_eps=1e-5, flip_sin_to_cos=True, freq_shift=0, sample_size=64, temporal=(),
-        spatial_attention="frame", group_norm="frame", motion_group_norm="clip", motion_num_attention_heads=8, motion_max_seq_length=32,
-        use_motion_mid_block=False, temporal_dropout=0.0, num_frames=16,
-    ):  # fmt: skip
+        self,
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2,
+        attention_head_dim=8,
+        transformer_layers_per_block=1,
+        cross_attention_dim=768,
+        use_linear_projection=False,
+        upcast_attention=False,
+        norm_num_groups=32,
+        norm_eps=1e-5,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        sample_size=64,
+        temporal=(),
+        spatial_attention="frame",
+        group_norm="frame",
+        motion_group_norm="clip",
+        motion_num_attention_heads=8,
+        motion_max_seq_length=32,
+        use_motion_mid_block=False,
+        temporal_dropout=0.0,
+        num_frames=16,
+    ):
         super().__init__()
         config = SimpleNamespace(**self.config)
-        widths, attends = config.block_out_channels, ["CrossAttn" in kind for kind in config.down_block_types]
+        widths, attends = (
+            config.block_out_channels,
+            ["CrossAttn" in kind for kind in config.down_block_types],
+        )
         last = len(widths) - 1
         self.time_embedding = TimeEmbedding(widths[0])
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         if "attention" in config.temporal:  # 8 heads at every size
-            heads = config.attention_head_dim if isinstance(config.attention_head_dim, int) else config.attention_head_dim[0]
-            self.transformer_in = TemporalTransformer(config, widths[0], 8, 8 * (widths[0] // heads))
+            heads = (
+                config.attention_head_dim
+                if isinstance(config.attention_head_dim, int)
+                else config.attention_head_dim[0]
+            )
+            self.transformer_in = TemporalTransformer(
+                config, widths[0], 8, 8 * (widths[0] // heads)
+            )
 
         skips, width = [widths[0]], widths[0]
         self.down_blocks = nn.ModuleList()
         for level, outputs in enumerate(widths):
             inputs = [width] + [outputs] * (config.layers_per_block - 1)
-            self.down_blocks.append(Level(config, level, inputs, attends[level], sampler=2 if level < last else None))
+            self.down_blocks.append(
+                Level(config, level, inputs, attends[level], sampler=2 if level < last else None)
+            )
             skips += [outputs] * (config.layers_per_block + (level < last))
             width = outputs
         self.mid_block = Level(config, last, [width, width], attends=True, middle=True)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            inputs = [(width if i == 0 else widths[level]) + skips.pop() for i in range(config.layers_per_block + 1)]
-            self.up_blocks.append(Level(config, level, inputs, attends[level], sampler=1 if level > 0 else None))
+            inputs = [
+                (width if i == 0 else widths[level]) + skips.pop()
+                for i in range(config.layers_per_block + 1)
+            ]
+            self.up_blocks.append(
+                Level(config, level, inputs, attends[level], sampler=1 if level > 0 else None)
+            )
             width = widths[level]
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps, config.group_norm == "clip")
+        self.conv_norm_out = GroupNorm(
+            config.norm_num_groups, widths[0], config.norm_eps, config.group_norm == "clip"
+        )
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def timestep_code(self, t):
         """[B] -> [B, width], float32: cosines first where flip_sin_to_cos."""
         half = self.config.block_out_channels[0] // 2
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / (half - self.config.freq_shift))
+        frequencies = torch.exp(
+            -math.log(10000.0)
+            * torch.arange(half, device=t.device)
+            / (half - self.config.freq_shift)
+        )
         angles = t.float()[:, None] * frequencies
-        return torch.cat([angles.cos(), angles.sin()] if self.config.flip_sin_to_cos else [angles.sin(), angles.cos()], dim=1)
+        return torch.cat(
+            [angles.cos(), angles.sin()]
+            if self.config.flip_sin_to_cos
+            else [angles.sin(), angles.cos()],
+            dim=1,
+        )
 
     def forward(self, sample, timestep, encoder_hidden_states, return_dict=True):
         """sample: [B, in_channels, T, H, W]; timestep: a number or [B]; encoder_hidden_states: [B, K, D]. Returns [B, out_channels, T, H, W]."""

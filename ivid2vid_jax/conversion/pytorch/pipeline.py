@@ -1,7 +1,7 @@
 """Edits a clip by an instruction, with weights exported by ivid2vid_jax. It needs torch, diffusers, transformers and Pillow (and av to read files).
 
-    from diffusers import DiffusionPipeline
-    edited = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
+from diffusers import DiffusionPipeline
+edited = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
 """
 
 import inspect
@@ -16,26 +16,61 @@ from diffusers import (
 )
 from PIL import Image
 
-SCHEDULERS = {"ddim": DDIMScheduler, "euler_ancestral": EulerAncestralDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+}
 
 
 class InstructVid2VidPipeline(DiffusionPipeline):
     """unet: predicts the noise of a clip [B, 2C, T, h, w], noisy latents before the source clip's. The rest: what a call takes where it says nothing."""
 
     def __init__(
-        self, vae, text_encoder, tokenizer, unet, scheduler, steps: int = 50, text_scale: float = 7.5, video_scale: float = 1.5,
-        sampler: str = "ddim", size: int = 256, frames: int = 16, shared_noise: float = 0.0,
-    ):  # fmt: skip
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        steps: int = 50,
+        text_scale: float = 7.5,
+        video_scale: float = 1.5,
+        sampler: str = "ddim",
+        size: int = 256,
+        frames: int = 16,
+        shared_noise: float = 0.0,
+    ):
         super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        values = dict(steps=steps, text_scale=text_scale, video_scale=video_scale, sampler=sampler, size=size, frames=frames, shared_noise=shared_noise)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        values = dict(
+            steps=steps,
+            text_scale=text_scale,
+            video_scale=video_scale,
+            sampler=sampler,
+            size=size,
+            frames=frames,
+            shared_noise=shared_noise,
+        )
         self.register_to_config(**values)
 
     @torch.no_grad()
     def __call__(
-        self, video, instruction: str, negative: str = "", steps: int | None = None, text_scale: float | None = None, video_scale: float | None = None,
-        size: int | None = None, frames: int | None = None, seed: int = 0, noise: torch.Tensor | None = None, shared_noise: float | None = None,
-    ):  # fmt: skip
+        self,
+        video,
+        instruction: str,
+        negative: str = "",
+        steps: int | None = None,
+        text_scale: float | None = None,
+        video_scale: float | None = None,
+        size: int | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        noise: torch.Tensor | None = None,
+        shared_noise: float | None = None,
+    ):
         """video: a file, uint8 [T, H, W, 3], or a list of PIL images. text_scale, video_scale: guidance towards the instruction and the source clip;
         size: pixels of the longer side inside the model; frames: of one window; noise: unit noise [1, C, T, h, w] in the place of the seed's;
         shared_noise: share of the noise at the start that all frames have in common, 0 to 1.
@@ -48,7 +83,9 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         video_scale = own.video_scale if video_scale is None else video_scale
         shared_noise = own.shared_noise if shared_noise is None else shared_noise
         if self.unet.config.in_channels != 2 * self.vae.config.latent_channels:
-            raise ValueError(f"this U-Net takes {self.unet.config.in_channels} latent channels and no source clip, so it edits nothing")
+            raise ValueError(
+                f"this U-Net takes {self.unet.config.in_channels} latent channels and no source clip, so it edits nothing"
+            )
 
         clip = read(video)
         fit = Fit(clip.shape[1:3], size or own.size, self.factor)
@@ -59,37 +96,68 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         generator = torch.Generator().manual_seed(seed)
         noise = unit_noise(source.shape, shared_noise, generator) if noise is None else noise
         x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
-        weights = torch.tensor([1 - video_scale, video_scale - text_scale, text_scale], device=self.device).reshape(3, 1, 1, 1, 1)
+        weights = torch.tensor(
+            [1 - video_scale, video_scale - text_scale, text_scale], device=self.device
+        ).reshape(3, 1, 1, 1, 1)
         windows = plan(len(clip), frames)
-        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        options = (
+            {"generator": generator}
+            if "generator" in inspect.signature(scheduler.step).parameters
+            else {}
+        )
         for t in self.progress_bar(scheduler.timesteps):
             noisy, prediction = scheduler.scale_model_input(x, t), torch.zeros_like(x)
             for window, weight in zip(windows, blend(windows, len(clip)), strict=True):
-                part = (weights * self.branches(noisy[:, :, window], source[:, :, window], t, text)).sum(0, keepdim=True)
-                prediction[:, :, window] += part * torch.as_tensor(weight, device=self.device)[:, None, None]
+                part = (
+                    weights * self.branches(noisy[:, :, window], source[:, :, window], t, text)
+                ).sum(0, keepdim=True)
+                prediction[:, :, window] += (
+                    part * torch.as_tensor(weight, device=self.device)[:, None, None]
+                )
             x = scheduler.step(prediction, t, x, **options).prev_sample
-        return np.stack([fit.restore(frame) for frame in self.decode(x / self.vae.config.scaling_factor)])
+        return np.stack(
+            [fit.restore(frame) for frame in self.decode(x / self.vae.config.scaling_factor)]
+        )
 
     @property
     def factor(self) -> int:
         """Pixels that both sides must be a multiple of, inside the model."""
-        return 2 ** (len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2)
+        return 2 ** (
+            len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
+        )
 
     def branches(self, x, source, t, text):
         """Predictions [3, C, T, h, w], float32: neither condition, the clip alone, the clip and the instruction."""
-        x = torch.cat([x.repeat(3, 1, 1, 1, 1), torch.cat([torch.zeros_like(source), source, source])], dim=1).to(self.unet.dtype)
+        x = torch.cat(
+            [x.repeat(3, 1, 1, 1, 1), torch.cat([torch.zeros_like(source), source, source])], dim=1
+        ).to(self.unet.dtype)
         if type(self.unet).__name__ == "UNetMotionModel":  # which wants the text once a frame
             text = text.repeat_interleave(x.shape[2], dim=0)
         return self.unet(x, t, text).sample.float()
 
     def encode_text(self, texts):
-        ids = self.tokenizer(texts, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.text_encoder.config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
         return self.text_encoder(ids.to(self.device))[0].to(self.unet.dtype)
 
     def encode(self, clip):
         """uint8 [T, H, W, 3] -> posterior modes [1, C, T, h, w], unscaled, float32."""
         pixels = torch.from_numpy(clip).movedim(-1, 1).to(self.device, torch.float32) / 127.5 - 1
-        return torch.cat([self.vae.encode(frame.to(self.vae.dtype)).latent_dist.mode() for frame in pixels.split(1)]).float().transpose(0, 1)[None]
+        return (
+            torch.cat(
+                [
+                    self.vae.encode(frame.to(self.vae.dtype)).latent_dist.mode()
+                    for frame in pixels.split(1)
+                ]
+            )
+            .float()
+            .transpose(0, 1)[None]
+        )
 
     def decode(self, latents):
         """[1, C, T, h, w], unscaled -> uint8 frames [H, W, 3], one by one."""
@@ -116,12 +184,18 @@ class Fit:
 
 
 def resize(frame, size):
-    return frame if frame.shape[:2] == size else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+    return (
+        frame
+        if frame.shape[:2] == size
+        else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+    )
 
 
 def unit_noise(shape, shared, generator):
     """[B, C, T, h, w]: every frame's own noise, and the share of its variance that all have in common."""
-    own, common = (torch.randn(size, generator=generator) for size in (shape, (*shape[:2], 1, *shape[3:])))
+    own, common = (
+        torch.randn(size, generator=generator) for size in (shape, (*shape[:2], 1, *shape[3:]))
+    )
     return (1 - shared) ** 0.5 * own + shared**0.5 * common
 
 
@@ -135,7 +209,10 @@ def plan(length, window):
 
 def blend(windows, length):
     """For each window the weights of its predictions: a tent, and the tents of a frame sum to 1."""
-    tents = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in (w.stop - w.start for w in windows)]
+    tents = [
+        np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+        for n in (w.stop - w.start for w in windows)
+    ]
     total = np.zeros(length, np.float32)
     for window, tent in zip(windows, tents, strict=True):
         total[window] += tent
@@ -151,4 +228,9 @@ def read(video):
     import av
 
     with av.open(str(video)) as container:
-        return np.stack([np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in container.decode(video=0)])
+        return np.stack(
+            [
+                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                for frame in container.decode(video=0)
+            ]
+        )

@@ -1,8 +1,8 @@
 """The shapes world: clips of moving shapes, each with an instruction and the true edited clip. A pure function of seed and index.
 
-    spec = sample_spec(seed=0, index=7)
-    example = triplet(spec)
-    check(example.source, an_editors_clip, spec).passed
+spec = sample_spec(seed=0, index=7)
+example = triplet(spec)
+check(example.source, an_editors_clip, spec).passed
 """
 
 import hashlib

@@ -26,7 +26,9 @@ from ivid2vid_jax.data.shapes.scene import (
 )
 from ivid2vid_jax.utils.errors import UserError
 
-LEAST_CELLS = 24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
+LEAST_CELLS = (
+    24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +69,34 @@ def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = L
     expected = (spec.frames, spec.size, spec.size, 3)
     for name, clip in (("source", source), ("edited", edited)):
         if clip.shape != expected or clip.dtype != np.uint8:
-            raise UserError(f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {expected}")
+            raise UserError(
+                f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {expected}"
+            )
     mask, drawn = edit_mask(spec), render(spec.edited, spec.size, spec.frames)
     wanted = wanted_clip(source, spec, mask, drawn)
     found_cells, wanted_cells = cells(edited), cells(wanted)
-    toward, nearest = toward_alternatives(found_cells - wanted_cells, alternatives(source, wanted, spec, drawn))
-    inside, outside, cast = deviations(found_cells, wanted_cells, np.zeros(expected[:3], bool) if mask is None else mask)
+    toward, nearest = toward_alternatives(
+        found_cells - wanted_cells, alternatives(source, wanted, spec, drawn)
+    )
+    inside, outside, cast = deviations(
+        found_cells, wanted_cells, np.zeros(expected[:3], bool) if mask is None else mask
+    )
     success = bool(toward.max() <= limits.toward and inside.max() <= limits.inside)
     preserved = bool(outside.max() <= limits.outside and cast.max() <= limits.cast)
-    return Verdict(success and preserved, success, preserved, toward, nearest, inside, outside, cast)
+    return Verdict(
+        success and preserved, success, preserved, toward, nearest, inside, outside, cast
+    )
 
 
-def wanted_clip(source: np.ndarray, spec: Spec, mask: np.ndarray | None, drawn: np.ndarray) -> np.ndarray:
+def wanted_clip(
+    source: np.ndarray, spec: Spec, mask: np.ndarray | None, drawn: np.ndarray
+) -> np.ndarray:
     """The true edit of the source that was passed in: as drawn where the edit may change it, and else as it is."""
-    return stylize(source, spec.edit.kind) if mask is None else np.where(mask[..., None], drawn, source)
+    return (
+        stylize(source, spec.edit.kind)
+        if mask is None
+        else np.where(mask[..., None], drawn, source)
+    )
 
 
 def alternatives(source: np.ndarray, wanted: np.ndarray, spec: Spec, drawn: np.ndarray):
@@ -89,7 +105,11 @@ def alternatives(source: np.ndarray, wanted: np.ndarray, spec: Spec, drawn: np.n
     if spec.edit.kind != "identity":
         yield "source", source - wanted
     if spec.edit.kind in (*ALL_STYLES, "identity"):
-        yield from ((style, stylize(source, style) - wanted) for style in ALL_STYLES if style != spec.edit.kind)
+        yield from (
+            (style, stylize(source, style) - wanted)
+            for style in ALL_STYLES
+            if style != spec.edit.kind
+        )
     scenes = less_one(spec.edited) if spec.edit.kind in ALL_STYLES else rival_scenes(spec)
     yield from ((name, render(scene, spec.size, spec.frames) - drawn) for name, scene in scenes)
 
@@ -97,23 +117,51 @@ def alternatives(source: np.ndarray, wanted: np.ndarray, spec: Spec, drawn: np.n
 def less_one(scene: Scene):
     """Yields (name, scene) with each object left out in turn."""
     for i, thing in enumerate(scene.objects):
-        yield f"no {thing.shape}", dataclasses.replace(scene, objects=scene.objects[:i] + scene.objects[i + 1 :])
+        yield (
+            f"no {thing.shape}",
+            dataclasses.replace(scene, objects=scene.objects[:i] + scene.objects[i + 1 :]),
+        )
 
 
 def rival_scenes(spec: Spec):
     """Yields (name, scene) of every other value that the edit could have set, but the source's; for "identity", of other textures."""
     edit, scene = spec.edit, spec.scene
     if edit.kind in VALUES:
-        present = scene.background if edit.kind == "background" else getattr(scene.objects[edit.target], edit.kind)
-        rivals = [(value, dataclasses.replace(edit, value=value)) for value in VALUES[edit.kind] if value not in (edit.value, present)]
+        present = (
+            scene.background
+            if edit.kind == "background"
+            else getattr(scene.objects[edit.target], edit.kind)
+        )
+        rivals = [
+            (value, dataclasses.replace(edit, value=value))
+            for value in VALUES[edit.kind]
+            if value not in (edit.value, present)
+        ]
     elif edit.kind == "remove":
-        rivals = [("the other", dataclasses.replace(edit, target=i)) for i in range(len(scene.objects)) if i != edit.target]
+        rivals = [
+            ("the other", dataclasses.replace(edit, target=i))
+            for i in range(len(scene.objects))
+            if i != edit.target
+        ]
     elif edit.kind == "identity":
-        textures = [(i, value) for i, thing in enumerate(scene.objects) for value in TEXTURES if value != thing.texture]
-        rivals = [(value, dataclasses.replace(edit, kind="texture", target=i, value=value)) for i, value in textures]
+        textures = [
+            (i, value)
+            for i, thing in enumerate(scene.objects)
+            for value in TEXTURES
+            if value != thing.texture
+        ]
+        rivals = [
+            (value, dataclasses.replace(edit, kind="texture", target=i, value=value))
+            for i, value in textures
+        ]
     else:
         rivals = [
-            (value, dataclasses.replace(edit, added=dataclasses.replace(edit.added, **{attribute: value})))
+            (
+                value,
+                dataclasses.replace(
+                    edit, added=dataclasses.replace(edit.added, **{attribute: value})
+                ),
+            )
             for attribute in ("colour", "shape")
             for value in VALUES[attribute]
             if value != getattr(edit.added, attribute)
@@ -126,14 +174,20 @@ def toward_alternatives(error: np.ndarray, directions) -> tuple[np.ndarray, str]
 
     error: [T, n, n, 3], the cells' difference to the true edit's.
     """
-    toward, names, nearer = np.zeros(len(error), np.float32), [""], [np.zeros(len(error), np.float32)]
+    toward, names, nearer = (
+        np.zeros(len(error), np.float32),
+        [""],
+        [np.zeros(len(error), np.float32)],
+    )
     for name, direction in directions:
         way = flat(cells(direction))
         length = np.maximum(np.einsum("tn,tn->t", way, way), 1.0)
         share = np.einsum("tn,tn->t", flat(error), way) / length
         toward = np.maximum(toward, share)
         names.append(name)
-        nearer.append((2 * share - 1) * length)  # squared distance to the true edit less that to this alternative
+        nearer.append(
+            (2 * share - 1) * length
+        )  # squared distance to the true edit less that to this alternative
     return toward, names[int(np.argmax(np.stack(nearer)[:, toward.argmax()]))]
 
 
@@ -141,7 +195,9 @@ def flat(clip: np.ndarray) -> np.ndarray:
     return clip.reshape(len(clip), -1)
 
 
-def deviations(found: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def deviations(
+    found: np.ndarray, wanted: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[T] float32 each, excess in grey levels: the worst block's where blocks touch the mask, the worst and the mean where they do not.
 
     found, wanted: [T, n, n, 3] cells; mask: [T, H, W] bool. A block is the mean of 2 x 2 cells.
@@ -149,7 +205,11 @@ def deviations(found: np.ndarray, wanted: np.ndarray, mask: np.ndarray) -> tuple
     excess = block_excess(pairs(found, step=1), pairs(wanted, step=1))
     touched = pairs(cells(mask[..., None]), step=1)[..., 0] > 0
     inside, outside = np.where(touched, excess, 0), np.where(touched, 0, excess)
-    return inside.max((1, 2)), outside.max((1, 2)), outside.sum((1, 2)) / np.maximum((~touched).sum((1, 2)), 1)
+    return (
+        inside.max((1, 2)),
+        outside.max((1, 2)),
+        outside.sum((1, 2)) / np.maximum((~touched).sum((1, 2)), 1),
+    )
 
 
 def cells(clip: np.ndarray) -> np.ndarray:
@@ -178,7 +238,9 @@ def block_excess(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def neighbourhood(values: np.ndarray, axis: int, extreme) -> np.ndarray:
     """The extreme of each value and its two neighbours along the axis."""
-    padded = np.pad(values, [(1, 1) if each == axis else (0, 0) for each in range(values.ndim)], mode="edge")
+    padded = np.pad(
+        values, [(1, 1) if each == axis else (0, 0) for each in range(values.ndim)], mode="edge"
+    )
     count = values.shape[axis]
     first, second, third = (padded.take(range(shift, shift + count), axis) for shift in range(3))
     return extreme(extreme(first, second), third)

@@ -10,7 +10,12 @@ from ivid2vid_jax.data.shapes.scene import (
 )
 
 LOOKS = {style: style for style in ALL_STYLES} | {"outline": "outlined"}
-WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+WHERE = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+}
 
 STYLE_PHRASINGS = (
     "make it {look}",
@@ -83,16 +88,25 @@ def instruction(scene: Scene, edit: Edit) -> str:
     """The edit of the scene as a sentence."""
     spoken_of = subject(scene, edit)
     words = {"shape": spoken_of.shape, "colour": spoken_of.colour, "value": edit.value}
-    return PHRASINGS[edit.kind][edit.phrasing].format(**words, look=LOOKS.get(edit.kind), where=WHERE.get(edit.value))
+    return PHRASINGS[edit.kind][edit.phrasing].format(
+        **words, look=LOOKS.get(edit.kind), where=WHERE.get(edit.value)
+    )
 
 
 def edit_towards(scene: Scene, wanted: str) -> Edit | None:
     """The edit of one attribute, of the background or of the style that gives the scene this caption; None where there is none."""
     targets = range(len(scene.objects))
-    edits = [Edit(kind, 0, target, value) for kind, values in VALUES.items() for target in targets for value in values]
+    edits = [
+        Edit(kind, 0, target, value)
+        for kind, values in VALUES.items()
+        for target in targets
+        for value in values
+    ]
     edits += [Edit(style, 0) for style in ALL_STYLES]
     made = ((edit, apply(scene, edit)) for edit in edits)
-    return next((edit for edit, edited in made if edited != scene and caption(edited) == wanted), None)
+    return next(
+        (edit for edit, edited in made if edited != scene and caption(edited) == wanted), None
+    )
 
 
 def caption(scene: Scene) -> str:
@@ -104,5 +118,7 @@ def caption(scene: Scene) -> str:
 
 def describe(thing: Object) -> str:
     """Size and texture are said only where they are not the usual ones."""
-    unusual = [word for word, usual in ((thing.size, "medium"), (thing.texture, "plain")) if word != usual]
+    unusual = [
+        word for word, usual in ((thing.size, "medium"), (thing.texture, "plain")) if word != usual
+    ]
     return " ".join(["a", *unusual, thing.colour, thing.shape])

@@ -21,7 +21,10 @@ WAVE_PERIOD = 0.25  # of the background's unevenness, in frame sides
 SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]], np.float32)
 TINTS = {"warm": (255, 130, 0), "cool": (0, 110, 255)}
 TINT = 0.35  # the tint's share of the picture
-LINE = (20.0, 40.0)  # grey levels per pixel at which an outline begins, and over how many more it becomes black
+LINE = (
+    20.0,
+    40.0,
+)  # grey levels per pixel at which an outline begins, and over how many more it becomes black
 
 
 def render(scene: Scene, size: int, frames: int) -> np.ndarray:
@@ -39,7 +42,10 @@ def paint(scene: Scene, size: int, frames: int) -> np.ndarray:
     picture = paint_background(scene, size, frames)
     for thing in scene.objects:
         windows, alpha, tone = patches(thing, size, frames)
-        keep, ink = 1 - alpha[..., None], (alpha * tone)[..., None] * np.float32(COLOURS[thing.colour])
+        keep, ink = (
+            1 - alpha[..., None],
+            (alpha * tone)[..., None] * np.float32(COLOURS[thing.colour]),
+        )
         for frame, window in enumerate(windows):
             picture[window] = keep[frame] * picture[window] + ink[frame]
     return picture
@@ -47,7 +53,9 @@ def paint(scene: Scene, size: int, frames: int) -> np.ndarray:
 
 def paint_background(scene: Scene, size: int, frames: int) -> np.ndarray:
     pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x_TW, y_TH = (2 * np.pi / WAVE_PERIOD * (pixels + pan * times(frames)[:, None]) for pan in scene.pan)
+    x_TW, y_TH = (
+        2 * np.pi / WAVE_PERIOD * (pixels + pan * times(frames)[:, None]) for pan in scene.pan
+    )
     wave_THW = scene.wave * np.sin(y_TH)[:, :, None] * np.sin(x_TW)[:, None, :]
     picture = np.empty((frames, size, size, 3), np.float32)
     for channel, level in enumerate(BACKGROUNDS[scene.background]):
@@ -73,7 +81,10 @@ def patches(thing: Object, size: int, frames: int):
     offsets = corners[:, None] + np.arange(width)[:, None] + 0.5 - centres[:, None]
     x, y = offsets[:, None, :, 0].astype(np.float32), offsets[:, :, None, 1].astype(np.float32)
     alpha = np.clip(0.5 - DISTANCES[thing.shape](x, y, radius), 0, 1)
-    windows = [(frame, slice(top, top + width), slice(left, left + width)) for frame, (left, top) in enumerate(corners.tolist())]
+    windows = [
+        (frame, slice(top, top + width), slice(left, left + width))
+        for frame, (left, top) in enumerate(corners.tolist())
+    ]
     return windows, alpha, 1 - (1 - DARK) * darkness(thing.texture, x, y, LATTICE * size)
 
 

@@ -7,7 +7,11 @@ from ivid2vid_jax.utils.errors import UserError
 
 SHAPES = ("circle", "square", "triangle", "cross", "star")
 TEXTURES = ("plain", "striped", "dotted")
-RADII = {"small": 0.12, "medium": 0.165, "large": 0.22}  # half of the object's width, in frame sides
+RADII = {
+    "small": 0.12,
+    "medium": 0.165,
+    "large": 0.22,
+}  # half of the object's width, in frame sides
 COLOURS = {
     "red": (225, 35, 35),
     "green": (40, 210, 60),
@@ -24,13 +28,26 @@ BACKGROUNDS = {
     "pink": (225, 130, 170),
     "brown": (75, 45, 25),
 }
-PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}  # (x, y) in frame sides
+PLACES = {
+    "left": (0.25, 0.5),
+    "right": (0.75, 0.5),
+    "top": (0.5, 0.25),
+    "bottom": (0.5, 0.75),
+}  # (x, y) in frame sides
 
-VALUES = {"colour": COLOURS, "shape": SHAPES, "size": RADII, "texture": TEXTURES, "background": BACKGROUNDS}  # kind -> words that it can set
+VALUES = {
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "size": RADII,
+    "texture": TEXTURES,
+    "background": BACKGROUNDS,
+}  # kind -> words that it can set
 ATTRIBUTES = ("colour", "shape", "size", "texture")
 STYLES = ("grey", "negative", "outline", "pixelated", "warm", "cool")
 CROWDED_KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")
-KINDS = tuple(kind for kind in CROWDED_KINDS if kind != "texture")  # of the plain world, the default
+KINDS = tuple(
+    kind for kind in CROWDED_KINDS if kind != "texture"
+)  # of the plain world, the default
 UNSEEN_STYLE = "sepia"  # a kind that can be asked for but that no default draws: for fine-tuning on something never seen
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
 ALL_KINDS = (*CROWDED_KINDS, UNSEEN_STYLE)
@@ -154,4 +171,6 @@ def contrasts(colour: str, background: str) -> bool:
     steps = [a - b for a, b in zip(COLOURS[colour], BACKGROUNDS[background], strict=True)]
     distance = sum(step**2 for step in steps) ** 0.5
     luma_distance = abs(sum(weight * step for weight, step in zip(LUMA, steps, strict=True)))
-    return colour != background and distance >= LEAST_CONTRAST and luma_distance >= LEAST_LUMA_CONTRAST
+    return (
+        colour != background and distance >= LEAST_CONTRAST and luma_distance >= LEAST_LUMA_CONTRAST
+    )
