@@ -30,12 +30,12 @@ class ExportArgs:
         from ivid2vid_jax.conversion import exporter, model_card
         from ivid2vid_jax.weights import hub
 
-        source = hub.resolve(self.source)
-        held, written = exporter.export(
+        source = hub.resolve_model(self.source)
+        held, written = exporter.export_folder(
             source,
             self.output,
             self.dtype,
-            model_card.gather(source, self.base_licence, self.data_licence),
+            model_card.collect_facts(source, self.base_licence, self.data_licence),
         )
         print(
             f"wrote {self.output}: the U-Net as {held.class_name}, {sum(path.stat().st_size for path in written) / 1e9:.2f} GB; how to use it: README.md there"
@@ -70,11 +70,13 @@ class ImportArgs:
         from ivid2vid_jax.conversion import foreign_formats, importer
         from ivid2vid_jax.weights import hub
 
-        options = importer.Options(
+        options = importer.ImportOptions(
             self.prediction_type, self.group_norm, self.motion_group_norm, self.dtype
         )
-        base = hub.resolve(self.base) if self.base else None
-        told = importer.convert(foreign_formats.recognise(self.source), base, self.output, options)
+        base = hub.resolve_model(self.base) if self.base else None
+        told = importer.import_checkpoint(
+            foreign_formats.open_checkpoint(self.source), base, self.output, options
+        )
         print("\n".join([*importer.lines(told), f"wrote {self.output}"]))
 
 
@@ -87,7 +89,9 @@ class InspectArgs:
     def run(self) -> None:
         from ivid2vid_jax.conversion import foreign_formats, inspector
 
-        print("\n".join(inspector.describe(foreign_formats.recognise(self.source))))
+        print(
+            "\n".join(inspector.describe_checkpoint(foreign_formats.open_checkpoint(self.source)))
+        )
 
 
 COMMANDS = (

@@ -65,7 +65,7 @@ def run(args: EditArgs) -> None:
     """Edits `args.video` to `args.output` and writes the settings beside it; UserError for bad input, with nothing written."""
     from ivid2vid_jax import assets
     from ivid2vid_jax.video import compare
-    from ivid2vid_jax.video.fit import Fit
+    from ivid2vid_jax.video.fit import ResizePlan
     from ivid2vid_jax.video.read import is_still, open_clip
     from ivid2vid_jax.video.write import CONTAINERS, check_output, write_clip
 
@@ -91,18 +91,18 @@ def run(args: EditArgs) -> None:
     )
 
     pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
-    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
-    fit = Fit.plan((clip.height, clip.width), settings.size, pipe.factor)
+    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
+    fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
 
     times = []
 
     def pixels():
         with Progress("encoding") as progress:
-            for frame in progress.over(clip.frames()):
+            for frame in progress.wrap(clip.frames()):
                 times.append(frame.time)
                 yield frame.pixels
 
-    with Progress("sampling") as progress, runtime.profiled(args.profile):
+    with Progress("sampling") as progress, runtime.profile_trace(args.profile):
         edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)
     rate = clip.fps or clip.rate
     sound = clip if args.output.suffix.lower() in CONTAINERS else None
@@ -112,7 +112,7 @@ def run(args: EditArgs) -> None:
             file=sys.stderr,
         )
     with Progress("writing", len(times)) as progress:
-        write_clip(args.output, progress.over(edited), times, rate, sound)
+        write_clip(args.output, progress.wrap(edited), times, rate, sound)
     record = {
         "command": shlex.join(["python", "-m", "ivid2vid_jax.edit", *sys.argv[1:]]),
         "arguments": vars(args),
@@ -122,7 +122,7 @@ def run(args: EditArgs) -> None:
     beside(args.output, ".json").write_text(json.dumps(record, indent=2, default=str) + "\n")
     written = [args.output, beside(args.output, ".json")]
     if args.compare:
-        written += compare.write(clip, args.output, args.instruction, times, rate)
+        written += compare.write_comparison(clip, args.output, args.instruction, times, rate)
     print("\n".join(f"wrote {path}" for path in written))
 
 

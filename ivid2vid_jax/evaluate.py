@@ -17,7 +17,7 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivid2vid_jax.utils.cli import main, recipe
+from ivid2vid_jax.utils.cli import main, recipe_loader
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
@@ -156,7 +156,7 @@ def run(args: EvaluateArgs) -> None:
     if unknown := [kind for kind in kinds if kind not in ALL_KINDS]:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(ALL_KINDS)}")
     pipe = pipeline.load(args.model, args.dtype)
-    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
+    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
     pipe.check_editor()
     points = list(itertools.product(args.grid_text, args.grid_video))
     if bool(args.grid_text) != bool(args.grid_video):
@@ -182,21 +182,21 @@ def run(args: EvaluateArgs) -> None:
         "seed_of_clips": shapes_benchmark.SEED,
     }
     if told := [name for name in judged if name in EDITORS]:
-        engine = recipe(SynthesisConfig)(args.engine) if args.engine else SynthesisConfig()
+        engine = recipe_loader(SynthesisConfig)(args.engine) if args.engine else SynthesisConfig()
         base = pipeline.load(engine.base, args.dtype)
-        known |= engine_editors.editors(base, engine, told)
+        known |= engine_editors.engine_editors(base, engine, told)
         record |= {"base": base.folder.fingerprint()} | {
             name: dataclasses.asdict(getattr(engine, name)) for name in told
         }
     claim(args.output, record)
 
-    def animation(item: shapes_benchmark.Item) -> Path:
+    def animation(item: shapes_benchmark.ShapesItem) -> Path:
         return args.output / "clips" / f"{item.kind}-{item.index}.gif"
 
-    def show(item: shapes_benchmark.Item, truth, edited) -> None:
+    def show(item: shapes_benchmark.ShapesItem, truth, edited) -> None:
         if item.editor == "model" and item.index < args.sheets:
             mark = "passed" if item.passed else "failed"
-            compare.panels(
+            compare.write_panels(
                 animation(item),
                 [truth.source, edited, truth.edited],
                 f"{truth.instruction} ({mark})",
@@ -208,7 +208,7 @@ def run(args: EvaluateArgs) -> None:
         shapes_benchmark.specs(kinds, args.count, settings.size, settings.frames, args.data)
     )
     with Progress("editing") as progress:
-        items = shapes_benchmark.run(
+        items = shapes_benchmark.run_benchmark(
             {name: known[name] for name in judged},
             wanted,
             args.output / "items.jsonl",
@@ -259,7 +259,7 @@ def run_experiment(args: EvaluateArgs) -> None:
     found = runpy.run_path(str(args.experiment)).get("experiment")
     if not isinstance(found, experiment.Experiment):
         raise UserError(f"--experiment {args.experiment}: says no `experiment = Experiment(...)`")
-    found = found.pointed_at(args.model, None if args.data == EvaluateArgs.data else args.data)
+    found = found.with_overrides(args.model, None if args.data == EvaluateArgs.data else args.data)
     outcomes = experiment.run(
         found,
         args.output,

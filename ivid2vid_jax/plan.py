@@ -43,15 +43,17 @@ def run(args: PlanArgs) -> None:
     """Prints the plan."""
     from ivid2vid_jax.planning import chips
 
-    where = chips.Slice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
-    chips.without_accelerators()  # before anything imports JAX
+    where = chips.TPUSlice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
+    chips.hide_accelerators()  # before anything imports JAX
     config = changed(args)
     from ivid2vid_jax.parallel.mesh import make_mesh
     from ivid2vid_jax.planning import programs, report
 
     folder = programs.folder_of(config)
     mesh = make_mesh(config.mesh, where.devices())
-    program = (programs.editing if args.edit else programs.training)(config, folder, mesh)
+    program = (programs.editing_program if args.edit else programs.training_program)(
+        config, folder, mesh
+    )
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     clips = "1 clip, 3 guidance branches," if args.edit else f"{config.loader.batch} clips"
     print(
@@ -68,11 +70,13 @@ def run(args: PlanArgs) -> None:
         dict(mesh.shape),
         args.edit,
     ]
-    memory = report.Memory(program_is, mesh, chips.cache_folder())
+    memory = report.PlanCache(program_is, mesh, chips.cache_folder())
     if args.full:
-        plan = memory.recall(True, args.effort) or report.by_whole(program, mesh, args.effort)
+        plan = memory.recall(True, args.effort) or report.plan_whole_step(
+            program, mesh, args.effort
+        )
     else:
-        plan = report.by_layers(
+        plan = report.plan_by_layers(
             config,
             folder,
             mesh,
@@ -90,7 +94,7 @@ def run(args: PlanArgs) -> None:
         else (config.loader.batch, "clips")
     )
     print(
-        report.text(
+        report.plan_text(
             plan,
             where,
             what,

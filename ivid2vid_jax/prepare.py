@@ -97,17 +97,17 @@ def run(args: PrepareArgs) -> None:
     if args.output is None:
         raise UserError("--output is missing: name the dataset's folder")
     from ivid2vid_jax.data import dataset, shards
-    from ivid2vid_jax.data.records import Examples, divide
+    from ivid2vid_jax.data.records import RecordMaker, split_by_origin
 
     reader = reader_for(args)
     items = reader.items()[: args.count]
     if not items:
         raise UserError(f"{args.data}: lists no triplet")
-    planned = shards.plan("triplets", divide(items, args.validation), args.shard)
-    with shards.claim(args.output, settings(args)):
+    planned = shards.plan_shards("triplets", split_by_origin(items, args.validation), args.shard)
+    with shards.lock_folder(args.output, settings(args)):
         if shards.is_described(args.output):
             return already_finished(args, planned)
-        make = Examples(reader, args.codec)
+        make = RecordMaker(reader, args.codec)
         try:
             with Progress("triplets") as progress:
                 outcomes = shards.write_shards(
@@ -136,7 +136,7 @@ def run(args: PrepareArgs) -> None:
             raise UserError(
                 f"{args.data}: none of its {len(items)} triplets can be read; the reasons are in {args.output / BAD}"
             )
-        shards.describe(
+        shards.write_metadata(
             args.output,
             dataset.features(),
             outcomes,
@@ -165,7 +165,7 @@ def write_cache(args: PrepareArgs) -> None:
     )
     cut.check()
     print(
-        f"wrote {encode_latents.write(Path(args.data), args.cache_for, cut, args.augmentations, args.cache_text)}"
+        f"wrote {encode_latents.write_latent_cache(Path(args.data), args.cache_for, cut, args.augmentations, args.cache_text)}"
     )
 
 
@@ -206,7 +206,7 @@ def settings(args: PrepareArgs) -> dict:
 def already_finished(args: PrepareArgs, planned: list) -> None:
     from ivid2vid_jax.data import shards
 
-    known = shards.whole(args.output, planned)
+    known = shards.finished_shards(args.output, planned)
     if len(known) < len(planned):
         raise UserError(
             f"{args.output}: is finished, but {args.data} lists other triplets now or shards are gone; name another folder"

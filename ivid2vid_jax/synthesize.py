@@ -5,8 +5,8 @@ python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DI
 python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
 """
 
-from ivid2vid_jax.synthesis.config import SynthesisConfig
-from ivid2vid_jax.utils.cli import main, recipe
+from ivid2vid_jax.synthesis.config import RENAMED, SynthesisConfig
+from ivid2vid_jax.utils.cli import main, recipe_loader
 
 
 def run(config: SynthesisConfig) -> None:
@@ -18,7 +18,7 @@ def run(config: SynthesisConfig) -> None:
         from ivid2vid_jax.parallel import processes
         from ivid2vid_jax.parallel.processes import DistributedConfig
 
-        processes.initialise(DistributedConfig())
+        processes.initialize_distributed(DistributedConfig())
     engine = Engine(config)
     if config.estimate:
         from ivid2vid_jax.synthesis.estimate import estimate
@@ -29,4 +29,4 @@ def run(config: SynthesisConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(SynthesisConfig, run, recipe(SynthesisConfig))
+    main(SynthesisConfig, run, recipe_loader(SynthesisConfig), renamed=RENAMED)

@@ -4,10 +4,10 @@ python -m ivid2vid_jax.train                                            # teache
 python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
 """
 
-from ivid2vid_jax.training.config import DEFAULT, TrainConfig
+from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
 from ivid2vid_jax.utils import cli
 
-recipe = cli.recipe(TrainConfig)
+recipe = cli.recipe_loader(TrainConfig)
 
 
 def run(config: TrainConfig) -> None:
@@ -15,9 +15,9 @@ def run(config: TrainConfig) -> None:
     from ivid2vid_jax.evaluation import training_benchmark
     from ivid2vid_jax.training.loop import train
 
-    training_benchmark.check(config)
-    done = train(config, training_benchmark.judge if config.log.judge else None)
-    if config.log.judge:
+    training_benchmark.check_config(config)
+    done = train(config, training_benchmark.run_benchmark if config.log.benchmark else None)
+    if config.log.benchmark:
         print(training_benchmark.table(done))
     if config.task == "edit" and (done / "pipeline").is_dir():
         print(
@@ -26,4 +26,4 @@ def run(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(TrainConfig, run, recipe, DEFAULT)
+    cli.main(TrainConfig, run, recipe, DEFAULT, RENAMED)

@@ -11,7 +11,7 @@ from ivid2vid_jax.experiments import pack_assets
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder, save_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.video.test_video import psnr
 
 
@@ -32,20 +32,20 @@ def test_clips_by_name_and_paths_as_they_are(tmp_path):
 
 def test_names_are_folders_of_the_package():
     assert (
-        hub.resolve(None) == assets.folder() / "shapes-edit"
-        and hub.resolve("shapes-clip") == assets.folder() / "shapes-clip"
+        hub.resolve_model(None) == assets.folder() / "shapes-edit"
+        and hub.resolve_model("shapes-clip") == assets.folder() / "shapes-clip"
     )
     with pytest.raises(
         UserError, match="shapes-bass: no such model folder, nor one of the embedded shapes-base"
     ):
-        hub.resolve("shapes-bass")
+        hub.resolve_model("shapes-bass")
 
 
 def test_packing_halves_the_weights_and_proposes_scales(tiny, tmp_path):
     pack_assets.run(
         pack_assets.PackArgs(edit=tiny, text_scale=2.5, steps=20, output=tmp_path, clips=False)
     )
-    packed, source = open_folder(tmp_path / "shapes-edit"), open_folder(tiny)
+    packed, source = open_pipeline_folder(tmp_path / "shapes-edit"), open_pipeline_folder(tiny)
     assert packed.sampling == source.sampling | {"text_scale": 2.5, "steps": 20}
     assert (packed.unet, packed.vae, packed.text_encoder) == (
         source.unet,
@@ -64,7 +64,7 @@ def test_packing_halves_the_weights_and_proposes_scales(tiny, tmp_path):
 
 @pytest.mark.parametrize(("part", "fits"), [("decoder", True), ("encoder", False)])
 def test_an_autoencoder_is_packed_whose_encoder_is_the_same(tiny, tmp_path, part, fits):
-    folder = open_folder(tiny)
+    folder = open_pipeline_folder(tiny)
     params = jax.tree.map(np.asarray, load_params(folder))
     params["vae"][part]["conv_in"]["bias"] = params["vae"][part]["conv_in"]["bias"] + 1
     save_folder(tmp_path / "run", folder, params)
@@ -77,9 +77,9 @@ def test_an_autoencoder_is_packed_whose_encoder_is_the_same(tiny, tmp_path, part
         return
     pack_assets.run(args)
     packed = np.asarray(
-        load_params(open_folder(tmp_path / "out" / "shapes-edit"))["vae"]["decoder"]["conv_in"][
-            "bias"
-        ]
+        load_params(open_pipeline_folder(tmp_path / "out" / "shapes-edit"))["vae"]["decoder"][
+            "conv_in"
+        ]["bias"]
     )
     np.testing.assert_array_equal(
         packed, params["vae"]["decoder"]["conv_in"]["bias"].astype(np.float16)

@@ -10,7 +10,7 @@ import pytest
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import NetConfig, TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
-from ivid2vid_jax.utils.cli import recipe
+from ivid2vid_jax.utils.cli import recipe_loader
 
 RECIPES = sorted(
     path
@@ -56,7 +56,7 @@ def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainCon
 )
 def test_recipes_of_the_data_engine(path):
     assert f"python -m ivid2vid_jax.synthesize --config {path}" in path.read_text()
-    recipe(SynthesisConfig)(path).check()
+    recipe_loader(SynthesisConfig)(path).check()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_twin_trains(path, base, tiny, prepared, tmp_path):
     if config.loader.cached:
         from ivid2vid_jax.training import encode_latents
 
-        encode_latents.write(prepared, str(model), small.loader, augmentations=1)
+        encode_latents.write_latent_cache(prepared, str(model), small.loader, augmentations=1)
     run = train(small)
     lines = read_metrics(run, "train")
     assert [line["step"] for line in lines] == [1, 2, 3] and np.isfinite(

@@ -49,7 +49,7 @@ def test_the_clips_are_held_out_and_their_own():
 
 
 def test_true_edits_pass_and_copies_fail(tmp_path):
-    items = shapes_benchmark.run(
+    items = shapes_benchmark.run_benchmark(
         {"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl"
     )
     found = shapes_benchmark.report(items)
@@ -78,7 +78,7 @@ def test_numbers_of_an_item_are_what_they_say(tmp_path):
     truth = world.triplet(spec)
     edited = np.asarray(truth.edited, int) + 1
     edited[1::2] += 3
-    item = shapes_benchmark.judge(
+    item = shapes_benchmark.evaluate_edit(
         "x", "colour", 0, spec, truth, edited.clip(0, 255).astype(np.uint8)
     )
     assert item.error == pytest.approx((1 + 16) / 2) and item.error_outside == pytest.approx(
@@ -100,7 +100,7 @@ def test_numbers_of_an_item_are_what_they_say(tmp_path):
 def test_nothing_moves_in_a_single_frame():
     (_, _, spec), *_ = shapes_benchmark.specs(("grey",), 1, 64, 1)
     truth = world.triplet(spec)
-    item = shapes_benchmark.judge("x", "grey", 0, spec, truth, truth.edited)
+    item = shapes_benchmark.evaluate_edit("x", "grey", 0, spec, truth, truth.edited)
     assert item.passed and (item.flicker, item.difference, item.difference_truth, item.warping) == (
         0,
         0,
@@ -116,10 +116,10 @@ def test_a_stopped_run_goes_on(tmp_path):
         calls.append(truth.id)
         return truth.edited
 
-    first = shapes_benchmark.run({"truth": counting}, wanted(2), file)
+    first = shapes_benchmark.run_benchmark({"truth": counting}, wanted(2), file)
     file.write_text(file.read_text()[:-20])  # killed within the last line
     seen = []
-    again = shapes_benchmark.run(
+    again = shapes_benchmark.run_benchmark(
         {"truth": counting, "copy": copy},
         wanted(2),
         file,
@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 def test_the_table_holds_the_numbers(tmp_path):
     text = shapes_benchmark.table(
         shapes_benchmark.report(
-            shapes_benchmark.run(
+            shapes_benchmark.run_benchmark(
                 {"truth": perfect, "copy": copy}, wanted(), tmp_path / "items.jsonl"
             )
         )
@@ -160,8 +160,8 @@ def trained(tmp_path_factory):
     import flax
 
     from ivid2vid_jax.training import init_state, run_folder
-    from ivid2vid_jax.weights.pipeline_folder import initialiser, save_folder
-    from ivid2vid_jax.weights.random_init import fresh
+    from ivid2vid_jax.weights.pipeline_folder import param_initializer, save_folder
+    from ivid2vid_jax.weights.random_init import init_params
     from tests.support.tiny_run import tiny
 
     home = tmp_path_factory.mktemp("model")
@@ -171,7 +171,7 @@ def trained(tmp_path_factory):
     for name, net in folder.models.items():
         flat = {
             path: leaf if leaf.any() else 0.05 * rng.standard_normal(leaf.shape, np.float32)
-            for path, leaf in fresh(initialiser(name, net), 0).items()
+            for path, leaf in init_params(param_initializer(name, net), 0).items()
         }
         params[name] = flax.traverse_util.unflatten_dict(flat)
     save_folder(home / "editor", folder, params)
@@ -180,7 +180,7 @@ def trained(tmp_path_factory):
 
 def test_the_baseline_without_temporal_layers_sees_one_frame_at_a_time(trained):
     pipe = pipeline.load(trained)
-    settings = pipeline.EditSettings(steps=2).resolved(pipe.folder)
+    settings = pipeline.EditSettings(steps=2).resolve(pipe.folder)
     judged = shapes_benchmark.editors(pipe, settings)
     truth = world.triplet(world.sample_spec(0, 0, size=16, frames=2))
     shown = {name: judged[name](truth) for name in judged}
@@ -271,10 +271,12 @@ def test_the_command_writes_a_report_and_goes_on(trained, tmp_path, capsys):
 
 def test_the_page_opens_in_a_browser(tmp_path):
     items, made = (
-        shapes_benchmark.run({"model": perfect, "copy": copy}, wanted(1), tmp_path / "items.jsonl"),
+        shapes_benchmark.run_benchmark(
+            {"model": perfect, "copy": copy}, wanted(1), tmp_path / "items.jsonl"
+        ),
         tmp_path / "colour-0.gif",
     )
-    compare.panels(made, [np.zeros((2, 16, 16, 3), np.uint8)] * 3, "black", 8)
+    compare.write_panels(made, [np.zeros((2, 16, 16, 3), np.uint8)] * 3, "black", 8)
     shown = shapes_report.clips(
         items, wanted(1), lambda item: tmp_path / f"{item.kind}-{item.index}.gif", 12
     )

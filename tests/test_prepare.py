@@ -18,7 +18,7 @@ from ivid2vid_jax.data import readers, shapes
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.data.records import divide
+from ivid2vid_jax.data.records import split_by_origin
 from ivid2vid_jax.utils.errors import UserError
 from tests.support.command import run_command
 from tests.video.test_video import moving_square, psnr, write
@@ -461,7 +461,10 @@ def test_folders_of_others_are_left_alone(tmp_path, capsys):
 
 def test_validation_is_chosen_by_name_alone():
     items = [readers.Item(f"name-{i}", "") for i in range(2000)]
-    first, again = divide(items, 0.1), divide(items[::-1] + [readers.Item("more", "")], 0.1)
+    first, again = (
+        split_by_origin(items, 0.1),
+        split_by_origin(items[::-1] + [readers.Item("more", "")], 0.1),
+    )
     assert {item.id for item in first["validation"]} == {
         item.id for item in again["validation"]
     } - {"more"}
@@ -469,32 +472,40 @@ def test_validation_is_chosen_by_name_alone():
         150 < len(first["validation"]) < 250
         and len(first["train"]) + len(first["validation"]) == 2000
     )
-    assert {split: len(part) for split, part in divide(items[:2], 1e-9).items()} == {
+    assert {split: len(part) for split, part in split_by_origin(items[:2], 1e-9).items()} == {
         "train": 1,
         "validation": 1,
     }
-    assert {split: len(part) for split, part in divide(items[:2], 0.999999999).items()} == {
+    assert {
+        split: len(part) for split, part in split_by_origin(items[:2], 0.999999999).items()
+    } == {
         "train": 1,
         "validation": 1,
     }
-    assert list(divide(items[:1], 0.5)) == ["train"] and list(divide(items, 0)) == ["train"]
+    assert list(split_by_origin(items[:1], 0.5)) == ["train"] and list(
+        split_by_origin(items, 0)
+    ) == ["train"]
 
 
 def test_instructions_on_one_clip_stay_in_one_split():
     rows = [
-        readers.Row(f"id-{i}", "", f"clip-{i % 50}.mp4", "edited.mp4", "make it red")
+        readers.ListRow(f"id-{i}", "", f"clip-{i % 50}.mp4", "edited.mp4", "make it red")
         for i in range(400)
     ]
-    parts = divide(rows, 0.2)
+    parts = split_by_origin(rows, 0.2)
     held = {split: {row.source for row in part} for split, part in parts.items()}
     assert (
         not held["train"] & held["validation"]
         and len(held["train"] | held["validation"]) == 50
         and 4 <= len(held["validation"]) <= 16
     )
-    assert list(divide([row for row in rows if row.source == "clip-0.mp4"], 0.5)) == ["train"]
-    pairs = [readers.Pair(f"{i // 4}/{i % 4}", "", str(i // 4), str(i % 4)) for i in range(200)]
-    parts = divide(pairs, 0.3)
+    assert list(split_by_origin([row for row in rows if row.source == "clip-0.mp4"], 0.5)) == [
+        "train"
+    ]
+    pairs = [
+        readers.ImagePair(f"{i // 4}/{i % 4}", "", str(i // 4), str(i % 4)) for i in range(200)
+    ]
+    parts = split_by_origin(pairs, 0.3)
     assert not {pair.folder for pair in parts["train"]} & {
         pair.folder for pair in parts["validation"]
     }

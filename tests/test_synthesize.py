@@ -28,9 +28,9 @@ from ivid2vid_jax.synthesis.config import STAGES, SynthesisConfig
 from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
-from ivid2vid_jax.synthesis.manifest import FAILED, claim
+from ivid2vid_jax.synthesis.manifest import FAILED, lock_stage
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.synthesis.sources import Shapes, digest, source
+from ivid2vid_jax.synthesis.sources import ShapesSource, digest, open_source
 from ivid2vid_jax.utils.errors import UserError
 from tests.conftest import VIDEOS
 from tests.models.test_clip import VISION_TINY, save_clip
@@ -166,7 +166,7 @@ def test_edits_by_rules_are_judged_too(config):
 
 
 def test_clips_of_the_shapes_world_come_with_several_edits(config):
-    source = Shapes(dataclasses.replace(config, per_clip=4, count=40), config.output)
+    source = ShapesSource(dataclasses.replace(config, per_clip=4, count=40), config.output)
     for id in source.marks():
         _, facts = source.make(id)
         specs = [shapes.Spec.from_json(text) for text in facts["clips"][0]["specs"]]
@@ -251,17 +251,17 @@ def test_write_drops_nothing_of_other_shards(config, capsys, monkeypatch):
     run_stages(engine)  # has looked, and knows of no edit of the other shard
     told(capsys, dataclasses.replace(one, stages=("edits",)))
     with pytest.raises(UserError, match="scores: 4 of 8 are still"):
-        dataset_writer.write(engine)
+        dataset_writer.write_dataset(engine)
     monkeypatch.setattr("ivid2vid_jax.synthesis.engine.refusal", lambda *_: "a disc that is full")
     monkeypatch.setattr("ivid2vid_jax.synthesis.engine.REJECTED", FAILED)
     told(capsys, dataclasses.replace(one, stages=("scores",)))
-    dataset_writer.write(engine)
+    dataset_writer.write_dataset(engine)
     assert "write: 4 triplets" in capsys.readouterr().out, (
         "what fails does not keep the others waiting for ever"
     )
     monkeypatch.undo()
     told(capsys, dataclasses.replace(one, stages=("scores",)))
-    dataset_writer.write(engine)
+    dataset_writer.write_dataset(engine)
     assert "write: 8 triplets" in capsys.readouterr().out
 
 
@@ -305,11 +305,11 @@ def test_processes_that_found_each_other_wait_for_each_other(config, capsys, tmp
 
 def test_one_shard_is_one_processs(config, capsys):
     with (
-        claim(config.output, "clips", (0, 1)),
+        lock_stage(config.output, "clips", (0, 1)),
         pytest.raises(UserError, match="another process is at work on --shard 0/1"),
     ):
         told(capsys, config)
-    with claim(config.output, "clips", (0, 2)):
+    with lock_stage(config.output, "clips", (0, 2)):
         told(capsys, dataclasses.replace(config, shard="1/2", stages=("clips",)))
     told(capsys, dataclasses.replace(config, stages=("clips",)))
 
@@ -320,7 +320,7 @@ def test_a_run_killed_in_its_first_clip_can_be_gone_on_with(config, capsys, monk
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shapes, "make", killed)
+        patch.setattr(ShapesSource, "make", killed)
         with pytest.raises(SystemExit):
             run_stages(Engine(config))
     assert list((config.output / "clips").iterdir())
@@ -561,9 +561,9 @@ def test_a_video_in_anothers_place_is_noticed(config, tmp_path):
     made = dataclasses.replace(
         config, videos=str(tmp_path), captions=CaptionsConfig(), instructions="rules"
     )
-    one = source(made).marks()
+    one = open_source(made).marks()
     file.write_bytes(data[:-2] + b"x")
-    assert one.keys() == source(made).marks().keys() and one != source(made).marks()
+    assert one.keys() == open_source(made).marks().keys() and one != open_source(made).marks()
 
 
 def test_the_best_of_several_samples_are_kept(config, capsys):

@@ -24,13 +24,13 @@ from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import init_state, pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints, named
-from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support.command import run_command
 from tests.support.tiny_run import tiny as config_of
 from tests.video.test_video import write
@@ -169,7 +169,9 @@ def copy(whole, tmp_path):
 
 def test_what_a_run_leaves_behind(whole):
     run, _ = whole
-    assert json.loads((run / "config.json").read_text()) == run_folder.plain(cheap(run, **WATCHED))
+    assert json.loads((run / "config.json").read_text()) == run_folder.to_jsonable(
+        cheap(run, **WATCHED)
+    )
     assert steps_of(run) == [2, 4, 6, 8]
     assert {"state", "data", "meta"} <= {p.name for p in (run / "checkpoints" / "8").iterdir()}
     assert [record["step"] for record in read_metrics(run, "train")] == list(range(1, 9))
@@ -190,7 +192,7 @@ def test_what_a_run_leaves_behind(whole):
 
 def test_the_pipeline_holds_the_average_and_a_measured_scaling_factor(whole):
     run, _ = whole
-    folder, kept = open_folder(run / "pipeline"), state(run, 8)
+    folder, kept = open_pipeline_folder(run / "pipeline"), state(run, 8)
     weights = flatten(load_params(folder))
     averages = {
         name.removeprefix("ema/"): leaf for name, leaf in kept.items() if name.startswith("ema/")
@@ -240,7 +242,7 @@ def test_a_run_killed_between_checkpoint_and_pipeline_writes_the_pipeline_when_s
     whole, copy, monkeypatch
 ):
     """Finished or not; with the weights of the last checkpoint and, though no validation is asked for, a measured scaling factor."""
-    wanted = open_folder(copy / "pipeline").vae.scaling_factor
+    wanted = open_pipeline_folder(copy / "pipeline").vae.scaling_factor
     unwatched = dict(WATCHED, log__eval_every=0, log__sample_every=0)
 
     def killed(*_):
@@ -248,22 +250,25 @@ def test_a_run_killed_between_checkpoint_and_pipeline_writes_the_pipeline_when_s
 
     for steps in (8, 10):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(pipeline_export, "write", killed)
+            patch.setattr(pipeline_export, "write_pipeline", killed)
             shutil.rmtree(copy / "pipeline", ignore_errors=True) if steps == 8 else None
             train(cheap(copy, steps=steps, **unwatched))
         assert (
-            pipeline_export.written_step(copy) == (None if steps == 8 else 8)
+            pipeline_export.exported_step(copy) == (None if steps == 8 else 8)
             and steps_of(copy)[-1] == steps
         )
         train(cheap(copy, steps=steps, **unwatched))
-        kept, weights = state(copy, steps), flatten(load_params(open_folder(copy / "pipeline")))
-        assert pipeline_export.written_step(copy) == steps
+        kept, weights = (
+            state(copy, steps),
+            flatten(load_params(open_pipeline_folder(copy / "pipeline"))),
+        )
+        assert pipeline_export.exported_step(copy) == steps
         assert all(
             np.array_equal(leaf, kept[f"ema/{name}"])
             for name, leaf in weights.items()
             if name.startswith("vae/")
         )
-        factor = open_folder(copy / "pipeline").vae.scaling_factor
+        factor = open_pipeline_folder(copy / "pipeline").vae.scaling_factor
         assert factor == wanted if steps == 8 else factor not in (1.0, wanted)
 
 
@@ -331,14 +336,14 @@ def test_a_broken_state_stops_the_run_and_is_never_saved(
     whole, copy, tmp_path, capsys, monkeypatch
 ):
     """The parameters that step 9 leaves behind are no numbers: step 10 finds out, and would have been saved."""
-    call = StepProgram.__call__
+    call = CompiledStep.__call__
 
     def poison(self, state, frozen, batch):
         after, metrics = call(self, state, frozen, batch)
         with jax.transfer_guard("allow"):
             return after.replace(params=jax.tree.map(lambda x: x * jnp.nan, after.params)), metrics
 
-    monkeypatch.setattr(StepProgram, "__call__", poison)
+    monkeypatch.setattr(CompiledStep, "__call__", poison)
     before = files(copy / "checkpoints")
     code, err = train_command(capsys, "--config", recipe(tmp_path, copy), "--steps", "12")
     assert (
@@ -445,7 +450,7 @@ def test_folders_that_are_not_this_runs_are_refused(whole, tmp_path, capsys):
         and "--optim.lr was 0.001, is 0.5; --seed was 0, is 1)" in err
         and "loader" not in err
     ), err
-    with run_folder.claimed(whole[0], cheap(whole[0], **WATCHED)):
+    with run_folder.locked_run(whole[0], cheap(whole[0], **WATCHED)):
         code, err = train_command(capsys, "--config", path)
         assert code == 2 and "another process is training there" in err
     (tmp_path / "file").write_text("x")
@@ -460,11 +465,11 @@ def test_folders_that_are_not_this_runs_are_refused(whole, tmp_path, capsys):
 
 
 def test_what_an_older_release_did_not_record_is_the_default(tmp_path):
-    before, now = (run_folder.plain(TrainConfig()) for _ in range(2))
+    before, now = (run_folder.to_jsonable(TrainConfig()) for _ in range(2))
     del before["drop"], before["net"]["clip"]
-    run_folder.compare(tmp_path, before, now)
+    run_folder.check_same_config(tmp_path, before, now)
     with pytest.raises(UserError, match="--drop.both was 0.05, is 0.2"):
-        run_folder.compare(
+        run_folder.check_same_config(
             tmp_path, before, now | {"drop": {"text": 0.05, "both": 0.2, "video": 0.05}}
         )
 
@@ -488,7 +493,7 @@ def edited(tiny, tmp_path_factory):
 
 def test_frozen_weights_leave_as_they_came(edited):
     ours, theirs = (
-        flatten(load_params(open_folder(path)))
+        flatten(load_params(open_pipeline_folder(path)))
         for path in (Path(edited.output) / "pipeline", edited.model)
     )
     assert len(theirs) > 100 and all(
@@ -507,10 +512,15 @@ def test_frozen_weights_leave_as_they_came(edited):
 @pytest.mark.parametrize("kinds", [("conv",), ("attention",), ()])
 def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path, kinds):
     """The net is inflated anew: the 2D weights stay, and the layers that its first training made are gone."""
-    config = config_of(tmp_path, model=edited.output, net__temporal=kinds, net__fresh_temporal=True)
-    folder, source = init_state.plan(config, lambda: (), tmp_path)
-    begun = init_state.start(config, folder, source, make_mesh(config.mesh))
-    ours, theirs = begun.trained | begun.frozen, flatten(load_params(open_folder(edited.model)))
+    config = config_of(
+        tmp_path, model=edited.output, net__temporal=kinds, net__reinit_temporal=True
+    )
+    folder, source = init_state.plan_networks(config, lambda: (), tmp_path)
+    begun = init_state.load_initial_weights(config, folder, source, make_mesh(config.mesh))
+    ours, theirs = (
+        begun.trained | begun.frozen,
+        flatten(load_params(open_pipeline_folder(edited.model))),
+    )
     assert folder.unet.temporal == kinds
     assert all(np.array_equal(ours[name], leaf) for name, leaf in theirs.items())
     fresh = ours.keys() - theirs.keys()
@@ -519,13 +529,16 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
         for name in fresh
         if name.endswith("kernel") and ("conv4" in name or "proj_out" in name)
     )
-    pipeline_export.write(tmp_path / "run", 1, folder, source, begun.trained, begun.frozen)
-    assert flatten(load_params(open_folder(tmp_path / "run" / "pipeline"))).keys() == ours.keys()
+    pipeline_export.write_pipeline(tmp_path / "run", 1, folder, source, begun.trained, begun.frozen)
+    assert (
+        flatten(load_params(open_pipeline_folder(tmp_path / "run" / "pipeline"))).keys()
+        == ours.keys()
+    )
     with pytest.raises(
         UserError, match="unexpected .*temp"
     ):  # without the word, stray temporal weights are refused as before
         stray = dataclasses.replace(source, left_out=None)
-        init_state.start(
+        init_state.load_initial_weights(
             config_of(tmp_path, model=edited.output, net__temporal=kinds),
             folder,
             stray,
@@ -534,9 +547,9 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
 
 
 def test_fresh_temporal_layers_must_be_named(edited, tmp_path):
-    with pytest.raises(UserError, match="--net.fresh-temporal: say which"):
-        init_state.plan(
-            config_of(tmp_path, model=edited.output, net__temporal=None, net__fresh_temporal=True),
+    with pytest.raises(UserError, match="--net.reinit-temporal: say which"):
+        init_state.plan_networks(
+            config_of(tmp_path, model=edited.output, net__temporal=None, net__reinit_temporal=True),
             lambda: (),
             tmp_path,
         )
@@ -544,7 +557,7 @@ def test_fresh_temporal_layers_must_be_named(edited, tmp_path):
 
 @pytest.mark.parametrize(("kinds", "given", "seen"), [(None, 1, 2), (None, 3, 3), ((), 1, 1)])
 def test_still_images_leave_the_window_of_a_video_editor(edited, tmp_path, kinds, given, seen):
-    folder, _ = init_state.plan(
+    folder, _ = init_state.plan_networks(
         config_of(tmp_path, model=edited.output, net__temporal=kinds, loader__frames=given),
         lambda: (),
         tmp_path,

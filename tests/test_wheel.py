@@ -130,7 +130,7 @@ def test_it_edits_and_trains_outside_the_repository(installed, tmp_path):
         "1",
         "--optim.warmup",
         "0",
-        "--log.judge",
+        "--log.benchmark",
         "0",
         "--output",
         "run",

@@ -22,7 +22,7 @@ config = TrainConfig(
     data=("data/embedded/clips_plain",),
     steps=1600,
     loader=LoaderConfig(batch=8, frames=8, size=64, images=0.1, cached=True),
-    loss=LossConfig(frame_difference="match", frame_weight=0.25, clean=True),
+    loss=LossConfig(frame_difference="match", frame_weight=0.25, x0_weighting=True),
     optim=OptimConfig(lr=1e-3, warmup=100, trainable=("temporal",)),
     checkpoint=CheckpointConfig(every=200),
     log=LogConfig(eval_every=400, eval_batches=4, sample_every=800, samples=6),

@@ -20,7 +20,7 @@ config = TrainConfig(
     data=("data/embedded/images_lines",),
     steps=3000,
     loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
-    loss=LossConfig(clean=True),
+    loss=LossConfig(x0_weighting=True),
     optim=OptimConfig(lr=6e-4, warmup=100, trainable=("spatial", "text_encoder")),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, eval_batches=4, sample_every=0),

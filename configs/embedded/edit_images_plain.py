@@ -22,7 +22,7 @@ config = TrainConfig(
     steps=5000,
     net=NetConfig(temporal=()),
     loader=LoaderConfig(batch=32, frames=1, size=64, cached=True),
-    loss=LossConfig(clean=True),
+    loss=LossConfig(x0_weighting=True),
     optim=OptimConfig(lr=8e-4, warmup=100, trainable=("unet", "text_encoder")),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, eval_batches=4, sample_every=2500, samples=6),

@@ -13,7 +13,7 @@ import runpy
 from pathlib import Path
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.experiments.experiment import Experiment, Made
+from ivid2vid_jax.experiments.experiment import EngineTriplets, Experiment
 
 shared = runpy.run_path(str(Path(__file__).with_name("data_engine.py")))
 engine = dataclasses.replace(
@@ -21,8 +21,10 @@ engine = dataclasses.replace(
 )
 
 
-def triplets(name: str, instructions: str, captions=None) -> Made:
-    return Made(dataclasses.replace(engine, output=Path(name), instructions=instructions), captions)
+def triplets(name: str, instructions: str, captions=None) -> EngineTriplets:
+    return EngineTriplets(
+        dataclasses.replace(engine, output=Path(name), instructions=instructions), captions
+    )
 
 
 def of_another(id: str) -> str:
@@ -40,7 +42,7 @@ made = {
 experiment = Experiment(
     question="Equal steps on triplets that the data engine made, from the same image editor: what captions and instructions are worth.",
     arms=dict.fromkeys(made, shared["base"]),
-    made=made,
+    synthesized=made,
     against="true captions, own sentences",
     **shared["protocol"],
 )

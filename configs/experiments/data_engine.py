@@ -13,7 +13,7 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from ivid2vid_jax.experiments.experiment import Experiment, Made
+from ivid2vid_jax.experiments.experiment import EngineTriplets, Experiment
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.training.config import LogConfig, NetConfig, OptimConfig
 
@@ -36,9 +36,9 @@ base = dataclasses.replace(
 )
 
 
-def triplets(editor: str, count: int, filtered: bool) -> Made:
+def triplets(editor: str, count: int, filtered: bool) -> EngineTriplets:
     found = engine.filter if filtered else no_filter
-    return Made(
+    return EngineTriplets(
         dataclasses.replace(
             engine, output=Path(f"{editor}-{count}"), editor=editor, count=count, filter=found
         )
@@ -56,7 +56,7 @@ made = {
 experiment = Experiment(
     question="Equal steps on made triplets alone, from the same image editor: edit success as a share of what true triplets give.",
     arms=dict.fromkeys(made, base),
-    made=made,
+    synthesized=made,
     against="true edits",
     **protocol,
 )

@@ -29,9 +29,9 @@ base = TrainConfig(
     model="shapes-edit",
     data=("data/experiments/clips",),
     steps=300,
-    net=NetConfig(fresh_temporal=True),
+    net=NetConfig(reinit_temporal=True),
     loader=LoaderConfig(batch=4, frames=8, size=64, cached=True),
-    loss=LossConfig(frame_difference="none", clean=True),
+    loss=LossConfig(frame_difference="none", x0_weighting=True),
     optim=OptimConfig(lr=1e-3, warmup=50, ema=0.99, trainable=("temporal",)),
     checkpoint=CheckpointConfig(every=150, keep=1),
     log=LogConfig(eval_every=300, eval_batches=8, sample_every=0),
@@ -42,7 +42,7 @@ protocol = dict(
 
 
 def with_loss(**changes) -> TrainConfig:
-    return dataclasses.replace(base, loss=LossConfig(clean=True, **changes))
+    return dataclasses.replace(base, loss=LossConfig(x0_weighting=True, **changes))
 
 
 experiment = Experiment(

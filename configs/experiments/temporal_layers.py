@@ -26,7 +26,7 @@ experiment = Experiment(
     question="Equal steps of new temporal layers on the same image editor: what their kind changes.",
     arms={
         name: dataclasses.replace(
-            shared["base"], net=NetConfig(temporal=kinds, fresh_temporal=True)
+            shared["base"], net=NetConfig(temporal=kinds, reinit_temporal=True)
         )
         for name, kinds in KINDS.items()
     },

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivid2vid_jax.app.jobs import Limits, Request, Result, edit, forget
+from ivid2vid_jax.app.jobs import AppLimits, EditRequest, EditResult, remove_results, run_edit
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 
@@ -32,7 +32,7 @@ class AppArgs:
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets the whole network in, and nobody is asked for a password
     port: int = 7860  # 0 = any free one
     share: bool = False  # also give the page a public address, through Gradio's servers
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: AppLimits = dataclasses.field(default_factory=AppLimits)
     dtype: str = (
         "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
     )
@@ -118,16 +118,16 @@ def free_port(host: str) -> int:
         return found.getsockname()[1]
 
 
-def page(pipe, limits: Limits, home: Path):
+def page(pipe, limits: AppLimits, home: Path):
     """The page, as gradio Blocks. Each visitor has a history of their own, which is forgotten an hour after its last use."""
     gr = gradio()
     from ivid2vid_jax import assets
     from ivid2vid_jax.inference import pipeline
 
-    defaults = pipeline.EditSettings().resolved(pipe.folder)
+    defaults = pipeline.EditSettings().resolve(pipe.folder)
     samples = {name: str(path) for name, path in assets.clips().items()}
 
-    def show(history: list[Result], chosen: int):
+    def show(history: list[EditResult], chosen: int):
         """What the page shows of a history and one of its results."""
         result = history[chosen]
         names = [
@@ -143,12 +143,12 @@ def page(pipe, limits: Limits, home: Path):
             files,
         )
 
-    def perform(request: Request, history: list[Result], progress):
+    def perform(request: EditRequest, history: list[EditResult], progress):
         def told(what: str, done: int, total: int | None) -> None:
             progress((done, total), desc=what)
 
         try:
-            history = [*history, edit(pipe, request, limits, home, told)]
+            history = [*history, run_edit(pipe, request, limits, home, told)]
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
         return show(history, len(history) - 1)
@@ -157,7 +157,7 @@ def page(pipe, limits: Limits, home: Path):
         clip, instruction, text_scale, video_scale, steps, seed, history, progress=gr.Progress()
     ):  # noqa: B008
         try:
-            request = Request(
+            request = EditRequest(
                 clip,
                 instruction or "",
                 float(text_scale),
@@ -179,7 +179,7 @@ def page(pipe, limits: Limits, home: Path):
     with gr.Blocks(
         title="ivid2vid_jax", analytics_enabled=False, delete_cache=(HOUR, HOUR)
     ) as blocks:
-        history = gr.State([], time_to_live=HOUR, delete_callback=forget)
+        history = gr.State([], time_to_live=HOUR, delete_callback=remove_results)
         gr.Markdown(
             f"## Edit a clip by a sentence\nUp to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB."
         )

@@ -14,7 +14,7 @@ from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare
-from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import Clip, open_clip, open_container
 from ivid2vid_jax.video.write import write_clip
 
@@ -22,7 +22,7 @@ WORDS = 500  # characters of an instruction
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class AppLimits:
     """What is taken on. Latents of the whole clip are held, pixels are not."""
 
     seconds: float = 20.0  # of a clip
@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class EditRequest:
     """One edit: the same request gives the same bytes."""
 
     clip: str  # path
@@ -54,16 +54,16 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class EditResult:
     """What a job left in its folder. request.clip is its own copy of the source."""
 
-    request: Request
+    request: EditRequest
     edited: Path
     pair: Path  # source and edit side by side
     record: Path  # JSON: all that the edit depends on
 
 
-def checked(path: str | None, limits: Limits) -> Clip:
+def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
     """The clip of a file that is within the limits, as far as its head tells; UserError that names the value, the limit and the way out."""
     if not path:
         raise UserError("there is no clip: upload one, or pick a sample")
@@ -73,7 +73,7 @@ def checked(path: str | None, limits: Limits) -> Clip:
             f"the file has {file.stat().st_size / 2**20:.0f} MB, the limit is {limits.megabytes}; cut or compress it"
         )
     try:
-        if seconds := announced(file):
+        if seconds := stated_duration(file):
             check_length(seconds, limits)
         clip = open_clip(file)
     except UserError as error:
@@ -89,7 +89,7 @@ def checked(path: str | None, limits: Limits) -> Clip:
     return clip
 
 
-def announced(file: Path) -> float | None:
+def stated_duration(file: Path) -> float | None:
     """Seconds of a video file as its head says, None where it does not."""
     if not Clip(file).is_container:
         return None
@@ -97,12 +97,12 @@ def announced(file: Path) -> float | None:
         return container.duration / 1e6 if container.duration else None
 
 
-def check_length(seconds: float, limits: Limits) -> None:
+def check_length(seconds: float, limits: AppLimits) -> None:
     if seconds > limits.seconds:
         raise UserError(f"the clip has {seconds:.1f} s, the limit is {limits.seconds:g}; cut it")
 
 
-def check_request(request: Request, limits: Limits) -> None:
+def check_request(request: EditRequest, limits: AppLimits) -> None:
     """UserError for an instruction or steps that are not taken on; the scales and the seed are checked with the other settings."""
     check_instruction(request.instruction)
     if len(request.instruction) > WORDS:
@@ -113,27 +113,27 @@ def check_request(request: Request, limits: Limits) -> None:
         raise UserError(f"{request.steps} steps: choose 1 to {limits.steps}")
 
 
-def edit(
+def run_edit(
     pipe: Pipeline,
-    request: Request,
-    limits: Limits,
+    request: EditRequest,
+    limits: AppLimits,
     home: Path,
     progress: Callable[[str, int, int | None], None],
-) -> Result:
+) -> EditResult:
     """Edits a clip into a new folder in `home`, which holds everything of the job or, where it fails, is gone.
 
     progress(what, done, total or None) is called on the way. Raises UserError for what is not taken on.
     """
     check_request(request, limits)
-    clip = checked(request.clip, limits)
-    settings = EditSettings.of(request).resolved(pipe.folder)
-    fit = Fit.plan((clip.height, clip.width), settings.size, pipe.factor)
+    clip = open_checked_clip(request.clip, limits)
+    settings = EditSettings.from_args(request).resolve(pipe.folder)
+    fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     folder = Path(tempfile.mkdtemp(prefix="job-", dir=home))
     try:
         source = folder / f"source{clip.path.suffix.lower()}"
         shutil.copyfile(clip.path, source)
         clip = dataclasses.replace(clip, path=source)
-        result = Result(
+        result = EditResult(
             dataclasses.replace(request, clip=str(source)),
             folder / "edited.mp4",
             folder / "side-by-side.mp4",
@@ -159,7 +159,9 @@ def edit(
             fit,
             lambda done, total: progress("sampling", done, total),
         )
-        write_clip(result.edited, counted(edited, len(times), progress), times, clip.rate, clip)
+        write_clip(
+            result.edited, count_frames(edited, len(times), progress), times, clip.rate, clip
+        )
         write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
         record: dict[str, Any] = {
             "request": vars(request) | {"clip": Path(request.clip).name},
@@ -174,7 +176,7 @@ def edit(
         raise
 
 
-def counted(
+def count_frames(
     frames: Iterator[np.ndarray], total: int, progress: Callable[[str, int, int | None], None]
 ) -> Iterator[np.ndarray]:
     for i, frame in enumerate(frames, 1):
@@ -182,7 +184,7 @@ def counted(
         yield frame
 
 
-def forget(results: list[Result]) -> None:
+def remove_results(results: list[EditResult]) -> None:
     """Removes the jobs' folders."""
     for result in results:
         shutil.rmtree(result.edited.parent, ignore_errors=True)

@@ -13,16 +13,16 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (
-    Folder,
+    PipelineFolder,
     model_index,
-    open_folder,
+    open_pipeline_folder,
     save_folder,
     stored_params,
 )
 
 log = logging.getLogger(__name__)
 
-OURS = "InflatedUNet3D"
+CUSTOM_UNET_CLASS = "InflatedUNet3D"
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARED = (
     "sample_size",
@@ -54,7 +54,7 @@ IN_2D = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """How a U-Net is held in PyTorch. config: the content of its config.json; warnings: what that cannot say."""
 
     class_name: str
@@ -63,10 +63,10 @@ class Target:
 
     @property
     def stock(self) -> bool:
-        return self.class_name != OURS
+        return self.class_name != CUSTOM_UNET_CLASS
 
 
-def target(unet: UNetConfig) -> Target:
+def export_target(unet: UNetConfig) -> ExportTarget:
     """The stock class of diffusers that computes what the net computes, or else our own module."""
     plain = unet.group_norm == "frame" and unet.spatial_attention == "frame"
     timesteps = unet.flip_sin_to_cos and unet.freq_shift == 0
@@ -76,7 +76,7 @@ def target(unet: UNetConfig) -> Target:
     )
     warnings = upcast if unet.upcast_attention else ()
     if plain and unet.temporal == ():
-        return Target(
+        return ExportTarget(
             "UNet2DConditionModel",
             named("UNet2DConditionModel", shared | {name: getattr(unet, name) for name in IN_2D}),
         )
@@ -87,7 +87,7 @@ def target(unet: UNetConfig) -> Target:
             | block_types(unet, "Motion")
             | {"num_attention_heads": unet.attention_head_dim}
         )
-        return Target("UNetMotionModel", named("UNetMotionModel", config), warnings)
+        return ExportTarget("UNetMotionModel", named("UNetMotionModel", config), warnings)
     widths = {unet.head_dim(level) for level in range(len(unet.block_out_channels))}
     one = unet.transformer_layers_per_block == 1 and len(widths) == 1
     if (
@@ -100,7 +100,7 @@ def target(unet: UNetConfig) -> Target:
         warnings += (
             f"trained on in PyTorch, this class drops 0.1 in its temporal convolutions; here it was {unet.temporal_dropout}",
         )
-        return Target(
+        return ExportTarget(
             "UNet3DConditionModel",
             named(
                 "UNet3DConditionModel",
@@ -108,7 +108,7 @@ def target(unet: UNetConfig) -> Target:
             ),
             warnings,
         )
-    return Target(OURS, unet.to_json() | {"_class_name": OURS})
+    return ExportTarget(CUSTOM_UNET_CLASS, unet.to_json() | {"_class_name": CUSTOM_UNET_CLASS})
 
 
 def named(class_name: str, config: dict) -> dict:
@@ -122,21 +122,21 @@ def block_types(unet: UNetConfig, suffix: str) -> dict:
     }
 
 
-def export(
+def export_folder(
     source: Path,
     output: Path,
     dtype: str = "float32",
-    facts: model_card.Facts | None = None,
+    facts: model_card.ModelCardFacts | None = None,
     max_shard_bytes: int = 5 * 10**9,
-) -> tuple[Target, list[Path]]:
+) -> tuple[ExportTarget, list[Path]]:
     """Writes the pipeline folder `source` as one that PyTorch loads, leaf by leaf; returns how the U-Net is held, and the files.
 
     dtype: float32, float16 or bfloat16. Raises UserError for an unknown dtype, a folder that is not whole, or an `output` that exists.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
-    folder = open_folder(source)
-    held = target(folder.unet)
+    folder = open_pipeline_folder(source)
+    held = export_target(folder.unet)
     warnings = list(held.warnings)
     if dtype == "float16":
         warnings.append(
@@ -144,10 +144,12 @@ def export(
         )
     for warning in warnings:
         log.warning("%s", warning)
-    finish = finisher(
+    finish = folder_finisher(
         folder,
         held,
-        model_card.text(folder, held, dtype, warnings, facts or model_card.gather(source)),
+        model_card.render_card(
+            folder, held, dtype, warnings, facts or model_card.collect_facts(source)
+        ),
     )
     save_folder(
         output,
@@ -160,7 +162,9 @@ def export(
     return held, sorted(path for path in output.rglob("*") if path.is_file())
 
 
-def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None]:
+def folder_finisher(
+    folder: PipelineFolder, held: ExportTarget, readme: str
+) -> Callable[[Path], None]:
     """What makes a PyTorch folder of the one that was written aside: the U-Net's config, the code, the index, the card."""
 
     def finish(path: Path) -> None:
@@ -168,7 +172,7 @@ def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None
         index = model_index(folder)
         if held.class_name != "UNet2DConditionModel":
             index["_class_name"] = ["pipeline", "InstructVid2VidPipeline"]
-            index |= defaults(folder)
+            index |= sampling_defaults(folder)
             for name in (
                 "feature_extractor",
                 "image_encoder",
@@ -176,23 +180,23 @@ def finisher(folder: Folder, held: Target, readme: str) -> Callable[[Path], None
                 "requires_safety_checker",
             ):
                 del index[name]
-            copy("pipeline.py", path)
+            copy_code("pipeline.py", path)
         index["unet"] = (
             ["diffusers", held.class_name] if held.stock else ["inflated_unet", held.class_name]
         )
         if not held.stock:
-            copy("inflated_unet.py", path / "unet")
+            copy_code("inflated_unet.py", path / "unet")
         write_json(path / "model_index.json", index)
         (path / "README.md").write_text(readme)
 
     return finish
 
 
-def defaults(folder: Folder) -> dict:
+def sampling_defaults(folder: PipelineFolder) -> dict:
     """What the pipeline's call takes where it says nothing: as our own edits would, from this folder."""
     from ivid2vid_jax.inference.pipeline import EditSettings
 
-    settings = EditSettings().resolved(folder)
+    settings = EditSettings().resolve(folder)
     return {
         name: getattr(settings, name)
         for name in (
@@ -207,6 +211,6 @@ def defaults(folder: Folder) -> dict:
     }
 
 
-def copy(name: str, folder: Path) -> None:
+def copy_code(name: str, folder: Path) -> None:
     with resources.as_file(resources.files("ivid2vid_jax.conversion.pytorch") / name) as file:
         shutil.copyfile(file, folder / name)

@@ -51,7 +51,7 @@ UNUSED = {
 
 
 @dataclasses.dataclass
-class Source:
+class ForeignCheckpoint:
     """path: what was given. parts: component -> tensors; `motion`: motion modules alone, for a base's U-Net. configs: component -> config.
     left: name in the file -> why it is no part. folder: where tokenizer/ and scheduler/ may lie."""
 
@@ -83,7 +83,7 @@ class Source:
         )
 
 
-def recognise(path: Path) -> Source:
+def open_checkpoint(path: Path) -> ForeignCheckpoint:
     """Raises UserError for what is damaged, unknown, or holds keys that belong to nothing."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -100,10 +100,10 @@ def recognise(path: Path) -> Source:
 def open_weights(path: Path) -> Tensors:
     """Every tensor of one file, safetensors or a PyTorch pickle, by its own name."""
     if path.suffix in pickles.SUFFIXES:
-        return pickles.tensors(path)
+        return pickles.read_pickle_tensors(path)
     return {
-        key: (key, entry, partial(safetensors_io.read, key, entry))
-        for key, entry in safetensors_io.headers([path]).items()
+        key: (key, entry, partial(safetensors_io.read_tensor, key, entry))
+        for key, entry in safetensors_io.read_headers([path]).items()
     }
 
 
@@ -112,20 +112,20 @@ def component_weights(component: str, folder: Path) -> Tensors:
     stem = components.STEMS[component] if component != "text_encoder" else "pytorch_model"
     index, whole = folder / f"{stem}.bin.index.json", folder / f"{stem}.bin"
     if any(folder.glob("*.safetensors")) or not (whole.is_file() or index.is_file()):
-        paths = safetensors_io.find(folder, components.STEMS[component])
+        paths = safetensors_io.find_files(folder, components.STEMS[component])
     else:
         paths = [whole] if whole.is_file() else safetensors_io.shards(index)
     found = {}
     for path in paths:
         found |= {
-            components.canonical(component, key): each
+            components.canonical_key(component, key): each
             for key, each in open_weights(path).items()
             if key.rpartition(".")[2] not in components.IGNORED
         }
     return found
 
 
-def of_folder(path: Path) -> Source:
+def of_folder(path: Path) -> ForeignCheckpoint:
     if (path / "model_index.json").is_file():
         return of_pipeline(path)
     if not (path / "config.json").is_file():
@@ -140,7 +140,7 @@ def of_folder(path: Path) -> Source:
         raise UserError(
             f"{path}: is a {config.get('_class_name') or config.get('model_type')}, not a U-Net, motion adapter or pipeline"
         )
-    return Source(
+    return ForeignCheckpoint(
         path,
         f"U-Net, {config['_class_name']}",
         {"unet": component_weights("unet", path)},
@@ -148,10 +148,10 @@ def of_folder(path: Path) -> Source:
     )
 
 
-def of_pipeline(path: Path) -> Source:
+def of_pipeline(path: Path) -> ForeignCheckpoint:
     index = read_json(path / "model_index.json")
     name = index.get("_class_name")
-    source = Source(
+    source = ForeignCheckpoint(
         path, f"pipeline folder, {name[-1] if isinstance(name, list) else name}", folder=path
     )
     for component, cls in CONFIGS.items():
@@ -186,22 +186,22 @@ def unet_config(config: dict) -> UNetConfig:
     return UNetConfig.from_json(config)
 
 
-def of_adapter(path: Path, config: dict) -> Source:
+def of_adapter(path: Path, config: dict) -> ForeignCheckpoint:
     if config.get("conv_in_channels"):
         raise UserError(
             f"{path}: conv_in_channels={config['conv_in_channels']}: an adapter with its own input layer (PIA) is not supported"
         )
     tensors = component_weights("unet", path)
     heads = config.get("motion_num_attention_heads", 8)
-    switches = infer_config.motion(
+    switches = infer_config.infer_motion_config(
         {key: entry.shape for key, (_, entry, _) in tensors.items()}
     ) | dict(motion_num_attention_heads=heads, motion_group_norm="clip")
-    return Source(
+    return ForeignCheckpoint(
         path, "AnimateDiff motion adapter of diffusers", motion=tensors, switches=switches
     )
 
 
-def of_file(path: Path) -> Source:
+def of_file(path: Path) -> ForeignCheckpoint:
     tensors = {
         key.removeprefix("_forward_module."): each for key, each in open_weights(path).items()
     }
@@ -219,7 +219,7 @@ def of_file(path: Path) -> Source:
     )
 
 
-def of_unet(path: Path, tensors: Tensors) -> Source:
+def of_unet(path: Path, tensors: Tensors) -> ForeignCheckpoint:
     tensors = {layouts.insv2v(key): each for key, each in merged(path, tensors).items()}
     if any(".attn_temp." in key for key in tensors):
         switches = dict(
@@ -231,15 +231,15 @@ def of_unet(path: Path, tensors: Tensors) -> Source:
             if any(".temp_convs." in key for key in tensors)
             else {}
         )
-    return Source(
+    return ForeignCheckpoint(
         path,
         "U-Net by diffusers' names",
         {"unet": tensors},
-        {"unet": infer_config.unet(sizes(tensors), **switches)},
+        {"unet": infer_config.infer_unet_config(sizes(tensors), **switches)},
     )
 
 
-def of_animatediff(path: Path, tensors: Tensors) -> Source:
+def of_animatediff(path: Path, tensors: Tensors) -> ForeignCheckpoint:
     """v1 normalises over the clip in its resnets, v2 and v3 frame by frame (use_inflated_groupnorm); the modules' own norms are by frame in all."""
     found, left = {}, {}
     for key, each in merged(path, tensors).items():
@@ -252,7 +252,7 @@ def of_animatediff(path: Path, tensors: Tensors) -> Source:
         raise UserError(
             f"{path}: {strange[0]}: holds more than motion modules, which is not supported"
         )
-    switches = infer_config.motion(sizes(found))
+    switches = infer_config.infer_motion_config(sizes(found))
     version = (
         "v2"
         if switches["use_motion_mid_block"]
@@ -261,7 +261,7 @@ def of_animatediff(path: Path, tensors: Tensors) -> Source:
         else "v3"
     )
     switches |= dict(motion_group_norm="frame", group_norm="clip" if version == "v1" else "frame")
-    return Source(
+    return ForeignCheckpoint(
         path, f"AnimateDiff motion modules, {version}", motion=found, switches=switches, left=left
     )
 
@@ -284,7 +284,7 @@ def merged(path: Path, tensors: Tensors) -> Tensors:
     return out
 
 
-def of_insv2v(path: Path, tensors: Tensors) -> Source:
+def of_insv2v(path: Path, tensors: Tensors) -> ForeignCheckpoint:
     parts, left = {"unet": {}, "vae": {}, "text_encoder": {}}, {}
     for key, each in merged(path, tensors).items():
         if key.startswith("unet."):
@@ -296,7 +296,7 @@ def of_insv2v(path: Path, tensors: Tensors) -> Source:
         else:
             left[key] = unused(path, key)
     parts["vae"] = autoencoder(path, parts["vae"])
-    source = Source(
+    source = ForeignCheckpoint(
         path,
         "InsV2V",
         {name: part for name, part in parts.items() if part},
@@ -308,7 +308,7 @@ def of_insv2v(path: Path, tensors: Tensors) -> Source:
     return configured(source, group_norm="clip", motion_group_norm="frame")
 
 
-def of_ldm(path: Path, tensors: Tensors) -> Source:
+def of_ldm(path: Path, tensors: Tensors) -> ForeignCheckpoint:
     """Averaged weights are taken where the file holds them all."""
     prefix = "model.diffusion_model."
     names = {key.removeprefix(prefix) for key in tensors if key.startswith(prefix)}
@@ -341,7 +341,9 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
     if open_clip:
         leave_last_layer(parts["text_encoder"], left)
     parts["vae"] = autoencoder(path, parts["vae"])
-    source = Source(path, "", {name: part for name, part in parts.items() if part}, left=left)
+    source = ForeignCheckpoint(
+        path, "", {name: part for name, part in parts.items() if part}, left=left
+    )
     source = configured(source, open_clip=open_clip)
     unet = source.configs["unet"]
     source.scheduler = (
@@ -352,12 +354,12 @@ def of_ldm(path: Path, tensors: Tensors) -> Source:
     return source
 
 
-def configured(source: Source, open_clip: bool = False, **switches) -> Source:
+def configured(source: ForeignCheckpoint, open_clip: bool = False, **switches) -> ForeignCheckpoint:
     """The source with its configs read off the shapes."""
     of = {
-        "unet": partial(infer_config.unet, **switches),
-        "vae": infer_config.vae,
-        "text_encoder": partial(infer_config.text_encoder, open_clip=open_clip),
+        "unet": partial(infer_config.infer_unet_config, **switches),
+        "vae": infer_config.infer_vae_config,
+        "text_encoder": partial(infer_config.infer_text_config, open_clip=open_clip),
     }
     source.configs = {name: of[name](sizes(part)) for name, part in source.parts.items()}
     return source
@@ -380,7 +382,7 @@ def put_text(part: Tensors, key: str, each: Tensor, left: dict[str, str]) -> Non
     if key.rpartition(".")[2] in components.IGNORED:
         left[each[0]] = "a constant"
     else:
-        part[components.canonical("text_encoder", key)] = each
+        part[components.canonical_key("text_encoder", key)] = each
 
 
 def put_openclip(path: Path, part: Tensors, key: str, each: Tensor) -> None:

@@ -15,9 +15,9 @@ from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (
     CONFIGS,
-    Folder,
-    abstract,
-    open_folder,
+    PipelineFolder,
+    open_pipeline_folder,
+    param_shapes,
     save_folder,
 )
 
@@ -25,7 +25,7 @@ SHOWN = 8  # names of what was left that are printed
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ImportOptions:
     """What no file tells. None: as the source or the base has it."""
 
     prediction_type: str | None = None  # epsilon or v_prediction
@@ -34,15 +34,18 @@ class Options:
     dtype: str | None = None  # float32, float16 or bfloat16; None: as stored
 
 
-def convert(
-    source: foreign_formats.Source, base: Path | None, output: Path, options: Options = Options()
+def import_checkpoint(
+    source: foreign_formats.ForeignCheckpoint,
+    base: Path | None,
+    output: Path,
+    options: ImportOptions = ImportOptions(),
 ) -> dict[str, Any]:
     """Writes `source`, with what it lacks from the folder `base`, as a pipeline folder; returns the report, which also lies there as import.json.
 
     Raises UserError where a base is needed and missing, where weights do not fit, or where `output` exists.
     """
-    kept = open_folder(base) if base else None
-    parts, configs = together(source, kept)
+    kept = open_pipeline_folder(base) if base else None
+    parts, configs = merge_with_base(source, kept)
     if options.group_norm or options.motion_group_norm:
         norms = {
             name: value
@@ -57,11 +60,13 @@ def convert(
         )
     scheduler = schedule(source, kept, options)
     params = {
-        name: components.fitted(name, source.path, abstract(name, configs[name]), parts[name])
+        name: components.fit_tensors(
+            name, source.path, param_shapes(name, configs[name]), parts[name]
+        )
         for name in CONFIGS
     }
     home = source.tokenizer or kept.path
-    folder = Folder(
+    folder = PipelineFolder(
         home,
         **configs,
         scheduler=scheduler,
@@ -75,8 +80,8 @@ def convert(
     return told
 
 
-def together(
-    source: foreign_formats.Source, base: Folder | None
+def merge_with_base(
+    source: foreign_formats.ForeignCheckpoint, base: PipelineFolder | None
 ) -> tuple[dict[str, foreign_formats.Tensors], dict[str, Any]]:
     """The parts and configs of source and base; UserError that names what neither has."""
     lacks = [name for name in source.missing if name != "scheduler"]
@@ -88,7 +93,7 @@ def together(
     for name in CONFIGS:
         if name not in parts:
             parts[name], configs[name] = (
-                foreign_formats.component_weights(name, base.home(name)),
+                foreign_formats.component_weights(name, base.component_dir(name)),
                 base.models[name],
             )
     if source.motion:
@@ -100,7 +105,7 @@ def together(
     return parts, configs
 
 
-def with_motion(source: foreign_formats.Source, unet):
+def with_motion(source: foreign_formats.ForeignCheckpoint, unet):
     try:
         return dataclasses.replace(unet, **source.switches)
     except ValueError as error:
@@ -109,7 +114,9 @@ def with_motion(source: foreign_formats.Source, unet):
         ) from error
 
 
-def schedule(source: foreign_formats.Source, base: Folder | None, options: Options) -> dict:
+def schedule(
+    source: foreign_formats.ForeignCheckpoint, base: PipelineFolder | None, options: ImportOptions
+) -> dict:
     """The scheduler's config; UserError where nobody says what the net predicts."""
     found = source.scheduler or (base.scheduler if base else None)
     if found is None:
@@ -127,7 +134,7 @@ def schedule(source: foreign_formats.Source, base: Folder | None, options: Optio
 
 
 def report(
-    source: foreign_formats.Source,
+    source: foreign_formats.ForeignCheckpoint,
     base: Path | None,
     params: dict[str, Any],
     configs: dict[str, Any],

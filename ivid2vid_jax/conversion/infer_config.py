@@ -9,7 +9,7 @@ def count(keys, prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)})
 
 
-def unet(shapes: dict[str, tuple[int, ...]], **switches) -> UNetConfig:
+def infer_unet_config(shapes: dict[str, tuple[int, ...]], **switches) -> UNetConfig:
     """Of a U-Net by diffusers' names: key -> shape. switches: fields that shapes do not tell. Raises KeyError or ValueError where it is none."""
     levels = count(shapes, "down_blocks.")
     widths = [shapes[f"down_blocks.{level}.resnets.0.conv2.weight"][0] for level in range(levels)]
@@ -30,11 +30,11 @@ def unet(shapes: dict[str, tuple[int, ...]], **switches) -> UNetConfig:
         use_linear_projection=linear,
         upcast_attention=linear,
         sample_size=None,
-        **motion(shapes) | switches,
+        **infer_motion_config(shapes) | switches,
     )
 
 
-def motion(shapes: dict[str, tuple[int, ...]]) -> dict:
+def infer_motion_config(shapes: dict[str, tuple[int, ...]]) -> dict:
     """The switches of a net's motion modules; {} where it has none."""
     tables = {
         shape[1]
@@ -57,7 +57,7 @@ def motion(shapes: dict[str, tuple[int, ...]]) -> dict:
     )
 
 
-def vae(shapes: dict[str, tuple[int, ...]]) -> AutoencoderConfig:
+def infer_vae_config(shapes: dict[str, tuple[int, ...]]) -> AutoencoderConfig:
     """Of an autoencoder by diffusers' names."""
     levels = count(shapes, "encoder.down_blocks.")
     widths = tuple(
@@ -70,7 +70,9 @@ def vae(shapes: dict[str, tuple[int, ...]]) -> AutoencoderConfig:
     )
 
 
-def text_encoder(shapes: dict[str, tuple[int, ...]], open_clip: bool = False) -> CLIPTextConfig:
+def infer_text_config(
+    shapes: dict[str, tuple[int, ...]], open_clip: bool = False
+) -> CLIPTextConfig:
     """Of a CLIP text tower by transformers' names."""
     vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
     return CLIPTextConfig(

@@ -5,7 +5,7 @@ import numpy as np
 from ivid2vid_jax.conversion import foreign_formats, infer_config
 
 
-def describe(source: foreign_formats.Source) -> list[str]:
+def describe_checkpoint(source: foreign_formats.ForeignCheckpoint) -> list[str]:
     """What it is, its sizes, what can be done with it, what is missing: the lines that `inspect` prints."""
     out = [f"{source.path}: {source.family}"]
     for name, part in {
@@ -40,11 +40,11 @@ def describe(source: foreign_formats.Source) -> list[str]:
         *out,
         f"  predicts: {predicts}",
         f"  left: {len(source.left)} tensors or parts that no net here uses",
-        *ways(source),
+        *possible_uses(source),
     ]
 
 
-def ways(source: foreign_formats.Source) -> list[str]:
+def possible_uses(source: foreign_formats.ForeignCheckpoint) -> list[str]:
     """What to do with it."""
     lacks = [name for name in source.missing if name != "scheduler" or not source.tokenizer]
     base = f" --base FOLDER (for {', '.join(lacks)})" if lacks else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.utils.json_files import read_json
-from ivid2vid_jax.weights.pipeline_folder import Folder
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 UNKNOWN = "not recorded: name it before you publish this"
 USE = {
@@ -18,7 +18,7 @@ USE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ModelCardFacts:
     """What is known of a folder's making. training: name -> value; base, data: what it came from; licences: of the base and of the data."""
 
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -28,11 +28,11 @@ class Facts:
     data_licence: str = ""
 
 
-def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Facts:
+def collect_facts(folder: Path, base_licence: str = "", data_licence: str = "") -> ModelCardFacts:
     """From the run's own records, where the folder is a run's RUN/pipeline; licences as given."""
     record, step = folder.parent / "config.json", folder / "training.json"
     if not (record.is_file() and step.is_file()):
-        return Facts(base_licence=base_licence, data_licence=data_licence)
+        return ModelCardFacts(base_licence=base_licence, data_licence=data_licence)
     config = read_json(record)
     optim, loader, loss = (config.get(name, {}) for name in ("optim", "loader", "loss"))
     training = {
@@ -51,7 +51,7 @@ def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Fact
     data = tuple(config.get("data", ()))
     if not data_licence and data and set(data) <= set(WORLDS):
         data_licence = "Apache-2.0 (drawn by this package)"
-    return Facts(
+    return ModelCardFacts(
         training,
         config.get("model") or "scratch",
         data,
@@ -60,7 +60,9 @@ def gather(folder: Path, base_licence: str = "", data_licence: str = "") -> Fact
     )
 
 
-def text(folder: Folder, held, dtype: str, warnings: list[str], facts: Facts) -> str:
+def render_card(
+    folder: PipelineFolder, held, dtype: str, warnings: list[str], facts: ModelCardFacts
+) -> str:
     """The README.md. held: `exporting.Target`."""
     unet = folder.unet
     own = held.class_name != "UNet2DConditionModel"

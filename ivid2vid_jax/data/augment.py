@@ -10,16 +10,14 @@ LEAST_WINDOW, MOST_WINDOW = (
     0.6,
     0.85,
 )  # shares of the shorter side that a travelling window keeps: it needs room to travel
-MOST_TRAVEL = (
-    0.5  # window sides along an axis over the whole clip: even a panorama must not rush past
-)
+MAX_PAN = 0.5  # window sides along an axis over the whole clip: even a panorama must not rush past
 SIDES = re.compile(
     r"\b(left|right)", re.IGNORECASE
 )  # also "leftmost" and "right-hand", but not "bright" or "upright"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cut:
+class Crop:
     """frames: [T] int, indices into the record's clip. boxes: [T, 4] float64, (left, top, right, bottom) of square windows in its pixels."""
 
     frames: np.ndarray
@@ -27,14 +25,14 @@ class Cut:
     mirrored: bool
 
 
-def draw(
+def sample_crop(
     rng: np.random.Generator,
     shape: tuple[int, ...],
     frames: int,
     stride: int,
     crop: float,
     flip: float,
-) -> Cut:
+) -> Crop:
     """A cut of a clip of that shape, (T, H, W, ...); the arguments are those of `LoaderConfig`.
 
     A one-frame clip of which more frames are wanted becomes a moving clip: the window travels.
@@ -47,7 +45,7 @@ def draw(
         if moving
         else resting(rng, height, width, frames, crop)
     )
-    return Cut(chosen, boxes, bool(rng.random() < flip))
+    return Crop(chosen, boxes, bool(rng.random() < flip))
 
 
 def choose_frames(rng: np.random.Generator, length: int, frames: int, stride: int) -> np.ndarray:
@@ -75,12 +73,12 @@ def travelling(rng: np.random.Generator, height: int, width: int, frames: int) -
     """[frames, 4]: a window that goes at an even pace, in fractions of pixels, from one random place to another."""
     side = min(height, width) * rng.uniform(LEAST_WINDOW, MOST_WINDOW)
     start, end = rng.uniform(0, 1, (2, 2)) * (np.array([width, height]) - side)
-    end = start + np.clip(end - start, -MOST_TRAVEL * side, MOST_TRAVEL * side)
+    end = start + np.clip(end - start, -MAX_PAN * side, MAX_PAN * side)
     corners = np.linspace(start, end, frames)
     return np.hstack([corners, corners + side])
 
 
-def apply(clip: np.ndarray, cut: Cut, size: int) -> np.ndarray:
+def apply_crop(clip: np.ndarray, cut: Crop, size: int) -> np.ndarray:
     """[T, H, W, 3] uint8 -> [frames, size, size, 3] uint8, contiguous."""
     windows = np.stack(
         [
@@ -101,6 +99,6 @@ def window(frame: np.ndarray, box: list[float], size: int) -> np.ndarray:
     )
 
 
-def names_a_side(*texts: str) -> bool:
+def mentions_side(*texts: str) -> bool:
     """Whether any of the texts speaks of left or right, so that a mirrored clip would belie it."""
     return any(SIDES.search(text) for text in texts)

@@ -31,7 +31,7 @@ CUT = (
 AHEAD = 64  # triplets that are encoded together
 
 
-def key(marks: dict[str, str], config: LoaderConfig) -> str:
+def cache_key(marks: dict[str, str], config: LoaderConfig) -> str:
     """The cache's folder name. marks: file -> sha256 of the weights of the autoencoder, and of the text encoder if its embeddings are in it."""
     cut = {name: getattr(config, name) for name in CUT}
     return hashlib.sha256(json.dumps([sorted(marks.items()), cut]).encode()).hexdigest()[:16]
@@ -49,7 +49,7 @@ def names(text: bool) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoding:
+class LatentEncoder:
     """Items (split, index, augmentation) to records. rows: the same -> (triplet, source and edited clip as training cuts them).
 
     posterior: uint8 [N, H, W, 3] -> mean, std [N, h, w, C]. embed: texts -> [N, K, D]; None leaves it out.
@@ -67,13 +67,13 @@ class Encoding:
         try:
             return self.rows(*item)
         except UserError as error:
-            return shards.Bad(str(item), f"triplet {item[1]} of {item[0]}", str(error))
+            return shards.BadItem(str(item), f"triplet {item[1]} of {item[0]}", str(error))
 
     def together(self, rows: list) -> Iterator:
-        good = [row for row in rows if not isinstance(row, shards.Bad)]
+        good = [row for row in rows if not isinstance(row, shards.BadItem)]
         made = iter(self.encode(good) if good else ())
         for row in rows:
-            yield row if isinstance(row, shards.Bad) else next(made)
+            yield row if isinstance(row, shards.BadItem) else next(made)
 
     def encode(self, rows: list) -> Iterator[dict]:
         clips = np.stack([[source, edited] for _, source, edited in rows])  # [N, 2, T, H, W, 3]
@@ -92,18 +92,18 @@ class Encoding:
             }
 
 
-def write(
+def write_cache(
     data: Path,
     name: str,
     arguments: dict,
     augmentations: int,
     splits: dict[str, int],
-    make: Encoding,
+    make: LatentEncoder,
     progress,
 ) -> Path:
     """Writes <data>/cache/<name>, or goes on with it; splits: triplets of each split. Returns its folder."""
     folder = data / "cache" / name
-    planned = shards.plan(
+    planned = shards.plan_shards(
         "latents",
         {
             split: [(split, i, k) for i in range(count) for k in range(augmentations)]
@@ -112,7 +112,7 @@ def write(
         500,
     )
     kinds = features(make.embed is not None)
-    with shards.claim(
+    with shards.lock_folder(
         folder, arguments | {"augmentations": augmentations, "text": make.embed is not None}
     ):
         if not shards.is_described(folder):
@@ -122,7 +122,7 @@ def write(
                 raise UserError(
                     f"{data}: {bad[0].where} cannot be read ({bad[0].reason}); prepare the data again"
                 )
-            shards.describe(folder, kinds, outcomes, f"Latents of {data.name}.")
+            shards.write_metadata(folder, kinds, outcomes, f"Latents of {data.name}.")
     return folder
 
 

@@ -43,7 +43,7 @@ FAREWELL = 10.0  # seconds that close() waits for a read under way
 
 
 @dataclasses.dataclass(frozen=True)
-class Shapes:
+class ShapesSource:
     """An endless procedural world as a random-access source of triplets."""
 
     world: str
@@ -70,7 +70,7 @@ def open_source(name: str, config: LoaderConfig, seed: int, split: str):
             raise UserError(
                 f"split {split!r} of the shapes world is none of {', '.join(shapes.SPLITS)}"
             )
-        return Shapes(name, config, seed, split)
+        return ShapesSource(name, config, seed, split)
     if not Path(name).expanduser().is_dir():
         raise UserError(
             f"data {name!r} is neither a procedural world ({', '.join(shapes.WORLDS)}) nor a folder; name one that the prepare command wrote"
@@ -104,7 +104,7 @@ def open_latents(name: str, keys: tuple[str, ...], split: str):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stream:
+class ExampleStream:
     """One dataset's clips or images in an endless order of their own; `example(position)` is a pure function. Sent to the workers."""
 
     data: str  # the name, for messages
@@ -173,10 +173,10 @@ class Stream:
     def row(self, record: Triplet, rng: np.random.Generator) -> dict[str, np.ndarray]:
         self.check(record)
         config = self.config
-        sided = augment.names_a_side(
+        sided = augment.mentions_side(
             record.instruction, record.source_caption, record.edited_caption
         )
-        cut = augment.draw(
+        cut = augment.sample_crop(
             rng,
             record.source.shape,
             self.frames,
@@ -186,14 +186,15 @@ class Stream:
         )
         if self.view == "edit":
             source, edited = (
-                augment.apply(clip, cut, config.size) for clip in (record.source, record.edited)
+                augment.apply_crop(clip, cut, config.size)
+                for clip in (record.source, record.edited)
             )
             return {"source": source, "edited": edited, "tokens": self.tokens(record.instruction)}
         clip, caption = [
             (record.source, record.source_caption),
             (record.edited, record.edited_caption),
         ][rng.integers(2)]
-        row = {"clip": augment.apply(clip, cut, config.size)}
+        row = {"clip": augment.apply_crop(clip, cut, config.size)}
         return row if self.view == "pixels" else row | {"tokens": self.tokens(caption)}
 
     def tokens(self, text: str) -> np.ndarray:
@@ -223,7 +224,7 @@ def is_stills(name: str, source) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Schedule:
+class SampleSchedule:
     """Which stream each step takes its batch from, and from which position on, from the step of a saved state on.
 
     Streams are numbered: the clips of the first dataset, its images, the clips of the second one, ...
@@ -270,11 +271,11 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
+class ExampleSequence:
     """All rows of all batches from the schedule's origin on, by number: what grain shards, batches and reads ahead."""
 
-    schedule: Schedule
-    streams: tuple[Stream, ...]
+    schedule: SampleSchedule
+    streams: tuple[ExampleStream, ...]
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -334,7 +335,7 @@ class Loader:
             ]
         )
         self.streams = tuple(
-            Stream(
+            ExampleStream(
                 name,
                 source,
                 shuffled(source, seed, 2 * i + part),
@@ -384,10 +385,10 @@ class Loader:
 
     def _start(self) -> None:
         starts = np.array([self.state["streams"][name] for name in self.names], np.int64)
-        schedule = Schedule(
+        schedule = SampleSchedule(
             self.seed, self.config.batch, self.weights, self.images, self.state["step"], starts
         )
-        batches = rows_in_batches(Examples(schedule, self.streams), self.config, self.shard)
+        batches = rows_in_batches(ExampleSequence(schedule, self.streams), self.config, self.shard)
         self._ready, stop = queue.Queue(READY), threading.Event()
         filler = threading.Thread(
             target=fill,
@@ -440,7 +441,7 @@ def normalised(weights: tuple[float, ...], data: tuple[str, ...]) -> np.ndarray:
 
 def shuffled(source, seed: int, stream: int) -> grain.MapDataset | None:
     """Positions of an endless stream -> indices of the source: each epoch a permutation of its own, computed entry by entry."""
-    if isinstance(source, Shapes):
+    if isinstance(source, ShapesSource):
         return None
     own = int(
         np.random.SeedSequence([seed, stream]).generate_state(1)[0]
@@ -449,7 +450,7 @@ def shuffled(source, seed: int, stream: int) -> grain.MapDataset | None:
 
 
 def rows_in_batches(
-    examples: Examples, config: LoaderConfig, shard: grain.sharding.ShardOptions
+    examples: ExampleSequence, config: LoaderConfig, shard: grain.sharding.ShardOptions
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of every batch, read ahead by grain's threads or workers."""
     if config.workers and not flags.FLAGS.is_parsed():
@@ -469,7 +470,9 @@ def rows_in_batches(
     )
 
 
-def with_states(batches: Iterator[dict[str, np.ndarray]], schedule: Schedule, names: list[str]):
+def with_states(
+    batches: Iterator[dict[str, np.ndarray]], schedule: SampleSchedule, names: list[str]
+):
     """Yields (batch, state after it); arrays are copied out of the memory that workers share, which a batch must not outlive."""
     for step, batch in enumerate(batches, schedule.origin + 1):
         state = {

@@ -74,7 +74,7 @@ def open_reader(data: str, root: Path | None, clips: ClipSettings, world: "Shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Row(Item):
+class ListRow(Item):
     """A row of a list, its paths as written."""
 
     source: str
@@ -101,7 +101,7 @@ class ListReader:
     root: Path
     clips: ClipSettings
 
-    def items(self) -> list[Row]:
+    def items(self) -> list[ListRow]:
         read = read_csv if self.path.suffix.lower() == ".csv" else read_json
         rows, seen = [], {}
         for number, cells in read(self.path):
@@ -117,10 +117,10 @@ class ListReader:
             if wrong:
                 raise UserError(f"{self.path}: {number}: {', '.join(wrong)} must be text")
             first = [texts.pop(name) for name in WANTED]
-            rows.append(Row(unique(pair_id(*first), seen), where, *first, **texts))
+            rows.append(ListRow(unique(pair_id(*first), seen), where, *first, **texts))
         return rows
 
-    def read(self, item: Row) -> Triplet:
+    def read(self, item: ListRow) -> Triplet:
         for name, path in (("src_video", item.source), ("tgt_video", item.edited)):
             if not path.strip():
                 raise UserError(f"{name} is empty")
@@ -203,7 +203,7 @@ def listed(path: Path) -> list:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair(Item):
+class ImagePair(Item):
     """One seed of a prompt's folder."""
 
     folder: str
@@ -224,20 +224,20 @@ class PairFolderReader:
     path: Path
     clips: ClipSettings
 
-    def items(self) -> list[Pair]:
+    def items(self) -> list[ImagePair]:
         items, index = [], self.path / "seeds.json"
         for number, entry in enumerate(listed(index), 1):
             match entry:
                 case [str(name), list(seeds)]:
                     items += [
-                        Pair(f"{name}/{seed}", f"{name}/{seed}_0.jpg", name, str(seed))
+                        ImagePair(f"{name}/{seed}", f"{name}/{seed}_0.jpg", name, str(seed))
                         for seed in seeds
                     ]
                 case _:
                     raise UserError(f"{index}: entry {number} is not [name, [seeds]]")
         return items
 
-    def read(self, item: Pair) -> Triplet:
+    def read(self, item: ImagePair) -> Triplet:
         folder = self.path / item.folder
         prompt = self.prompt(folder / "prompt.json")
         source, edited, fps = read_pair(
@@ -272,7 +272,7 @@ class PairFolderReader:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample(Item):
+class ShapesItem(Item):
     """One triplet of the shapes world's sequence."""
 
     index: int
@@ -290,17 +290,17 @@ class ShapesReader:
     frames: int = 8
     world: str = "shapes"
 
-    def items(self) -> list[Sample]:
+    def items(self) -> list[ShapesItem]:
         self.spec(0)  # its arguments are wrong for all or for none
         sequence = hashlib.sha256(
             repr((self.seed, self.split, self.kinds, self.size, self.frames, self.world)).encode()
         ).hexdigest()[:8]
         return [
-            Sample(f"shapes-{sequence}-{index}", f"{self.world} {index}", index)
+            ShapesItem(f"shapes-{sequence}-{index}", f"{self.world} {index}", index)
             for index in range(self.count)
         ]
 
-    def read(self, item: Sample) -> Triplet:
+    def read(self, item: ShapesItem) -> Triplet:
         return dataclasses.replace(shapes.triplet(self.spec(item.index)), id=item.id)
 
     def spec(self, index: int) -> shapes.Spec:
@@ -316,12 +316,12 @@ def read_pair(
     source: Path, edited: Path, settings: ClipSettings
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Both clips in one size and length, [T, H, W, 3] uint8, and their frames/s. Raises UserError as `read_both` does."""
-    first, second, fps = read_both(source, edited, settings)
+    first, second, fps = read_clips(source, edited, settings)
     shorter = min(len(first), len(second))
     return first[:shorter], second[:shorter], fps
 
 
-def read_both(
+def read_clips(
     source: Path, edited: Path, settings: ClipSettings
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Both clips in one size, each of its own length, [T, H, W, 3] uint8, and their frames/s.
@@ -339,7 +339,7 @@ def read_both(
             f"the source runs at {rates[0]:g} frames/s and the edited clip at {rates[1]:g}: which frames belong together is not known"
         )
     size = common_size([(clip.height, clip.width) for clip in clips], settings.size)
-    frames = [fitted(clip, size, settings.frames) for clip in clips]
+    frames = [read_fitted(clip, size, settings.frames) for clip in clips]
     shorter, longer = sorted(len(each) for each in frames)
     if longer - shorter > LENGTHS * longer:
         raise UserError(
@@ -361,7 +361,7 @@ def common_size(sizes: list[tuple[int, int]], shorter_side: int) -> tuple[int, i
     return round(smaller[0] * scale), round(smaller[1] * scale)
 
 
-def fitted(clip, size: tuple[int, int], most: int | None) -> np.ndarray:
+def read_fitted(clip, size: tuple[int, int], most: int | None) -> np.ndarray:
     """The clip's first frames at that size, resized as they are decoded, so that full-size frames are never held together."""
     from ivid2vid_jax.video.fit import resize
 

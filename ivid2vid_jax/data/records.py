@@ -5,12 +5,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from ivid2vid_jax.data.dataset import to_record
-from ivid2vid_jax.data.shards import Bad
+from ivid2vid_jax.data.shards import BadItem
 from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class RecordMaker:
     """Items to records, or to why there is none; travels to worker processes."""
 
     reader: object
@@ -21,14 +21,14 @@ class Examples:
             try:
                 triplet = self.reader.read(item)
             except UserError as error:
-                yield Bad(item.id, item.where, str(error))
+                yield BadItem(item.id, item.where, str(error))
             except Exception as error:  # a file can break a decoder in ways of its own: it is named and counted against the limit
-                yield Bad(item.id, item.where, f"{type(error).__name__}: {error}")
+                yield BadItem(item.id, item.where, f"{type(error).__name__}: {error}")
             else:
                 yield to_record(triplet, self.codec)
 
 
-def divide(items: Sequence, validation: float) -> dict[str, list]:
+def split_by_origin(items: Sequence, validation: float) -> dict[str, list]:
     """Items by split. Which go to validation depends on their origins alone, so instructions on one clip stay together; at least one origin
     does and one does not, where there are two."""
     scores = [

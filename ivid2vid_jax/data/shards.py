@@ -34,7 +34,7 @@ DESCRIPTION = ("features.json", "dataset_info.json")  # the one that makes a fol
 
 
 @dataclasses.dataclass(frozen=True)
-class Bad:
+class BadItem:
     """An item that gave no example. where: what a user would look for, a file or a row of one."""
 
     id: str
@@ -62,7 +62,7 @@ class Outcome:
     written: int
     payload: int
     size: int
-    bad: dict[int, Bad]
+    bad: dict[int, BadItem]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -71,12 +71,12 @@ class Outcome:
     def from_json(cls, line: str) -> "Outcome":
         fields = json.loads(line)
         return cls(
-            **{**fields, "bad": {int(at): Bad(**each) for at, each in fields["bad"].items()}}
+            **{**fields, "bad": {int(at): BadItem(**each) for at, each in fields["bad"].items()}}
         )
 
 
 @contextmanager
-def claim(folder: Path, arguments: dict):
+def lock_folder(folder: Path, arguments: dict):
     """Holds the folder for this process; `arguments`, all that decides what is written, are kept in it and compared when a run goes on.
 
     Raises UserError: the folder holds other things, was begun with other arguments (naming them), or another process is at work in it.
@@ -99,7 +99,7 @@ def claim(folder: Path, arguments: dict):
         file.seek(0)
         text = file.read()
         if text.endswith("\n"):
-            compare(folder, json.loads(text), arguments)
+            check_same_arguments(folder, json.loads(text), arguments)
         else:  # new, or killed before the line was whole, and so before any shard
             file.truncate(0)
             file.write(json.dumps(arguments) + "\n")
@@ -107,7 +107,7 @@ def claim(folder: Path, arguments: dict):
         yield
 
 
-def compare(folder: Path, before: dict, now: dict) -> None:
+def check_same_arguments(folder: Path, before: dict, now: dict) -> None:
     changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in {**before, **now}
@@ -120,11 +120,11 @@ def compare(folder: Path, before: dict, now: dict) -> None:
 
 
 Make = Callable[
-    [Sequence], Iterable[dict | Bad]
+    [Sequence], Iterable[dict | BadItem]
 ]  # items -> for each, in order, its example or why there is none
 
 
-def plan(name: str, splits: dict[str, Sequence], per_shard: int) -> list[Shard]:
+def plan_shards(name: str, splits: dict[str, Sequence], per_shard: int) -> list[Shard]:
     """Cuts each split's items into shards of `per_shard`. Items are small, picklable, and tell themselves apart by `repr`."""
     shards = []
     for split, items in splits.items():
@@ -153,7 +153,7 @@ def write_shards(
     progress: called with (items done, items to do). With more than `limit_bad` bad items it stops after the shards at work and
     gives the outcomes it has; whole shards are never lost. Bad items of earlier runs are tried again.
     """
-    known = whole(folder, shards)
+    known = finished_shards(folder, shards)
     clear(folder)
     done = {file: outcome for file, outcome in known.items() if not outcome.bad}
     jobs = [(shard, known.get(shard.file)) for shard in shards if shard.file not in done]
@@ -166,7 +166,7 @@ def write_shards(
 
         queue = iter(jobs)
         more = iter(lambda: None if enough() else next(queue, None), None)
-        work = Work(folder, features, make)
+        work = ShardWriter(folder, features, make)
         for result in (
             work.here(more) if workers == 1 else work.elsewhere(more, min(workers, len(jobs)))
         ):
@@ -181,7 +181,7 @@ def write_shards(
     return [done[shard.file] for shard in shards if shard.file in done]
 
 
-def whole(folder: Path, shards: list[Shard]) -> dict[str, Outcome]:
+def finished_shards(folder: Path, shards: list[Shard]) -> dict[str, Outcome]:
     """The planned shards that earlier runs made, of the same items, by file name."""
     path, outcomes = folder / LEDGER, {}
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -211,7 +211,7 @@ def clear(folder: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class ShardWriter:
     """Makes shards, here or in other processes; yields an int for items passed and an Outcome for each shard."""
 
     folder: Path
@@ -225,7 +225,8 @@ class Work:
     def shard(self, shard: Shard, previous: Outcome | None) -> Iterator[int | Outcome]:
         """One shard; one that was whole before but for bad items is left as it is while all of them still are bad."""
         if previous and all(
-            isinstance(each, Bad) for each in self.make([shard.items[at] for at in previous.bad])
+            isinstance(each, BadItem)
+            for each in self.make([shard.items[at] for at in previous.bad])
         ):
             yield len(shard.items)
             yield previous
@@ -243,7 +244,7 @@ class Work:
         writer, bad, written, payload = ArrayRecordWriter(str(aside), "group_size:1"), {}, 0, 0
         try:
             for at, example in enumerate(self.make(shard.items)):
-                if isinstance(example, Bad):
+                if isinstance(example, BadItem):
                     bad[at] = example
                 else:
                     record = serializer.get_tf_example(
@@ -301,7 +302,7 @@ class Work:
                     pipes.remove(pipe)
 
 
-def serve(pipe, work: Work) -> None:
+def serve(pipe, work: ShardWriter) -> None:
     """A worker process: asks for shards and sends what comes of them, until it is told to end or the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback of its own
     try:
@@ -337,7 +338,7 @@ def count(path: Path) -> int:
         reader.close()
 
 
-def describe(folder: Path, features, outcomes: list[Outcome], description: str = "") -> None:
+def write_metadata(folder: Path, features, outcomes: list[Outcome], description: str = "") -> None:
     """Writes tfds' description of the shards, which makes the folder a dataset, and removes shards of an older plan.
 
     Splits without an example are left out. The ledger is written anew in the order of the shards.

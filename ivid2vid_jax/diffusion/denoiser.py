@@ -19,7 +19,7 @@ class Condition(NamedTuple):
     source: jax.Array | None
 
 
-def denoiser(
+def make_denoiser(
     config: UNetConfig,
     attention_impl: str = "auto",
     remat: str = "none",

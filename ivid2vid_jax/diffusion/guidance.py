@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class Branch(NamedTuple):
+class GuidanceBranch(NamedTuple):
     """One evaluation of the net: with or without the instruction, with or without the source clip, and its weight."""
 
     text: bool
@@ -19,7 +19,7 @@ class Branch(NamedTuple):
     weight: float
 
 
-def branches(text_scale: float, video_scale: float) -> list[Branch]:
+def guidance_branches(text_scale: float, video_scale: float) -> list[GuidanceBranch]:
     """The evaluations that the scales ask for, the fully conditioned one last; those of weight zero are dropped.
 
     Raises ValueError for a scale that is not finite.
@@ -28,14 +28,14 @@ def branches(text_scale: float, video_scale: float) -> list[Branch]:
         if not np.isfinite(scale):
             raise ValueError(f"{name} scale {scale} must be a finite number")
     all_three = [
-        Branch(False, False, 1.0 - video_scale),
-        Branch(False, True, video_scale - text_scale),
-        Branch(True, True, text_scale),
+        GuidanceBranch(False, False, 1.0 - video_scale),
+        GuidanceBranch(False, True, video_scale - text_scale),
+        GuidanceBranch(True, True, text_scale),
     ]
     return [branch for branch in all_three[:2] if branch.weight] + all_three[2:]
 
 
-def combine(predictions, weights, rescale):
+def combine_branches(predictions, weights, rescale):
     """Weighted sum of the branches' predictions, in float32.
 
     predictions: [K, T, h, w, C]; weights: [K]; rescale: scalar in [0, 1], how far the result's standard deviation over the

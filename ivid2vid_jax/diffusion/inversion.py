@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax.diffusion.denoiser import Condition
-from ivid2vid_jax.diffusion.samplers import predicted_x0, visited
+from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler_timesteps
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 
 
-class Rise(NamedTuple):
+class InversionStep(NamedTuple):
     """One step towards noise: the timestep that the net is told; x = alpha x0 + sigma eps before it and after."""
 
     t: jax.Array
@@ -25,12 +25,12 @@ class Rise(NamedTuple):
     sigma_after: jax.Array
 
 
-def rises(schedule: NoiseSchedule, steps: int) -> list[Rise]:
+def inversion_steps(schedule: NoiseSchedule, steps: int) -> list[InversionStep]:
     """The steps, from clean to noisy: DDIM's own, backwards. Raises ValueError for steps outside 1..num_train_timesteps."""
     N = schedule.num_train_timesteps
     if not 1 <= steps <= N:
         raise ValueError(f"steps={steps} must be between 1 and {N}")
-    t = visited(schedule, steps, "leading").astype(int)[::-1]
+    t = sampler_timesteps(schedule, steps, "leading").astype(int)[::-1]
     before = t - N // steps
     last = 1.0 if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
     a, after = (
@@ -38,10 +38,12 @@ def rises(schedule: NoiseSchedule, steps: int) -> list[Rise]:
         schedule.alphas_cumprod[t],
     )
     columns = (t, np.sqrt(a), np.sqrt(1 - a), np.sqrt(after), np.sqrt(1 - after))
-    return [Rise(*(np.float32(column[i]) for column in columns)) for i in range(steps)]
+    return [InversionStep(*(np.float32(column[i]) for column in columns)) for i in range(steps)]
 
 
-def rise(denoise: Callable, prediction_type: str, params: Any, x, text, step: Rise):
+def inversion_update(
+    denoise: Callable, prediction_type: str, params: Any, x, text, step: InversionStep
+):
     """Latents [B, T, h, w, C] one step noisier; text: [B, K, D]."""
     prediction = denoise(
         params, x, jnp.broadcast_to(step.t, x.shape[:1]), Condition(text, None)

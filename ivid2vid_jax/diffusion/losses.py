@@ -21,34 +21,37 @@ class LossConfig:
     snr_gamma: float = (
         0.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, uses 5); 0 = off
     )
-    clean: bool = False  # weigh timesteps so that the error of the predicted clean latents counts; excludes snr_gamma
+    x0_weighting: bool = False  # weigh timesteps so that the error of the predicted clean latents counts; excludes snr_gamma
     snr_clip: float = (
         5.0  # match_x0 and clean with epsilon prediction: most weight that 1/SNR may give
     )
 
 
-def per_clip(alpha_bar, like):
+def broadcast_per_clip(alpha_bar, like):
     """[B] -> [B, 1, 1, ...], to scale clips."""
     return alpha_bar.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def add_noise(x0, noise, alpha_bar):
     """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise."""
-    alpha_bar = per_clip(alpha_bar, x0)
+    alpha_bar = broadcast_per_clip(alpha_bar, x0)
     return jnp.sqrt(alpha_bar) * x0 + jnp.sqrt(1 - alpha_bar) * noise
 
 
-def target(x0, noise, alpha_bar, prediction_type: str):
+def prediction_target(x0, noise, alpha_bar, prediction_type: str):
     """What the net is to predict: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022)."""
     if prediction_type == "epsilon":
         return noise
-    alpha_bar = per_clip(alpha_bar, x0)
+    alpha_bar = broadcast_per_clip(alpha_bar, x0)
     return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * x0
 
 
-def clean_difference(x_t, prediction, alpha_bar, prediction_type: str):
+def x0_difference(x_t, prediction, alpha_bar, prediction_type: str):
     """sqrt(alpha_bar) times the frame differences of the predicted clean latents: finite at alpha_bar = 0, [B, T-1, h, w, C]."""
-    root, sigma = jnp.sqrt(per_clip(alpha_bar, x_t)), jnp.sqrt(1 - per_clip(alpha_bar, x_t))
+    root, sigma = (
+        jnp.sqrt(broadcast_per_clip(alpha_bar, x_t)),
+        jnp.sqrt(1 - broadcast_per_clip(alpha_bar, x_t)),
+    )
     scaled = (
         x_t - sigma * prediction
         if prediction_type == "epsilon"
@@ -57,12 +60,12 @@ def clean_difference(x_t, prediction, alpha_bar, prediction_type: str):
     return jnp.diff(scaled, axis=1)
 
 
-def square_mean(x):
+def mse_per_clip(x):
     """Mean of squares of each clip: [B, ...] -> [B]."""
     return jnp.square(x).reshape(x.shape[0], -1).mean(axis=1)
 
 
-def frame_difference(x_t, prediction, wanted, alpha_bar, prediction_type: str, config: LossConfig):
+def frame_difference(x_t, prediction, target, alpha_bar, prediction_type: str, config: LossConfig):
     """The frame-difference loss of each clip, [B]; zero for a clip of one frame.
 
     match: || (p[i+1] - p[i]) - (y[i+1] - y[i]) ||^2 of prediction p and target y, in the net's own prediction space.
@@ -73,14 +76,14 @@ def frame_difference(x_t, prediction, wanted, alpha_bar, prediction_type: str, c
     if x_t.shape[1] == 1 or config.frame_difference == "none":
         return jnp.zeros(x_t.shape[0], prediction.dtype)
     if config.frame_difference == "smooth_x0":
-        return square_mean(clean_difference(x_t, prediction, alpha_bar, prediction_type))
-    match = square_mean(jnp.diff(prediction - wanted, axis=1))
+        return mse_per_clip(x0_difference(x_t, prediction, alpha_bar, prediction_type))
+    match = mse_per_clip(jnp.diff(prediction - target, axis=1))
     if config.frame_difference == "match":
         return match
-    return match * clean_weight(alpha_bar, config.snr_clip, prediction_type)
+    return match * x0_loss_weight(alpha_bar, config.snr_clip, prediction_type)
 
 
-def clean_weight(alpha_bar, clip: float, prediction_type: str):
+def x0_loss_weight(alpha_bar, clip: float, prediction_type: str):
     """What makes a squared error of the prediction one of the clean latents, [B]: 1 / SNR for epsilon, at most `clip`; 1 - alpha_bar for v."""
     if prediction_type == "epsilon":
         return jnp.minimum((1 - alpha_bar) / jnp.maximum(alpha_bar, 1e-8), clip)
@@ -89,8 +92,8 @@ def clean_weight(alpha_bar, clip: float, prediction_type: str):
 
 def timestep_weight(alpha_bar, prediction_type: str, config: LossConfig):
     """The weight of each clip's loss, [B]."""
-    if config.clean:
-        return clean_weight(alpha_bar, config.snr_clip, prediction_type)
+    if config.x0_weighting:
+        return x0_loss_weight(alpha_bar, config.snr_clip, prediction_type)
     return min_snr_weight(alpha_bar, config.snr_gamma, prediction_type)
 
 

@@ -16,7 +16,7 @@ from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 SAMPLERS = ("ddim", "euler_ancestral", "dpm++")
 
 # Scheduler class of a pipeline folder -> the sampler that stands for it.
-CLASSES = {
+SCHEDULER_CLASSES = {
     "DDIMScheduler": "ddim",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpm++",
@@ -25,7 +25,7 @@ NO_FRAME = 2**31 - 1  # no clip is so long: the number of what all frames have i
 TINY = 2.0**-24  # stands for alpha_bar = 0 where a sampler divides by it, as in diffusers
 
 
-class Step(NamedTuple):
+class SamplerStep(NamedTuple):
     """Coefficients of one step (or, stacked, of all): scalars in float32, or arrays [steps]."""
 
     t: jax.Array  # timestep that the net is told; may be fractional
@@ -37,14 +37,14 @@ class Step(NamedTuple):
     D: jax.Array
 
 
-class Sampler(NamedTuple):
+class SamplerTable(NamedTuple):
     """`steps`: a Step of arrays. `start`: factor of unit noise at the first step (1, but for some Euler variants)."""
 
-    steps: Step
+    steps: SamplerStep
     start: float
 
 
-def sampler(name: str, schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> Sampler:
+def make_sampler(name: str, schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> SamplerTable:
     """The table of `name`, one of SAMPLERS, over `steps` steps. eta: DDIM's share of fresh noise, 0 to 1.
 
     Raises ValueError for an unknown name, steps outside 1..num_train_timesteps, or eta outside [0, 1] or given to others.
@@ -58,17 +58,17 @@ def sampler(name: str, schedule: NoiseSchedule, steps: int, eta: float = 0.0) ->
     columns, start = {"ddim": ddim, "euler_ancestral": euler_ancestral, "dpm++": dpm_solver_pp}[
         name
     ](schedule, steps, eta)
-    return Sampler(Step(*(np.asarray(column, np.float32) for column in columns)), start)
+    return SamplerTable(SamplerStep(*(np.asarray(column, np.float32) for column in columns)), start)
 
 
-def predicted_x0(x, prediction, step: Step, prediction_type: str):
+def predicted_x0(x, prediction, step: SamplerStep, prediction_type: str):
     """Clean latents from the net's eps or v prediction (Salimans & Ho 2022), shapes alike."""
     if prediction_type == "epsilon":
         return (x - step.sigma * prediction) / step.alpha
     return step.alpha * x - step.sigma * prediction
 
 
-def update(x, x0, x0_before, noise, step: Step):
+def update(x, x0, x0_before, noise, step: SamplerStep):
     """The latents at the next timestep; all arrays of one shape."""
     return step.A * x + step.B * x0 + step.C * x0_before + step.D * noise
 
@@ -84,7 +84,9 @@ def frame_noise(key, frames, shape, shared=0.0):
     return jnp.sqrt(1 - shared) * own + jnp.sqrt(shared) * common[None]
 
 
-def visited(schedule: NoiseSchedule, steps: int, default: str, rounded: bool = True) -> np.ndarray:
+def sampler_timesteps(
+    schedule: NoiseSchedule, steps: int, default: str, rounded: bool = True
+) -> np.ndarray:
     """Timesteps from noisy to clean, float64 [steps], by the schedule's spacing or else `default`."""
     N, spacing = schedule.num_train_timesteps, schedule.timestep_spacing or default
     if spacing == "linspace":
@@ -99,7 +101,7 @@ def visited(schedule: NoiseSchedule, steps: int, default: str, rounded: bool = T
 def ddim(schedule: NoiseSchedule, steps: int, eta: float):
     """Song et al. 2020 (arXiv 2010.02502), equations 12 and 16. The step before t is t - N // steps, as in diffusers."""
     alpha_bar = schedule.alphas_cumprod
-    t = visited(schedule, steps, "leading").astype(int)
+    t = sampler_timesteps(schedule, steps, "leading").astype(int)
     before = t - schedule.num_train_timesteps // steps
     last = 1.0 if schedule.set_alpha_to_one else alpha_bar[0]
     a, a_next = alpha_bar[t], np.where(before >= 0, alpha_bar[np.maximum(before, 0)], last)
@@ -117,7 +119,7 @@ def euler_ancestral(schedule: NoiseSchedule, steps: int, eta: float):
     There x = y / sqrt(1 + s^2) of k-diffusion's y, with noise level s = sigma / alpha.
     """
     alpha_bar = np.maximum(schedule.alphas_cumprod, TINY)
-    t = visited(schedule, steps, "linspace", rounded=False)
+    t = sampler_timesteps(schedule, steps, "linspace", rounded=False)
     s = np.append(
         np.interp(t, np.arange(len(alpha_bar)), np.sqrt((1 - alpha_bar) / alpha_bar)), 0.0
     )
@@ -149,7 +151,7 @@ def dpm_solver_pp(schedule: NoiseSchedule, steps: int, eta: float):
     elif spacing == "leading":
         t = np.arange(steps + 1)[::-1][:-1] * (N // (steps + 1)) + float(schedule.steps_offset)
     else:
-        t = visited(schedule, steps, spacing)
+        t = sampler_timesteps(schedule, steps, spacing)
     a = np.append(alpha_bar[t.astype(int)], 1.0)
     alpha, sigma = np.sqrt(a), np.sqrt(1 - a)
     with np.errstate(divide="ignore"):
@@ -170,9 +172,9 @@ def dpm_solver_pp(schedule: NoiseSchedule, steps: int, eta: float):
     ), 1.0
 
 
-def step_rows(table: Sampler) -> list[Step]:
+def sampler_steps(table: SamplerTable) -> list[SamplerStep]:
     """One Step of device scalars a step, put there at once, so that the loop itself transfers nothing."""
     columns = [np.asarray(column) for column in table.steps]
     return jax.device_put(
-        [Step(*(column[i] for column in columns)) for i in range(len(columns[0]))]
+        [SamplerStep(*(column[i] for column in columns)) for i in range(len(columns[0]))]
     )

@@ -25,7 +25,7 @@ from ivid2vid_jax.evaluation.report import animation, uri
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.intervals import wilson_interval
 
 QUESTIONS = {
     "text": "Which clip follows the instruction better?",
@@ -168,7 +168,7 @@ def share(answers: Sequence[tuple[str, str]], ours: str) -> str:
         return ""
     mean = float(np.mean([np.mean(each) for each in pairs.values()]))
     return "{:.0f}% [{:.0f}, {:.0f}]".format(
-        *(100 * x for x in (mean, *wilson(mean * len(pairs), len(pairs))))
+        *(100 * x for x in (mean, *wilson_interval(mean * len(pairs), len(pairs))))
     )
 
 

@@ -13,27 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.data.readers import ClipSettings, fitted, read_both
-from ivid2vid_jax.evaluation.clip_sets import Task, find_edited
+from ivid2vid_jax.data.readers import ClipSettings, read_clips, read_fitted
+from ivid2vid_jax.evaluation.clip_sets import EvaluationTask, find_edited
 from ivid2vid_jax.evaluation.distribution_distances import (
     Moments,
-    draw,
-    frechet,
+    draw_rows,
+    frechet_distance,
     kernel_distance,
 )
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair, measure
 from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import bootstrap
+from ivid2vid_jax.utils.intervals import bootstrap_interval
 from ivid2vid_jax.video.read import open_clip
 
-SETS = ("fid", "kid")  # of all clips together
-DRAWN = 10_000  # frames of each side that KID looks at, at most: 80 MB
+SET_METRICS = ("fid", "kid")  # of all clips together
+MAX_KID_FRAMES = 10_000  # frames of each side that KID looks at, at most: 80 MB
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class ClipItem:
     """One edit, judged. mark: of the files and captions it was judged by. shape: frames, height, width. features: files of the edited and the source clip's.
 
     error: why the pair could not be read; reasons: by metric, why it has no value; note: what to know about it.
@@ -50,7 +50,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class ClipEvaluator:
     """What judges: names of METRICS, how clips are brought in, and the weights that some need."""
 
     names: tuple[str, ...]
@@ -62,13 +62,13 @@ class Judge:
 
     def run(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[EvaluationTask],
         shard: tuple[int, int] = (0, 1),
         progress: Callable | None = None,
-    ) -> dict[str, Item]:
+    ) -> dict[str, ClipItem]:
         """Judges this process's share of the tasks and gives its items by id. What could not be read is tried again."""
         done, mine = {item.id: item for item in read(self.output)}, tasks[shard[0] :: shard[1]]
-        with jsonl.appending(self.output / f"items-{shard[0]}.jsonl") as out:
+        with jsonl.open_append(self.output / f"items-{shard[0]}.jsonl") as out:
             for number, task in enumerate(mine, 1):
                 item = self.item(task, done.get(task.id))
                 if item != done.get(task.id):
@@ -79,19 +79,19 @@ class Judge:
                     progress(number, len(mine))
         return {task.id: done[task.id] for task in mine}
 
-    def kept(self, tasks: Sequence[Task], own: Mapping[str, Item]) -> list[Item]:
+    def kept(self, tasks: Sequence[EvaluationTask], own: Mapping[str, ClipItem]) -> list[ClipItem]:
         """The items of all tasks that are done: this process's own, and what others have written by now."""
         found = {item.id: item for item in read(self.output)} | own
         return [found[task.id] for task in tasks if task.id in found]
 
-    def item(self, task: Task, before: Item | None) -> Item:
+    def item(self, task: EvaluationTask, before: ClipItem | None) -> ClipItem:
         """What is there already is not measured again, unless a file has changed."""
         try:
-            marked(
+            fingerprint_files(
                 task.source
             )  # a clip that is not there has no edit either: that it is missing is what to say
             edited = find_edited(self.edited, task.id)
-            mark = marked(
+            mark = fingerprint_files(
                 task.source, edited, task.mask, words=(task.source_caption, task.edited_caption)
             )
             if before and (before.mark != mark or before.error):
@@ -99,34 +99,36 @@ class Judge:
             missing = [
                 name
                 for name in self.names
-                if name not in SETS and not (before and name in before.values)
+                if name not in SET_METRICS and not (before and name in before.values)
             ]
             kept = (
                 before
                 and before.features
                 and all((self.output / name).is_file() for name in before.features)
             )
-            wants_features = set(SETS) & set(self.names) and not kept
+            wants_features = set(SET_METRICS) & set(self.names) and not kept
             if before and not missing and not wants_features:
                 return before
-            source, found, _ = read_both(task.source, edited, self.clips)
+            source, found, _ = read_clips(task.source, edited, self.clips)
             note = lengths(source, found)
             source, found = source[: len(found)], found[: len(source)]
             mask = self.mask(task, source)
         except UserError as error:
-            return Item(task.id, "", error=f"{task.where}: {error}" if task.where else str(error))
+            return ClipItem(
+                task.id, "", error=f"{task.where}: {error}" if task.where else str(error)
+            )
         pair = Pair(source, found, mask, (task.source_caption, task.edited_caption), self.clip)
         values, reasons = measure(pair, missing)
         features = before.features if before else ()
         if wants_features:
             try:
                 features = tuple(
-                    self.features(clip, f"{path} {marked(path)}")
+                    self.features(clip, f"{path} {fingerprint_files(path)}")
                     for path, clip in ((edited, found), (task.source, source))
                 )
             except UserError as error:
-                features, reasons = (), reasons | dict.fromkeys(SETS, str(error))
-        return Item(
+                features, reasons = (), reasons | dict.fromkeys(SET_METRICS, str(error))
+        return ClipItem(
             task.id,
             mark,
             source.shape[:3],
@@ -136,11 +138,13 @@ class Judge:
             note=note,
         )
 
-    def mask(self, task: Task, source: np.ndarray) -> np.ndarray | None:
+    def mask(self, task: EvaluationTask, source: np.ndarray) -> np.ndarray | None:
         """A clip's or a still's pixels above half of white."""
         if task.mask is None:
             return None
-        frames = fitted(open_clip(task.mask, fps=self.clips.fps), source.shape[1:3], len(source))
+        frames = read_fitted(
+            open_clip(task.mask, fps=self.clips.fps), source.shape[1:3], len(source)
+        )
         if len(frames) not in (1, len(source)):
             raise UserError(
                 f"{task.mask}: has {len(frames)} frames, the clip {len(source)}; a mask has one or as many"
@@ -161,12 +165,12 @@ class Judge:
         return str(file.relative_to(self.output))
 
 
-def read(output: Path) -> list[Item]:
+def read(output: Path) -> list[ClipItem]:
     """Of all shards, the last of each edit; a line that was cut off is left out."""
     found = [
-        Item(**json.loads(line))
+        ClipItem(**json.loads(line))
         for file in sorted(output.glob("items-*.jsonl"))
-        for line in jsonl.whole(file)
+        for line in jsonl.read_complete_lines(file)
     ]
     return list(
         {
@@ -185,7 +189,7 @@ def lengths(source: np.ndarray, edited: np.ndarray) -> str:
     return f"the edited clip has {len(edited)} frames, the source {len(source)}: the first {min(len(source), len(edited))} are compared"
 
 
-def marked(*paths: Path | None, words: Sequence[str] = ()) -> str:
+def fingerprint_files(*paths: Path | None, words: Sequence[str] = ()) -> str:
     """Changes when a file does, by sizes and times of change, or a word."""
     found: list = [*words]
     for path in filter(None, paths):
@@ -198,7 +202,7 @@ def marked(*paths: Path | None, words: Sequence[str] = ()) -> str:
 
 
 def distances(
-    items: Sequence[Item], output: Path, names: Sequence[str]
+    items: Sequence[ClipItem], output: Path, names: Sequence[str]
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """(FID and KID of the items' features with their numbers of frames, what to know about them); parts are read one by one."""
     pairs = [item.features for item in items if item.features]
@@ -234,12 +238,12 @@ def fid(output: Path, sides: list[list[str]], notes: dict[str, str]) -> float:
     if least <= width:
         rank = f"{least:g} frames are too few for the rank of a {width} x {width} covariance (more than {width} are needed)"
         notes["fid"] = f"{rank}: biased upwards, compare equal N only; see KID"
-    return frechet(*moments)
+    return frechet_distance(*moments)
 
 
 def kid(output: Path, sides: list[list[str]], counts: list[list[int]]) -> dict[str, float]:
     rows = [
-        draw(count, DRAWN, lambda i, side=side: np.load(output / side[i]))
+        draw_rows(count, MAX_KID_FRAMES, lambda i, side=side: np.load(output / side[i]))
         for side, count in zip(sides, counts, strict=True)
     ]
     mean, error = kernel_distance(*rows)
@@ -247,7 +251,7 @@ def kid(output: Path, sides: list[list[str]], counts: list[list[int]]) -> dict[s
 
 
 def summary(
-    items: Sequence[Item], names: Sequence[str], sources: Mapping[str, str]
+    items: Sequence[ClipItem], names: Sequence[str], sources: Mapping[str, str]
 ) -> dict[str, dict]:
     """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval, and N. sources: by id, the clip that was
     edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips."""
@@ -272,6 +276,6 @@ def summary(
             )  # PSNR of a copy is infinite
             found[name][key] = {
                 "mean": float(statistic(column)),
-                "interval": bootstrap(column, statistic, groups) if spread else None,
+                "interval": bootstrap_interval(column, statistic, groups) if spread else None,
             }
     return found

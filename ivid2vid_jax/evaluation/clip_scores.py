@@ -17,11 +17,11 @@ from PIL import Image
 
 from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.models import CLIPModel
-from ivid2vid_jax.models.clip import normalise
+from ivid2vid_jax.models.clip import normalize_pixels
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import ClipFolder, load_params, open_clip
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, load_params, open_clip_folder
 
 BATCH = 32  # images or texts of one program
 FULL = "openai/clip-vit-large-patch14"  # whose scores are published
@@ -29,7 +29,7 @@ FETCH = f"hf download {FULL} config.json preprocessor_config.json tokenizer.json
 
 
 @dataclasses.dataclass
-class Clip:
+class CLIPEmbedder:
     """A loaded CLIP model. Embeddings have length 1, so products are cosines."""
 
     folder: ClipFolder
@@ -65,7 +65,7 @@ class Clip:
             with jax.default_matmul_precision("highest"):
                 return self.model.apply(
                     {"params": params},
-                    normalise(x, mean, std, self.dtype) if pixels else x,
+                    normalize_pixels(x, mean, std, self.dtype) if pixels else x,
                     method=method,
                 )
 
@@ -129,7 +129,7 @@ def in_batches(embed: Callable, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> Clip:
+def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> CLIPEmbedder:
     """Loads a CLIP folder in transformers' layout, a training run's (--task clip), an embedded one or one of the Hugging Face hub.
 
     dtype: the arithmetic's; not "auto" by default, for scores and the thresholds on them are to be the same on every machine.
@@ -138,16 +138,16 @@ def load_clip(model: str | Path = "shapes-clip", dtype: str = "float32") -> Clip
     runtime.enable_compilation_cache()
     compute = runtime.compute_dtype(dtype)
     try:
-        folder = open_clip(hub.resolve(model))
+        folder = open_clip_folder(hub.resolve_model(model))
     except UserError as error:
         raise UserError(f"{error}; the usual CLIP comes with: {FETCH}") from error
-    return Clip(
+    return CLIPEmbedder(
         folder, load_params(folder, compute)["clip"], load_tokenizer(folder.tokenizer), compute
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class CLIPScores:
     """Cosines, -1 to 1."""
 
     image: float
@@ -157,12 +157,14 @@ class Scores:
     consistency: float
 
 
-def score(source, edited, captions) -> Scores:
+def clip_similarities(source, edited, captions) -> CLIPScores:
     """source, edited: embeddings of the frames [T, D]; captions: of the source's and the edited caption [2, D]."""
-    source, edited, captions = (unit(np.asarray(x, np.float64)) for x in (source, edited, captions))
-    change, wanted = unit(edited - source), unit(captions[1] - captions[0])
+    source, edited, captions = (
+        l2_normalize(np.asarray(x, np.float64)) for x in (source, edited, captions)
+    )
+    change, wanted = l2_normalize(edited - source), l2_normalize(captions[1] - captions[0])
     neighbours = (edited[1:] * edited[:-1]).sum(-1) if len(edited) > 1 else np.ones(1)
-    return Scores(
+    return CLIPScores(
         float((source * edited).sum(-1).mean()),
         float((source @ captions[0]).mean()),
         float((edited @ captions[1]).mean()),
@@ -171,17 +173,17 @@ def score(source, edited, captions) -> Scores:
     )
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def l2_normalize(x: np.ndarray) -> np.ndarray:
     """Of length 1 along the last axis; zero where there is no direction."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], Scores]:
+def clip_scorer(clip) -> Callable[[np.ndarray, np.ndarray, str, str], CLIPScores]:
     """scores(source, edited, source_caption, edited_caption) by a loaded CLIP (`Clip`); clips are uint8 [T, H, W, 3]."""
 
     def run(source, edited, source_caption, edited_caption):
         frames = np.asarray(clip.images(np.concatenate([source, edited])))
-        return score(
+        return clip_similarities(
             frames[: len(source)],
             frames[len(source) :],
             np.asarray(clip.texts([source_caption, edited_caption])),

@@ -26,7 +26,7 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import ANIMATIONS
 from ivid2vid_jax.video.write import CONTAINERS
 
-PRESETS = (
+PAPER_SETS = (
     "cars",
     "tai-chi",
     "movie",
@@ -50,7 +50,7 @@ ENDINGS = (*CONTAINERS, ".mov", ".mkv", ".avi", *ANIMATIONS, ".png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """An edit to judge. source: the clip; mask: None where the edit may change everything. where: what a user would look for."""
 
     id: str
@@ -63,10 +63,10 @@ class Task:
     where: str = ""
 
 
-def open_set(data: str, root: Path) -> list[Task]:
+def open_set(data: str, root: Path) -> list[EvaluationTask]:
     """The tasks of a list, a folder or a preset's name. Raises UserError that says what a set looks like."""
-    path = root / data if data in PRESETS else Path(data).expanduser()
-    if data in PRESETS and not path.is_dir():
+    path = root / data if data in PAPER_SETS else Path(data).expanduser()
+    if data in PAPER_SETS and not path.is_dir():
         raise UserError(
             f"--data {data}: {path} is no folder; put its clips and {LIST} there, or name another --root"
         )
@@ -76,13 +76,13 @@ def open_set(data: str, root: Path) -> list[Task]:
         return tgve(path, table)
     if (path / LIST).is_file():
         return listed(path / LIST)
-    kinds = f"'shapes', a list ({', '.join(LISTS)}), a folder with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PRESETS)}"
+    kinds = f"'shapes', a list ({', '.join(LISTS)}), a folder with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PAPER_SETS)}"
     raise UserError(
         f"--data {data}: {'is not' if path.exists() else 'no such file or folder, and not'} one of these: {kinds}"
     )
 
 
-def listed(path: Path) -> list[Task]:
+def listed(path: Path) -> list[EvaluationTask]:
     """The rows of a list."""
     tasks, seen = [], {}
     for number, cells in (read_csv if path.suffix.lower() == ".csv" else read_json)(path):
@@ -102,7 +102,7 @@ def listed(path: Path) -> list[Task]:
         mask = path.parent / cells["mask"] if cells.get("mask") else None
         words = {name: str(cells.get(name) or "") for name in OPTIONAL}
         tasks.append(
-            Task(
+            EvaluationTask(
                 id,
                 path.parent / found["video"],
                 found["instruction"],
@@ -114,7 +114,7 @@ def listed(path: Path) -> list[Task]:
     return checked(tasks, path)
 
 
-def checked(tasks: list[Task], path: Path) -> list[Task]:
+def checked(tasks: list[EvaluationTask], path: Path) -> list[EvaluationTask]:
     ids = collections.Counter(task.id for task in tasks)
     if not tasks:
         raise UserError(f"{path}: lists no clip")
@@ -167,7 +167,7 @@ def tgve_table(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def tgve(folder: Path, table: Path) -> list[Task]:
+def tgve(folder: Path, table: Path) -> list[EvaluationTask]:
     """Four tasks a video. The set has captions and no instructions: the target caption is given in its place. Rows without captions are headings.
 
     A video that is not there keeps its tasks, in the part of the one before it, so that it is named where they are judged; UserError where none is there.
@@ -192,7 +192,7 @@ def tgve(folder: Path, table: Path) -> list[Task]:
         for edit, column in TGVE_EDITS.items():
             if wanted := cells.get(column, ""):
                 tasks.append(
-                    Task(
+                    EvaluationTask(
                         check_id(f"{part}/{name}/{edit}", table.name),
                         source,
                         wanted,

@@ -47,7 +47,7 @@ class Moments:
         return self.scatter / (self.weight - 1)
 
 
-def frechet(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^1/2), the squared Fréchet distance of two Gaussians (Dowson and Landau 1982; FID: arXiv 1706.08500).
 
     Tr (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2, which are real and never negative, whatever the rank.
@@ -107,7 +107,7 @@ def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def draw(
+def draw_rows(
     counts: list[int], most: int, load: Callable[[int], np.ndarray], seed: int = 0
 ) -> np.ndarray:
     """At most `most` of all rows, drawn without replacement, so that memory does not grow with their number.

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.data.readers import ClipSettings, common_size, fitted, read_pair
+from ivid2vid_jax.data.readers import ClipSettings, common_size, read_fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
 from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, load_clip
 from ivid2vid_jax.evaluation.metrics import METRICS
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError, shard_of
+from ivid2vid_jax.utils.errors import UserError, parse_shard
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video.read import open_clip
@@ -25,7 +25,7 @@ from ivid2vid_jax.video.read import open_clip
 log = logging.getLogger(__name__)
 
 IDENTITY = "change nothing"
-MADE = "made.json"  # beside the frames of an edit: what it was made from
+EDIT_RECORD = "made.json"  # beside the frames of an edit: what it was made from
 GROWS = (
     "weights",
     "arithmetic",
@@ -44,13 +44,13 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
     tasks = clip_sets.open_set(args.data, args.root)
     if args.against:
         return make_study(args, tasks, settings)
-    names = chosen(args, tasks)
+    names = selected_metrics(args, tasks)
     if args.identity:
         tasks = [
             dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption)
             for task in tasks
         ]
-    clip, net, left = tools(args, names)
+    clip, net, left = load_metric_models(args, names)
     weights = ({"clip": clip.folder.fingerprint()} if clip else {}) | (
         {"inception": {args.inception.name: net.sha256}} if net else {}
     )
@@ -65,7 +65,7 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
     claim(args.output, record, GROWS)
     if make:
         edit(make, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
-    judge = clip_metrics.Judge(
+    judge = clip_metrics.ClipEvaluator(
         tuple(name for name in names if name not in left),
         args.edited or args.output / "edited",
         args.output,
@@ -80,13 +80,13 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
         items != told
     ):  # another process may have finished while this one wrote: then it is written anew
         distances, notes = clip_metrics.distances(
-            items, args.output, [name for name in judge.names if name in clip_metrics.SETS]
+            items, args.output, [name for name in judge.names if name in clip_metrics.SET_METRICS]
         )
         sources, single = (
             {task.id: str(task.source) for task in tasks},
-            [name for name in judge.names if name not in clip_metrics.SETS],
+            [name for name in judge.names if name not in clip_metrics.SET_METRICS],
         )
-        found = report.entries(
+        found = report.metric_entries(
             items,
             names,
             clip_metrics.summary(items, single, sources),
@@ -104,7 +104,7 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
         )
         told, items = items, judge.kept(tasks, own)
     print(report.text(found))
-    say(tasks, items, args.output / "index.html")
+    print_summary(tasks, items, args.output / "index.html")
     if left:
         reasons = "; ".join(dict.fromkeys(left.values()))
         raise UserError(
@@ -112,7 +112,9 @@ def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
         )
 
 
-def say(tasks: Sequence[clip_sets.Task], items: Sequence[clip_metrics.Item], page: Path) -> None:
+def print_summary(
+    tasks: Sequence[clip_sets.EvaluationTask], items: Sequence[clip_metrics.ClipItem], page: Path
+) -> None:
     """On the screen: what was judged and what not."""
     unread, cut = [item for item in items if item.error], [item for item in items if item.note]
     for item in unread:
@@ -142,7 +144,7 @@ def check(args) -> tuple[tuple[int, int], ClipSettings]:
         raise UserError(
             "--against needs --edited: the page sets the edits of two folders side by side"
         )
-    part = shard_of(args.shard)
+    part = parse_shard(args.shard)
     for name, value, low, high in (
         ("--clip-size", args.clip_size, 8, 4096),
         ("--clip-frames", args.clip_frames, 1, 100_000),
@@ -153,7 +155,7 @@ def check(args) -> tuple[tuple[int, int], ClipSettings]:
     return part, ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
 
 
-def chosen(args, tasks: Sequence[clip_sets.Task]) -> tuple[str, ...]:
+def selected_metrics(args, tasks: Sequence[clip_sets.EvaluationTask]) -> tuple[str, ...]:
     """The metrics: those asked for, or all that can be computed; UserError for unknown ones and for those whose weights are not given."""
     if unknown := [name for name in args.metrics if name not in METRICS]:
         raise UserError(f"--metrics {' '.join(unknown)}: choose from {', '.join(METRICS)}")
@@ -169,7 +171,7 @@ def chosen(args, tasks: Sequence[clip_sets.Task]) -> tuple[str, ...]:
     )
 
 
-def tools(args, names: Sequence[str]):
+def load_metric_models(args, names: Sequence[str]):
     """(the loaded CLIP, Inception, by metric why it must be left out); the nets None where no metric needs them or they cannot be had.
 
     Raises UserError where nothing would be left. CLIP computes in float32 unless --dtype says otherwise: scores must not depend on the machine.
@@ -198,7 +200,7 @@ def tools(args, names: Sequence[str]):
 def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
     """(clip, instruction) -> its edit by --model; what it is goes into the record."""
     pipe = pipeline.load(args.model, args.dtype)
-    settings = pipeline.EditSettings.of(args).resolved(pipe.folder)
+    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
     pipe.check_editor()
     record |= {
         "model": args.model or "shapes-edit",
@@ -209,21 +211,24 @@ def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
 
 
 def edit(
-    make: Callable, tasks: Sequence[clip_sets.Task], folder: Path, settings: ClipSettings
+    make: Callable, tasks: Sequence[clip_sets.EvaluationTask], folder: Path, settings: ClipSettings
 ) -> None:
     """Writes folder/ID/*.png for each task that has none, or one of another instruction or source; a clip that cannot be edited is named and left out."""
     with Progress("editing", len(tasks)) as progress:
-        for task in progress.over(tasks):
+        for task in progress.wrap(tasks):
             target = folder / task.id
             try:
                 of = json.dumps(
-                    {"instruction": task.instruction, "source": clip_metrics.marked(task.source)}
+                    {
+                        "instruction": task.instruction,
+                        "source": clip_metrics.fingerprint_files(task.source),
+                    }
                 )
-                if (target / MADE).is_file() and (target / MADE).read_text() == of:
+                if (target / EDIT_RECORD).is_file() and (target / EDIT_RECORD).read_text() == of:
                     continue
                 clip = open_clip(task.source, fps=settings.fps)
                 size = common_size([(clip.height, clip.width)], settings.size)
-                edited = make(fitted(clip, size, settings.frames), task.instruction)
+                edited = make(read_fitted(clip, size, settings.frames), task.instruction)
             except UserError as error:
                 log.warning("%s: not edited: %s", task.id, error)
                 continue
@@ -232,16 +237,16 @@ def edit(
                 frames.mkdir()
                 for i, pixels in enumerate(edited):
                     Image.fromarray(pixels).save(frames / f"{i:05d}.png")
-                (frames / MADE).write_text(of)
+                (frames / EDIT_RECORD).write_text(of)
                 shutil.rmtree(target, ignore_errors=True)
 
 
 def pictures(
-    tasks: Sequence[clip_sets.Task],
-    items: Sequence[clip_metrics.Item],
-    judge: clip_metrics.Judge,
+    tasks: Sequence[clip_sets.EvaluationTask],
+    items: Sequence[clip_metrics.ClipItem],
+    judge: clip_metrics.ClipEvaluator,
     count: int,
-) -> Iterator[tuple[clip_sets.Task, np.ndarray, float]]:
+) -> Iterator[tuple[clip_sets.EvaluationTask, np.ndarray, float]]:
     """Clips for the page, spread over the set: (task, source and edit side by side, frames/s)."""
     good = {item.id for item in items if not item.error}
     whole = [task for task in tasks if task.id in good]
@@ -252,7 +257,7 @@ def pictures(
         yield whole[i], np.concatenate([source, edited], axis=2), fps
 
 
-def make_study(args, tasks: Sequence[clip_sets.Task], settings: ClipSettings) -> None:
+def make_study(args, tasks: Sequence[clip_sets.EvaluationTask], settings: ClipSettings) -> None:
     """The page of the pairs that both folders have, and what could not be read."""
     pairs, bad = [], []
     for task in tasks:

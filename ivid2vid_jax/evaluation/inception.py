@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import sha256
+from ivid2vid_jax.weights.pipeline_folder import file_sha256
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -30,7 +30,7 @@ class Inception:
             raise UserError(
                 f"{file}: no such file; fetch Inception's weights (92 MB) with: {FETCH}"
             )
-        self.sha256 = sha256(file)
+        self.sha256 = file_sha256(file)
         if self.sha256 != SHA256:
             raise UserError(
                 f"{file}: its sha256 is {self.sha256[:8]}..., that of {FILE} is {SHA256[:8]}...: another file, or cut off; fetch it with: {FETCH}"

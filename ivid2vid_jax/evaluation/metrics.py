@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ivid2vid_jax.evaluation import fidelity, flow, temporal
-from ivid2vid_jax.evaluation.clip_scores import score, unit
+from ivid2vid_jax.evaluation.clip_scores import clip_similarities, l2_normalize
 from ivid2vid_jax.utils.errors import UserError
 
 
@@ -60,7 +60,7 @@ class Pair:
 
     @cached_property
     def scores(self):
-        return score(self.embedded[1], self.embedded[0], self.clip.texts(self.captions))
+        return clip_similarities(self.embedded[1], self.embedded[0], self.clip.texts(self.captions))
 
     def caption(self, which: int) -> str:
         if not self.captions[which].strip():
@@ -121,13 +121,13 @@ def clip_direction(pair: Pair) -> dict[str, float]:
 
 def all_pairs(embedded: np.ndarray) -> float:
     """Mean cosine of all pairs of different frames, [T, D]."""
-    rows, count = unit(temporal.moving(embedded).astype(np.float64)), len(embedded)
+    rows, count = l2_normalize(temporal.moving(embedded).astype(np.float64)), len(embedded)
     return float((np.square(rows.sum(0)).sum() - np.square(rows).sum()) / (count * (count - 1)))
 
 
 def neighbours(pooled: np.ndarray) -> float:
     """Mean cosine of consecutive frames, none counted below 0, [T, D]."""
-    rows = unit(temporal.moving(pooled).astype(np.float64))
+    rows = l2_normalize(temporal.moving(pooled).astype(np.float64))
     return float(np.maximum((rows[1:] * rows[:-1]).sum(-1), 0).mean())
 
 

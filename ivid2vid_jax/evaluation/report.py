@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.evaluation.clip_metrics import SETS, Item, summary
-from ivid2vid_jax.evaluation.clip_sets import Task
+from ivid2vid_jax.evaluation.clip_metrics import SET_METRICS, ClipItem, summary
+from ivid2vid_jax.evaluation.clip_sets import EvaluationTask
 from ivid2vid_jax.evaluation.metrics import METRICS
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.video.fit import resize
@@ -26,8 +26,8 @@ STYLE = (
 )
 
 
-def entries(
-    items: Sequence[Item],
+def metric_entries(
+    items: Sequence[ClipItem],
     names: Sequence[str],
     summaries: dict,
     distances: dict,
@@ -43,7 +43,7 @@ def entries(
             for key in ("title", "unit", "better", "definition", "reference")
         }
         numbers = summaries.get(name, {"clips": 0, "frames": 0})
-        if name in SETS:
+        if name in SET_METRICS:
             numbers = {"clips": sum(bool(item.features) for item in items)} | distances.get(
                 name, {}
             )
@@ -62,17 +62,17 @@ def entries(
 def write(
     output: Path,
     record: dict,
-    tasks: Sequence[Task],
-    items: Sequence[Item],
+    tasks: Sequence[EvaluationTask],
+    items: Sequence[ClipItem],
     found: dict[str, dict],
-    shown: Iterable[tuple[Task, np.ndarray, float]],
+    shown: Iterable[tuple[EvaluationTask, np.ndarray, float]],
 ) -> None:
     """record: what was evaluated and with what. shown: (task, source and edit side by side [T, H, 2W, 3], frames/s)."""
     unread, cut = (
         {item.id: item.error for item in items if item.error},
         {item.id: item.note for item in items if item.note},
     )
-    types = by_type(tasks, items, [name for name in found if name not in SETS])
+    types = by_type(tasks, items, [name for name in found if name not in SET_METRICS])
     document = record | {
         "edits": len(tasks),
         "judged": len(items) - len(unread),
@@ -82,7 +82,7 @@ def write(
     }
     document |= {"by_edit_type": types} if types else {}
     with atomic_path(output / "report.json") as file:
-        file.write_text(json.dumps(plain(document), indent=2) + "\n")
+        file.write_text(json.dumps(to_jsonable(document), indent=2) + "\n")
     with atomic_path(output / "items.csv") as file:
         write_csv(file, tasks, items, list(found))
     with atomic_path(output / "index.html") as file:
@@ -99,7 +99,9 @@ def write(
         )
 
 
-def by_type(tasks: Sequence[Task], items: Sequence[Item], names: Sequence[str]) -> dict[str, dict]:
+def by_type(
+    tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], names: Sequence[str]
+) -> dict[str, dict]:
     """`summary` of the edits of each type that the set names; empty where it does not tell two."""
     kinds, sources = (
         {task.id: task.edit_type for task in tasks if task.edit_type},
@@ -112,17 +114,17 @@ def by_type(tasks: Sequence[Task], items: Sequence[Item], names: Sequence[str]) 
     return found if len(found) > 1 else {}
 
 
-def plain(value):
+def to_jsonable(value):
     """JSON knows no infinity: it is written as a word."""
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: to_jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [to_jsonable(each) for each in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def write_csv(
-    file: Path, tasks: Sequence[Task], items: Sequence[Item], names: Sequence[str]
+    file: Path, tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], names: Sequence[str]
 ) -> None:
     """Values as the summary shows them (PSNR in dB); empty where an edit has none."""
     by_id = {item.id: item for item in items}
@@ -170,8 +172,8 @@ def write_csv(
 
 def page(
     record: dict,
-    tasks: Sequence[Task],
-    items: Sequence[Item],
+    tasks: Sequence[EvaluationTask],
+    items: Sequence[ClipItem],
     found: dict,
     types: dict,
     notes: dict[str, dict[str, str]],
@@ -195,10 +197,10 @@ def page(
     for heading, ids in notes.items():
         if ids:
             parts.append(f"<h2>{heading}: {len(ids)}</h2>{rows(ids)}")
-    return whole(parts)
+    return html_page(parts)
 
 
-def whole(parts: Iterable[str]) -> str:
+def html_page(parts: Iterable[str]) -> str:
     """A page of its own."""
     head = f'<meta charset="utf-8"><title>Evaluation</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
@@ -298,7 +300,7 @@ def text(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def histograms(items: Sequence[Item], names: Sequence[str]) -> Image.Image:
+def histograms(items: Sequence[ClipItem], names: Sequence[str]) -> Image.Image:
     """Of each metric, over the edits; beside it that of the sources."""
     import matplotlib
 

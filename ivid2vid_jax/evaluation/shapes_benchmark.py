@@ -23,7 +23,7 @@ from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import bootstrap, wilson
+from ivid2vid_jax.utils.intervals import bootstrap_interval, wilson_interval
 from ivid2vid_jax.weights.torch_keys import torch_key
 
 SEED = 1_000_003  # of the benchmark's clips: no training uses it, and the combinations are held out besides
@@ -31,7 +31,7 @@ Editor = Callable[[Triplet], np.ndarray]  # the edited clip, [T, H, W, 3] uint8
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class ShapesItem:
     """One edited clip, judged.
 
     passed, success, preserved, nearest: `shapes.Verdict`'s. error: mean squared error (grey levels squared) to the true edit; error_outside:
@@ -77,9 +77,9 @@ def specs(
             )
 
 
-def judge(
+def evaluate_edit(
     editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray
-) -> Item:
+) -> ShapesItem:
     verdict = shapes.check(truth.source, edited, spec)
     source, wanted, found = (
         np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited)
@@ -91,7 +91,7 @@ def judge(
     )
     moves, wanted_moves = np.diff(found, axis=0), np.diff(wanted, axis=0)
     warping, warping_truth = warping_errors(truth.source, edited, truth.edited)
-    return Item(
+    return ShapesItem(
         editor,
         kind,
         index,
@@ -130,7 +130,7 @@ def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
 
     return {
         "model": editor(pipe, settings),
-        "per frame": editor(without_temporal(pipe), settings),
+        "per frame": editor(drop_temporal(pipe), settings),
         "copy": lambda truth: truth.source,
         "vae": lambda truth: pipe.reconstruct(truth.edited),
     }
@@ -141,7 +141,7 @@ def editor(pipe: Pipeline, settings: EditSettings) -> Editor:
     return lambda truth: pipe.edit(truth.source, truth.instruction, **vars(settings))
 
 
-def without_temporal(pipe: Pipeline) -> Pipeline:
+def drop_temporal(pipe: Pipeline) -> Pipeline:
     """The same net, its temporal layers left out."""
     flat = flax.traverse_util.flatten_dict(pipe.params["unet"])
     spatial = {path: leaf for path, leaf in flat.items() if not is_temporal_key(torch_key(path))}
@@ -155,13 +155,13 @@ def without_temporal(pipe: Pipeline) -> Pipeline:
     )
 
 
-def run(
+def run_benchmark(
     judged: dict[str, Editor],
     wanted: Sequence[tuple[str, int, shapes.Spec]],
     file: Path,
     show: Callable | None = None,
     progress: Callable | None = None,
-) -> list[Item]:
+) -> list[ShapesItem]:
     """Judges every editor on every spec; one line of `file` an item, and those that are there already are not made again.
 
     show(item, truth, edited) sees each new clip; progress(done, total).
@@ -176,14 +176,16 @@ def run(
         len(wanted) * len(judged),
         sum((name, kind, index) in done for name in judged for kind, index, _ in wanted),
     )
-    with jsonl.appending(file) as out:
+    with jsonl.open_append(file) as out:
         for kind, index, spec in missing:
             truth = shapes.triplet(spec)
             for name, edit in judged.items():
                 if (name, kind, index) in done:
                     continue
                 edited = edit(truth)
-                item = done[name, kind, index] = judge(name, kind, index, spec, truth, edited)
+                item = done[name, kind, index] = evaluate_edit(
+                    name, kind, index, spec, truth, edited
+                )
                 out.write(json.dumps(dataclasses.asdict(item)) + "\n")
                 out.flush()
                 made += 1
@@ -194,24 +196,24 @@ def run(
     return [done[name, kind, index] for name in judged for kind, index, _ in wanted]
 
 
-def read(file: Path) -> list[Item]:
+def read(file: Path) -> list[ShapesItem]:
     """The items of a file; a last line that was cut off is left out."""
-    return [Item(**json.loads(line)) for line in jsonl.whole(file)]
+    return [ShapesItem(**json.loads(line)) for line in jsonl.read_complete_lines(file)]
 
 
-def summary(items: Iterable[Item]) -> dict:
+def summary(items: Iterable[ShapesItem]) -> dict:
     """What is told of a group of items: shares and means, each with its 95% interval."""
     items = list(items)
     count, out = len(items), {"count": len(items)}
     for name in ("passed", "success", "preserved"):
         number = sum(getattr(item, name) for item in items)
-        out[name] = {"share": number / count, "interval": wilson(number, count)}
+        out[name] = {"share": number / count, "interval": wilson_interval(number, count)}
     outside = [item.error_outside for item in items if item.error_outside is not None]
     for name, errors in (("psnr", [item.error for item in items]), ("psnr_outside", outside)):
         if errors:
             out[name] = {
                 "db": float(psnr(np.asarray(errors))),
-                "interval": bootstrap(errors, psnr) if all(errors) else None,
+                "interval": bootstrap_interval(errors, psnr) if all(errors) else None,
             }
     told = {
         name: [getattr(item, name) for item in items]
@@ -222,12 +224,12 @@ def summary(items: Iterable[Item]) -> dict:
         if values := [value for value in values if value is not None]:
             out[name] = {
                 "mean": float(np.mean(values)),
-                "interval": bootstrap(values, lambda drawn: drawn.mean(-1)),
+                "interval": bootstrap_interval(values, lambda drawn: drawn.mean(-1)),
             }
     return out
 
 
-def report(items: Iterable[Item]) -> dict:
+def report(items: Iterable[ShapesItem]) -> dict:
     """{editor: {"all": summary, kind: summary, ...}}."""
     items = list(items)
     out = {}

@@ -30,7 +30,7 @@ DEFINITIONS = {
 def write(
     output: Path,
     record: dict,
-    items: Sequence[shapes_benchmark.Item],
+    items: Sequence[shapes_benchmark.ShapesItem],
     found: dict,
     shown: Sequence[tuple[str, Path]],
     pictures: Sequence[Path] = (),
@@ -38,10 +38,10 @@ def write(
     """found: `shapes.report`'s. shown: (words, animation of source, edit and truth side by side). pictures: more plots."""
     document = record | {"definitions": DEFINITIONS, "report": found}
     with atomic_path(output / "report.json") as file:
-        file.write_text(json.dumps(report.plain(document), indent=2) + "\n")
+        file.write_text(json.dumps(report.to_jsonable(document), indent=2) + "\n")
     with atomic_path(output / "items.csv") as file, open(file, "w", newline="") as out:
         rows = csv.DictWriter(
-            out, [field.name for field in dataclasses.fields(shapes_benchmark.Item)]
+            out, [field.name for field in dataclasses.fields(shapes_benchmark.ShapesItem)]
         )
         rows.writeheader()
         rows.writerows(map(dataclasses.asdict, items))
@@ -51,7 +51,7 @@ def write(
 
 def page(
     record: dict,
-    items: Sequence[shapes_benchmark.Item],
+    items: Sequence[shapes_benchmark.ShapesItem],
     found: dict,
     shown: Sequence[tuple[str, Path]],
     pictures: Sequence[Path],
@@ -70,7 +70,7 @@ def page(
         report.section(words, file.stem, report.uri(file.read_bytes(), "gif"))
         for words, file in shown
     ]
-    return report.whole([*parts, f"<h2>What the numbers are</h2>{report.rows(DEFINITIONS)}"])
+    return report.html_page([*parts, f"<h2>What the numbers are</h2>{report.rows(DEFINITIONS)}"])
 
 
 def tables(markdown: str) -> str:
@@ -120,9 +120,9 @@ def bars(found: dict) -> Image.Image:
 
 
 def clips(
-    items: Sequence[shapes_benchmark.Item],
+    items: Sequence[shapes_benchmark.ShapesItem],
     specs: Sequence[tuple[str, int, world.Spec]],
-    file: Callable[[shapes_benchmark.Item], Path],
+    file: Callable[[shapes_benchmark.ShapesItem], Path],
     count: int,
 ) -> list[tuple[str, Path]]:
     """At most `count` of the items that have an animation, spread over them, with their instructions and what came out."""

@@ -9,28 +9,28 @@ from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
 
-def check(config: TrainConfig) -> None:
-    """UserError where `log.judge` cannot be done."""
-    if config.log.judge and (config.task != "edit" or not set(config.data) & set(WORLDS)):
+def check_config(config: TrainConfig) -> None:
+    """UserError where `log.benchmark` cannot be done."""
+    if config.log.benchmark and (config.task != "edit" or not set(config.data) & set(WORLDS)):
         raise UserError(
-            f"--log.judge {config.log.judge}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.judge 0"
+            f"--log.benchmark {config.log.benchmark}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.benchmark 0"
         )
 
 
-def judge(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
-    """Judges `log.judge` clips and keeps what was found in RUN/judged; when: "before" or "after". What is there already is not done again."""
+def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
+    """Judges `log.benchmark` clips and keeps what was found in RUN/judged; when: "before" or "after". What is there already is not done again."""
     settings, kept = (
-        EditSettings(steps=config.log.sample_steps).resolved(pipe.folder),
+        EditSettings(steps=config.log.sample_steps).resolve(pipe.folder),
         file(run, config.steps if when == "after" else 0),
     )
     with Progress(f"judging {when} training") as progress:
-        items = shapes_benchmark.run(
+        items = shapes_benchmark.run_benchmark(
             {"model": shapes_benchmark.editor(pipe, settings)},
             list(clips(config)),
             kept,
@@ -52,11 +52,11 @@ def file(run: Path, step: int) -> Path:
 
 
 def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
-    """About `log.judge` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
+    """About `log.benchmark` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
     world = next(name for name in config.data if name in WORLDS)
     kinds = config.loader.kinds or WORLDS[world]
     for kind in dict.fromkeys(kinds):
-        count = max(1, round(config.log.judge * kinds.count(kind) / len(kinds)))
+        count = max(1, round(config.log.benchmark * kinds.count(kind) / len(kinds)))
         yield from shapes_benchmark.specs(
             (kind,), count, config.loader.size, config.loader.frames, world
         )
@@ -92,5 +92,5 @@ def table(run: Path) -> str:
 def share(passed: list[bool]) -> str:
     if not passed:
         return ""
-    low, high = wilson(sum(passed), len(passed))
+    low, high = wilson_interval(sum(passed), len(passed))
     return f"{sum(passed)} of {len(passed)}, {100 * sum(passed) / len(passed):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"

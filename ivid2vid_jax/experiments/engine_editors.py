@@ -11,11 +11,13 @@ from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.evaluation.shapes_benchmark import Editor
 from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.synthesis.config import SynthesisConfig
-from ivid2vid_jax.synthesis.editors import EDITORS, Task
+from ivid2vid_jax.synthesis.editors import EDITORS, EditTask
 from ivid2vid_jax.utils.errors import UserError
 
 
-def editors(base: Pipeline, config: SynthesisConfig, names: Iterable[str]) -> dict[str, Editor]:
+def engine_editors(
+    base: Pipeline, config: SynthesisConfig, names: Iterable[str]
+) -> dict[str, Editor]:
     """Of these names, with the settings of a recipe of the data engine."""
     return {
         name: editor(EDITORS[name](base, getattr(config, name), 1), config.seed) for name in names
@@ -26,7 +28,9 @@ def editor(edit: Callable, seed: int) -> Editor:
     """What an editor of captions makes of a triplet's source; UserError where that is not finite."""
 
     def run(truth: Triplet) -> np.ndarray:
-        made = edit([Task(truth.source, truth.source_caption, (truth.edited_caption,), seed)])[0][0]
+        made = edit([EditTask(truth.source, truth.source_caption, (truth.edited_caption,), seed)])[
+            0
+        ][0]
         if made is None:
             raise UserError(
                 f"{truth.edited_caption!r}: the net gave numbers that are not finite; give other settings by --engine"

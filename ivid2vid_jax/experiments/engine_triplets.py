@@ -10,7 +10,7 @@ from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.synthesis.sources import source
+from ivid2vid_jax.synthesis.sources import open_source
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
@@ -19,7 +19,7 @@ STATISTICS = "statistics.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class EngineTriplets:
     """engine: a recipe of the data engine; its `output` is a name, and arms that share one, and so differ in the filter alone, share clips and edits.
     captions: clip id -> what is said of the clip in the place of its own caption."""
 
@@ -27,12 +27,12 @@ class Made:
     captions: Callable[[str], str] | None = None
 
 
-def make(made: Made, folder: Path, shared: Path) -> Path:
+def make_triplets(made: EngineTriplets, folder: Path, shared: Path) -> Path:
     """The dataset, in folder/dataset; the engine works in shared/<output>, where it goes on if it was stopped.
 
     Raises UserError where the folder holds triplets of another recipe, and what the engine raises.
     """
-    engine, told = at_work(made, shared)
+    engine, told = working_config(made, shared)
     recipe = json.loads(
         json.dumps({"engine": dataclasses.asdict(made.engine), "captions": told}, default=str)
     )
@@ -51,12 +51,12 @@ def make(made: Made, folder: Path, shared: Path) -> Path:
     return folder / "dataset"
 
 
-def at_work(made: Made, shared: Path) -> tuple[SynthesisConfig, dict[str, str]]:
+def working_config(made: EngineTriplets, shared: Path) -> tuple[SynthesisConfig, dict[str, str]]:
     """(the recipe with its place of work, what its clips are said to show instead of their own captions), the latter written where the engine reads it."""
     engine = dataclasses.replace(made.engine, output=shared / made.engine.output)
     if not made.captions:
         return engine, {}
-    told = {id: made.captions(id) for id in source(engine).marks()}
+    told = {id: made.captions(id) for id in open_source(engine).marks()}
     file = shared / f"{made.engine.output}-captions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(

@@ -14,16 +14,16 @@ import numpy as np
 
 from ivid2vid_jax.data.shapes import KINDS
 from ivid2vid_jax.evaluation import shapes_benchmark
-from ivid2vid_jax.evaluation.report import plain
+from ivid2vid_jax.evaluation.report import to_jsonable
 from ivid2vid_jax.experiments import engine_triplets as making
-from ivid2vid_jax.experiments.engine_triplets import Made
+from ivid2vid_jax.experiments.engine_triplets import EngineTriplets
 from ivid2vid_jax.inference.pipeline import EditSettings, load
 from ivid2vid_jax.training import encode_latents
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
-from ivid2vid_jax.training.pipeline_export import written_step
+from ivid2vid_jax.training.pipeline_export import exported_step
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import ratio, wilson
+from ivid2vid_jax.utils.intervals import ratio_interval, wilson_interval
 
 # Student's t, two-sided 95%, by degrees of freedom (seeds less one)
 STUDENT = {
@@ -67,24 +67,24 @@ class Experiment:
     kinds: tuple[str, ...] = ()
     count: int = 10
     settings: EditSettings = EditSettings()
-    made: dict[str, Made] = dataclasses.field(default_factory=dict)
+    synthesized: dict[str, EngineTriplets] = dataclasses.field(default_factory=dict)
     against: str | None = None
     phrasings: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if unknown := {*self.made, self.against or next(iter(self.arms))} - {*self.arms}:
+        if unknown := {*self.synthesized, self.against or next(iter(self.arms))} - {*self.arms}:
             raise UserError(
                 f"experiment: {', '.join(sorted(unknown))} of made or against is no arm: {', '.join(self.arms)}"
             )
 
-    def pointed_at(self, model: str | None, data: str | None) -> "Experiment":
+    def with_overrides(self, model: str | None, data: str | None) -> "Experiment":
         """The same from another net and on other data, where they are given; triplets that are made for an arm stay."""
 
         def other(arm: str, recipe: TrainConfig) -> TrainConfig:
             return dataclasses.replace(
                 recipe,
                 model=model or recipe.model,
-                data=(data,) if data and arm not in self.made else recipe.data,
+                data=(data,) if data and arm not in self.synthesized else recipe.data,
             )
 
         return dataclasses.replace(
@@ -110,19 +110,22 @@ def run(
     progress: Callable | None = None,
 ) -> list[Outcome]:
     """Makes what is to be made, then trains and judges every arm with every seed, into output/<arm>/<seed>."""
-    outcomes, arms = [], {arm: on_made(experiment, arm, output) for arm in experiment.arms}
+    outcomes, arms = (
+        [],
+        {arm: with_synthesized_data(experiment, arm, output) for arm in experiment.arms},
+    )
     for seed in (
         experiment.seeds
     ):  # seed by seed: a stopped experiment has compared all arms as often as any
         for arm, recipe in arms.items():
             home = output / arm / str(seed)
             train(dataclasses.replace(recipe, output=str(home), seed=seed))
-            if (at := written_step(home)) != recipe.steps:
+            if (at := exported_step(home)) != recipe.steps:
                 raise UserError(
                     f"{home}: told to stop at step {at} of {recipe.steps}; run the same command to go on"
                 )
             pipe = load(home)
-            settings = experiment.settings.resolved(pipe.folder)
+            settings = experiment.settings.resolve(pipe.folder)
             wanted = list(
                 shapes_benchmark.specs(
                     experiment.kinds or KINDS,
@@ -132,10 +135,10 @@ def run(
                     phrasings=experiment.phrasings,
                 )
             )
-            items = shapes_benchmark.run(
+            items = shapes_benchmark.run_benchmark(
                 {"model": shapes_benchmark.editor(pipe, settings)},
                 wanted,
-                judged(home, at, settings, experiment.phrasings),
+                items_file(home, at, settings, experiment.phrasings),
                 None,
                 progress,
             )
@@ -153,26 +156,29 @@ def run(
                 )
             )
             (output / "outcomes.json").write_text(
-                json.dumps(plain([dataclasses.asdict(each) for each in outcomes]), indent=2) + "\n"
+                json.dumps(to_jsonable([dataclasses.asdict(each) for each in outcomes]), indent=2)
+                + "\n"
             )
             (output / "table.md").write_text(tables(experiment, outcomes, output) + "\n")
     return outcomes
 
 
-def judged(home: Path, step: int, settings: EditSettings, phrasings: tuple[int, ...]) -> Path:
+def items_file(home: Path, step: int, settings: EditSettings, phrasings: tuple[int, ...]) -> Path:
     """Where a run's judged clips are kept: weights of another step, other sampling and other sentences are judged anew."""
     mark = hashlib.sha256(json.dumps([step, vars(settings), phrasings]).encode()).hexdigest()[:12]
     return home / f"items-{mark}.jsonl"
 
 
-def on_made(experiment: Experiment, arm: str, output: Path) -> TrainConfig:
+def with_synthesized_data(experiment: Experiment, arm: str, output: Path) -> TrainConfig:
     """An arm's recipe, on the triplets that are made for it; their latents are cached where the recipe reads a cache."""
     recipe = experiment.arms[arm]
-    if arm not in experiment.made:
+    if arm not in experiment.synthesized:
         return recipe
-    data = making.make(experiment.made[arm], triplets(output, arm), output / "made")
+    data = making.make_triplets(experiment.synthesized[arm], triplets(output, arm), output / "made")
     if recipe.loader.cached:
-        encode_latents.write(data, recipe.model, recipe.loader, augmentations=1, text=False)
+        encode_latents.write_latent_cache(
+            data, recipe.model, recipe.loader, augmentations=1, text=False
+        )
     return dataclasses.replace(recipe, data=(str(data),))
 
 
@@ -232,7 +238,7 @@ def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
             sum(map(of, own)) / len(own)
             for of in (lambda each: sum(each.passed), lambda each: len(each.passed))
         )
-        low, high = wilson(passed, count)
+        low, high = wilson_interval(passed, count)
         cells = [
             arm,
             str(len(own)),
@@ -284,13 +290,13 @@ def compared(own: list[Outcome], others: list[Outcome]) -> str:
     over, under = np.array(pairs, float).transpose(1, 0, 2) if pairs else np.zeros((2, 1, 1))
     if not under.any():
         return "-"
-    low, high = ratio(over, under)
+    low, high = ratio_interval(over, under)
     return f"{100 * over.mean() / under.mean():.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def tables(experiment: Experiment, outcomes: list[Outcome], output: Path) -> str:
     """The table of the runs, their differences seed by seed, and below that the triplets that were made."""
-    made = {arm: triplets(output, arm) for arm in experiment.made}
+    made = {arm: triplets(output, arm) for arm in experiment.synthesized}
     return "\n\n".join(
         [
             table(experiment, outcomes),

@@ -19,8 +19,8 @@ from ivid2vid_jax.video.write import write_clip
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import (
     load_params,
-    open_clip,
-    open_folder,
+    open_clip_folder,
+    open_pipeline_folder,
     save_folder,
 )
 
@@ -71,7 +71,7 @@ def run(args: PackArgs) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, path in (("shapes-base", args.base), ("shapes-edit", args.edit)):
         if path:
-            folder = open_folder(hub.resolve(path))
+            folder = open_pipeline_folder(hub.resolve_model(path))
             wanted = (
                 {
                     key: getattr(args, key)
@@ -88,7 +88,7 @@ def run(args: PackArgs) -> None:
             save_folder(args.output / name, folder, params, dtype=jnp.float16, replace=True)
             print(f"wrote {args.output / name}")
     if args.clip:
-        folder = open_clip(hub.resolve(args.clip))
+        folder = open_clip_folder(hub.resolve_model(args.clip))
         save_folder(
             args.output / "shapes-clip",
             folder,
@@ -114,7 +114,7 @@ def run(args: PackArgs) -> None:
 
 def decoder_of(run: Path, vae: dict) -> dict:
     """The autoencoder of a run; UserError where its encoder is not that of `vae`, for latents would then mean something else."""
-    found = load_params(open_folder(hub.resolve(run)))["vae"]
+    found = load_params(open_pipeline_folder(hub.resolve_model(run)))["vae"]
     for part in ("encoder", "quant_conv"):
         if not jax.tree.all(jax.tree.map(np.array_equal, found[part], vae[part])):
             raise UserError(

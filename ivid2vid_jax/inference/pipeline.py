@@ -15,20 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.diffusion.denoiser import denoiser
-from ivid2vid_jax.diffusion.guidance import Branch, branches
-from ivid2vid_jax.diffusion.samplers import CLASSES, SAMPLERS, sampler
+from ivid2vid_jax.diffusion.denoiser import make_denoiser
+from ivid2vid_jax.diffusion.guidance import GuidanceBranch, guidance_branches
+from ivid2vid_jax.diffusion.samplers import SAMPLERS, SCHEDULER_CLASSES, make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
-from ivid2vid_jax.inference.vae_codec import FrameCodec
+from ivid2vid_jax.inference.vae_codec import VAECodec
 from ivid2vid_jax.models import CLIPTextModel
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import Spread
+from ivid2vid_jax.parallel.device_group import DeviceGroup
 from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.video import windows
-from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import Folder, load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, load_params, open_pipeline_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class EditSettings:
     )
 
     @classmethod
-    def of(cls, args: Any) -> "EditSettings":
+    def from_args(cls, args: Any) -> "EditSettings":
         """A command's arguments of the same names."""
         return cls(
             **{
@@ -68,7 +68,7 @@ class EditSettings:
             }
         )
 
-    def resolved(self, folder: Folder) -> "EditSettings":
+    def resolve(self, folder: PipelineFolder) -> "EditSettings":
         """Every None filled in. Raises UserError that names a value out of its range."""
         defaults = dict(
             steps=50,
@@ -79,16 +79,16 @@ class EditSettings:
             guide_from=0.0,
             guide_to=1.0,
         )
-        defaults["sampler"] = CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
+        defaults["sampler"] = SCHEDULER_CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
         defaults["size"] = (folder.unet.sample_size or 64) * folder.vae.downscale
         defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
         settings = dataclasses.replace(
             self, **{k: v for k, v in defaults.items() if getattr(self, k) is None}
         )
         settings.check()
-        if settings.frames > folder.unet.most_frames:
+        if settings.frames > folder.unet.max_frames:
             raise UserError(
-                f"frames {settings.frames} must be at most {folder.unet.most_frames}, the places of this net's motion modules"
+                f"frames {settings.frames} must be at most {folder.unet.max_frames}, the places of this net's motion modules"
             )
         return settings
 
@@ -121,33 +121,33 @@ class EditSettings:
 class Pipeline:
     """A loaded pipeline folder. Compiled programs are kept with it, so clips of equal shape never compile twice."""
 
-    folder: Folder
+    folder: PipelineFolder
     params: dict[str, Any]
     tokenizer: Any
     dtype: Any = jnp.float32
     attention_impl: str = "auto"
-    spread: Spread = dataclasses.field(default_factory=lambda: Spread(1))
+    devices: DeviceGroup = dataclasses.field(default_factory=lambda: DeviceGroup(1))
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
         return NoiseSchedule.from_json(self.folder.scheduler)
 
     @cached_property
-    def codec(self) -> FrameCodec:
-        return FrameCodec(self.folder.vae, self.dtype, self.spread)
+    def vae_codec(self) -> VAECodec:
+        return VAECodec(self.folder.vae, self.dtype, self.devices)
 
     @cached_property
-    def loop(self) -> SamplingLoop:
+    def sampling_loop(self) -> SamplingLoop:
         return SamplingLoop(
-            denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype),
+            make_denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype),
             self.schedule.prediction_type,
-            self.spread,
+            self.devices,
         )
 
     @cached_property
     def _encode_text(self) -> Callable:
         model = CLIPTextModel(self.folder.text_encoder, self.dtype)
-        return self.spread.jit(lambda params, ids: model.apply({"params": params}, ids))
+        return self.devices.jit(lambda params, ids: model.apply({"params": params}, ids))
 
     @property
     def factor(self) -> int:
@@ -172,7 +172,7 @@ class Pipeline:
             texts, padding="max_length", max_length=limit, truncation=True, return_tensors="np"
         )["input_ids"]
         return self._encode_text(
-            self.params["text_encoder"], self.spread.put(np.asarray(ids, np.int32))
+            self.params["text_encoder"], self.devices.put(np.asarray(ids, np.int32))
         )
 
     def guidance(self, instruction: str, settings: EditSettings) -> list[Guidance]:
@@ -180,10 +180,10 @@ class Pipeline:
 
         Guidance in an interval of the steps alone: Kynkäänniemi et al. 2024, arXiv 2404.07724.
         """
-        plan = branches(settings.text_scale, settings.video_scale)
+        plan = guidance_branches(settings.text_scale, settings.video_scale)
         null, text = self.encode_text([settings.negative, instruction])
 
-        def made(plan: list[Branch]) -> Guidance:
+        def made(plan: list[GuidanceBranch]) -> Guidance:
             return Guidance(
                 text=jnp.stack([text if branch.text else null for branch in plan]),
                 video=jnp.asarray([float(branch.video) for branch in plan]),
@@ -191,7 +191,7 @@ class Pipeline:
                 rescale=jnp.asarray(settings.rescale, jnp.float32),
             )
 
-        guided, plain = made(plan), made(branches(1.0, 1.0))
+        guided, plain = made(plan), made(guidance_branches(1.0, 1.0))
         return [
             guided if settings.guide_from <= i / settings.steps < settings.guide_to else plain
             for i in range(settings.steps)
@@ -209,10 +209,10 @@ class Pipeline:
 
         settings: resolved. progress(done, total) is called after each evaluation of the net; noise: unit noise to start from.
         """
-        table = sampler(settings.sampler, self.schedule, settings.steps, settings.eta)
-        cut = windows.plan(len(source), settings.frames)
+        table = make_sampler(settings.sampler, self.schedule, settings.steps, settings.eta)
+        cut = windows.plan_windows(len(source), settings.frames)
         total = settings.steps * len(cut)
-        ran = self.loop(
+        ran = self.sampling_loop(
             self.params["unet"],
             source,
             self.guidance(instruction, settings),
@@ -242,31 +242,33 @@ class Pipeline:
         )
         settings = dataclasses.replace(settings, video_scale=1.0, frames=count)
         drawn = self.sample(noise[..., :0], caption, settings, noise=noise)
-        return np.stack(list(self.codec.decode(self.params["vae"], drawn)))
+        return np.stack(list(self.vae_codec.decode(self.params["vae"], drawn)))
 
     def reconstruct(self, clip: np.ndarray) -> np.ndarray:
         """A clip of the model's size through the autoencoder, uint8 [T, H, W, 3] both."""
         params = self.params["vae"]
-        return np.stack(list(self.codec.decode(params, self.codec.encode(params, iter(clip)))))
+        return np.stack(
+            list(self.vae_codec.decode(params, self.vae_codec.encode(params, iter(clip))))
+        )
 
     def edit_frames(
         self,
         frames: Iterable[np.ndarray],
         instruction: str,
         settings: EditSettings,
-        fit: Fit,
+        fit: ResizePlan,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Edited frames, one by one, from a stream of frames; pixels are held a chunk at a time, latents for the whole clip.
 
         frames: [H, W, 3] uint8 of the size `fit` was planned for; so are the results. Each frame is encoded once.
         """
-        self.check(instruction)
-        source = self.codec.encode(self.params["vae"], (fit.apply(frame) for frame in frames))
+        self.check_editable(instruction)
+        source = self.vae_codec.encode(self.params["vae"], (fit.apply(frame) for frame in frames))
         edited = self.sample(source, instruction, settings, progress)
-        return (fit.restore(frame) for frame in self.codec.decode(self.params["vae"], edited))
+        return (fit.restore(frame) for frame in self.vae_codec.decode(self.params["vae"], edited))
 
-    def check(self, instruction: str) -> None:
+    def check_editable(self, instruction: str) -> None:
         """UserError for an instruction that says nothing, or a net that takes no source clip."""
         check_instruction(instruction)
         self.check_editor()
@@ -296,7 +298,7 @@ class Pipeline:
             raise TypeError(
                 f"unknown settings {', '.join(sorted(unknown))}; EditSettings has {', '.join(f.name for f in dataclasses.fields(EditSettings))}"
             )
-        resolved = EditSettings(**settings).resolved(self.folder)
+        resolved = EditSettings(**settings).resolve(self.folder)
         if isinstance(video, str | Path):
             from ivid2vid_jax.video.read import (
                 open_clip,  # here, so that arrays can be edited where PyAV is not installed
@@ -311,7 +313,7 @@ class Pipeline:
                     f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
                 )
             size, frames = video.shape[1:3], video
-        fit = Fit.plan(size, resolved.size, self.factor)
+        fit = ResizePlan.plan(size, resolved.size, self.factor)
         return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
 
 
@@ -328,13 +330,13 @@ def load(
     files. devices: how many share an edit (None: all of this process). Raises UserError that names what is missing or does not fit.
     """
     runtime.enable_compilation_cache()
-    compute, spread = runtime.compute_dtype(dtype), Spread(devices)
-    folder = open_folder(hub.resolve(model, variant))
+    compute, spread = runtime.compute_dtype(dtype), DeviceGroup(devices)
+    folder = open_pipeline_folder(hub.resolve_model(model, variant))
     try:
         NoiseSchedule.from_json(folder.scheduler)
     except ValueError as error:
         raise UserError(f"{folder.path}: {error}") from error
-    if folder.scheduler.get("_class_name") not in CLASSES:
+    if folder.scheduler.get("_class_name") not in SCHEDULER_CLASSES:
         log.info(
             "%s: its %s gives the noise schedule; ddim samples",
             folder.path.name,

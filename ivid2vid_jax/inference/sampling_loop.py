@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax.diffusion.denoiser import Condition
-from ivid2vid_jax.diffusion.guidance import combine
+from ivid2vid_jax.diffusion.guidance import combine_branches
 from ivid2vid_jax.diffusion.samplers import (
-    Sampler,
-    Step,
+    SamplerStep,
+    SamplerTable,
     frame_noise,
     predicted_x0,
-    step_rows,
+    sampler_steps,
     update,
 )
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import FRAMES, WINDOWS, Spread
+from ivid2vid_jax.parallel.device_group import FRAMES_AXIS, WINDOWS_AXIS, DeviceGroup
 
 
 class Guidance(NamedTuple):
@@ -34,21 +34,23 @@ class Guidance(NamedTuple):
     rescale: jax.Array
 
 
-class Noise(NamedTuple):
+class NoiseSource(NamedTuple):
     """Where a step's noise comes from: a key, and the share that all frames have in common; see `samplers.frame_noise`."""
 
     key: jax.Array
     shared: jax.Array | float = 0.0
 
 
-class State(NamedTuple):
+class SamplerState(NamedTuple):
     """Latents and the previous step's clean prediction, both [T, h, w, C] float32."""
 
     x: jax.Array
     x0: jax.Array
 
 
-def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guidance):
+def guided_prediction(
+    denoise: Callable, params: Any, x, source, step: SamplerStep, guidance: Guidance
+):
     """Guided predictions for windows of latents x and source [G, T, h, w, C]: all branches of all windows as one batch."""
     G, K = x.shape[0], guidance.text.shape[0]
 
@@ -67,58 +69,63 @@ def guided(denoise: Callable, params: Any, x, source, step: Step, guidance: Guid
         jnp.broadcast_to(step.t, (G * K,)),
         Condition(text, of_branches(source) * kept),
     )
-    return jax.vmap(combine, (0, None, None))(
+    return jax.vmap(combine_branches, (0, None, None))(
         predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale
     )
 
 
-def advance(
-    state: State, prediction, frames, noise: Noise, step: Step, prediction_type: str
-) -> State:
+def sampler_update(
+    state: SamplerState,
+    prediction,
+    frames,
+    noise: NoiseSource,
+    step: SamplerStep,
+    prediction_type: str,
+) -> SamplerState:
     """One sampler step from a guided prediction; frames: int32 [T], the frames' numbers in the whole clip."""
     x0 = predicted_x0(state.x, prediction, step, prediction_type)
     fresh = frame_noise(noise.key, frames, state.x.shape[1:], noise.shared)
-    return State(update(state.x, x0, state.x0, fresh, step), x0)
+    return SamplerState(update(state.x, x0, state.x0, fresh, step), x0)
 
 
-def whole_step(
+def full_clip_step(
     denoise: Callable,
     prediction_type: str,
     params: Any,
-    state: State,
+    state: SamplerState,
     source,
     frames,
-    noise: Noise,
-    step: Step,
+    noise: NoiseSource,
+    step: SamplerStep,
     guidance: Guidance,
-) -> State:
+) -> SamplerState:
     """One sampler step of a clip that is seen at once: its guided prediction, and the advance by it. source: [T, h, w, C]."""
-    prediction = guided(denoise, params, state.x[None], source[None], step, guidance)[0]
-    return advance(state, prediction, frames, noise, step, prediction_type)
+    prediction = guided_prediction(denoise, params, state.x[None], source[None], step, guidance)[0]
+    return sampler_update(state, prediction, frames, noise, step, prediction_type)
 
 
 class SamplingLoop:
     """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice. spread: the devices that share the work."""
 
-    def __init__(self, denoise: Callable, prediction_type: str, spread: Spread | None = None):
-        self.spread = spread = spread or Spread(1)
-        self.guided = spread.jit(partial(guided, denoise), WINDOWS)
+    def __init__(self, denoise: Callable, prediction_type: str, spread: DeviceGroup | None = None):
+        self.spread = spread = spread or DeviceGroup(1)
+        self.guided = spread.jit(partial(guided_prediction, denoise), WINDOWS_AXIS)
         self.advance = spread.jit(
-            partial(advance, prediction_type=prediction_type), donate_argnums=0
+            partial(sampler_update, prediction_type=prediction_type), donate_argnums=0
         )
         self.start = spread.jit(
             lambda noise, frames, scale, like: (
                 frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale
             )
         )
-        self.whole = spread.jit(partial(whole_step, denoise, prediction_type), donate_argnums=1)
+        self.whole = spread.jit(partial(full_clip_step, denoise, prediction_type), donate_argnums=1)
 
     def __call__(
         self,
         params: Any,
         source: np.ndarray,
         guidance: Sequence[Guidance],
-        table: Sampler,
+        table: SamplerTable,
         seed: int,
         windows: list[slice],
         noise: np.ndarray | None = None,
@@ -132,27 +139,29 @@ class SamplingLoop:
         """
         scale, shared = jax.device_put((np.float32(table.start), np.float32(shared)))
         first, *later = (
-            Noise(key, shared)
+            NoiseSource(key, shared)
             for key in jax.random.split(jax.random.key(seed), len(table.steps.t) + 1)
         )
-        steps = list(zip(step_rows(table), later, guidance, strict=True))
-        run = self.one_window if len(windows) == 1 else self.many_windows
+        steps = list(zip(sampler_steps(table), later, guidance, strict=True))
+        run = self.sample_one_window if len(windows) == 1 else self.sample_windows
         return run(params, np.asarray(source, np.float32), steps, first, scale, windows, noise)
 
-    def one_window(self, params, source, steps, first, scale, windows, noise):
-        frames, source = self.spread.put((np.arange(len(source), dtype=np.int32), source), FRAMES)
+    def sample_one_window(self, params, source, steps, first, scale, windows, noise):
+        frames, source = self.spread.put(
+            (np.arange(len(source), dtype=np.int32), source), FRAMES_AXIS
+        )
         x = (
             self.start(first, frames, scale, source)
             if noise is None
-            else self.spread.put(noise * np.float32(scale), FRAMES)
+            else self.spread.put(noise * np.float32(scale), FRAMES_AXIS)
         )
-        state = State(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES))
+        state = SamplerState(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES_AXIS))
         for step, drawn, guidance in steps:
             state = self.whole(params, state, source, frames, drawn, step, guidance)
             yield None
         yield jax.device_get(state.x)
 
-    def many_windows(self, params, source, steps, first, scale, windows, noise):
+    def sample_windows(self, params, source, steps, first, scale, windows, noise):
         """The clip stays on the host; each device sees one window at a time, so its memory does not grow with length.
 
         Every step predicts each window and blends the predictions where windows overlap, then advances the whole clip
@@ -178,7 +187,7 @@ class SamplingLoop:
                         params,
                         *put(
                             tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)),
-                            WINDOWS,
+                            WINDOWS_AXIS,
                         ),
                         step,
                         guidance,
@@ -189,17 +198,17 @@ class SamplingLoop:
                 ):
                     prediction[window] += weight[:, None, None, None] * part
                     yield None
-            after = State(np.empty_like(x), np.empty_like(x))
+            after = SamplerState(np.empty_like(x), np.empty_like(x))
             for window in windows:
                 state, part, frames = put(
-                    (State(x[window], x0[window]), prediction[window], numbers[window])
+                    (SamplerState(x[window], x0[window]), prediction[window], numbers[window])
                 )
                 state = jax.device_get(self.advance(state, part, frames, drawn, step))
                 after.x[window], after.x0[window] = (
                     state  # where windows overlap, they hold the same values
                 )
             x, x0 = after
-            runtime.return_freed_memory()
+            runtime.trim_host_memory()
         yield x
 
 

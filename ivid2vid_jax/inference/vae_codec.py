@@ -10,7 +10,7 @@ import numpy as np
 
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import FRAMES, Spread
+from ivid2vid_jax.parallel.device_group import FRAMES_AXIS, DeviceGroup
 
 CHUNK_PIXELS = 2**20  # pixels that go through the autoencoder at once: 16 frames of 256x256
 TILE = 512  # pixels a side of one tile
@@ -18,11 +18,11 @@ TILED_ABOVE = 768 * 768  # pixels of a frame from which it is cut into tiles
 OVERLAP = 128  # pixels shared by neighbouring tiles, blended linearly
 
 
-class FrameCodec:
+class VAECodec:
     """Encodes and decodes streams of frames, in chunks of at most five sizes, so few programs serve every length; spread: over these devices."""
 
-    def __init__(self, config: AutoencoderConfig, dtype: Any, spread: Spread | None = None):
-        self.spread = spread or Spread(1)
+    def __init__(self, config: AutoencoderConfig, dtype: Any, spread: DeviceGroup | None = None):
+        self.spread = spread or DeviceGroup(1)
         vae = AutoencoderKL(config, dtype)
         self.downscale = config.downscale
 
@@ -43,7 +43,7 @@ class FrameCodec:
             out.append(
                 self.tiled(lambda tile: self._encode(params, tile), chunk, self.downscale, 1)[:used]
             )
-            runtime.return_freed_memory()
+            runtime.trim_host_memory()
         return np.concatenate(out)
 
     def decode(self, params: Any, latents: np.ndarray) -> Iterator[np.ndarray]:
@@ -53,7 +53,7 @@ class FrameCodec:
         ):
             pixels = self.tiled(lambda tile: self._decode(params, tile), chunk, 1, self.downscale)
             yield from np.round(pixels[:used]).astype(np.uint8)
-            runtime.return_freed_memory()
+            runtime.trim_host_memory()
 
     def tiled(self, run, chunk: np.ndarray, cells_in: int, cells_out: int) -> np.ndarray:
         """`run` on a chunk [N, H, W, C], tile by tile where its frames are large; tiles are blended where they overlap.
@@ -63,12 +63,16 @@ class FrameCodec:
         f = self.downscale
         h, w = chunk.shape[1] // cells_in, chunk.shape[2] // cells_in
         if h * w * f**2 <= TILED_ABOVE:
-            return jax.device_get(run(self.spread.put(chunk, FRAMES)))
+            return jax.device_get(run(self.spread.put(chunk, FRAMES_AXIS)))
         out = total = 0.0
         for y in spans(h, TILE // f, OVERLAP // f):
             for x in spans(w, TILE // f, OVERLAP // f):
                 part = jax.device_get(
-                    run(self.spread.put(chunk[:, scaled(y, cells_in), scaled(x, cells_in)], FRAMES))
+                    run(
+                        self.spread.put(
+                            chunk[:, scaled(y, cells_in), scaled(x, cells_in)], FRAMES_AXIS
+                        )
+                    )
                 )
                 if isinstance(out, float):
                     out = np.zeros(

@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.models.layers import Dense, platform, precise, short
-from ivid2vid_jax.models.sharded_reshape import axes
+from ivid2vid_jax.models.layers import Dense, accum_dtype, is_16bit, platform
+from ivid2vid_jax.models.sharded_reshape import auto_mesh_axes
 
-SHORT = 16  # queries and keys up to which "pointwise" wins on CPU
-LONG = 1024  # queries and keys from which on scores are too many to be kept
+POINTWISE_MAX_SEQ = 16  # queries and keys up to which "pointwise" wins on CPU
+FLASH_MIN_SEQ = 1024  # queries and keys from which on scores are too many to be kept
 CHUNK_BYTES = (
     2**28
 )  # of the scores that "chunked" holds at a time, or those of LANES queries if they are more
-WIDE = 256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
+SPLASH_MAX_HEAD_DIM = (
+    256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
+)
 LANES = 128  # of a TPU's registers: blocks are multiples of it
-BLOCKS = (
+SPLASH_BLOCK_SIZES = (
     1024,
     512,
     384,
@@ -48,39 +50,43 @@ def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
             f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     if impl == "auto":
-        impl = choose(q_BQHD, k_BKHD, platform())
+        impl = select_backend(q_BQHD, k_BKHD, platform())
     compute = BACKENDS[impl]
     if impl in LOCAL:
-        compute = shared_out(compute, len(q_BQHD))
+        compute = shard_over_batch(compute, len(q_BQHD))
     return compute(q_BQHD * (q_BQHD.shape[-1] ** -0.5), k_BKHD, v_BKHD)
 
 
-def choose(q_BQHD, k_BKHD, device: str) -> str:
+def select_backend(q_BQHD, k_BKHD, device: str) -> str:
     """The backend for these shapes on a "cpu", "tpu" or "gpu" ("cuda", "rocm")."""
     (Q, _, D), K = q_BQHD.shape[1:], k_BKHD.shape[1]
-    if device in ("cpu", "tpu") and max(Q, K) <= SHORT:
+    if device in ("cpu", "tpu") and max(Q, K) <= POINTWISE_MAX_SEQ:
         return "pointwise"
-    if min(Q, K) < LONG:
+    if min(Q, K) < FLASH_MIN_SEQ:
         return "xla"
-    if device == "tpu" and D <= WIDE:
+    if device == "tpu" and D <= SPLASH_MAX_HEAD_DIM:
         return "splash"
-    if device in ("gpu", "cuda") and not cudnn_refuses(q_BQHD.dtype, D) and capability() >= 8:
+    if (
+        device in ("gpu", "cuda")
+        and not cudnn_unsupported_reason(q_BQHD.dtype, D)
+        and cuda_compute_capability() >= 8
+    ):
         return "cudnn"
     return "chunked"
 
 
-def capability() -> float:
+def cuda_compute_capability() -> float:
     """Of this process's NVIDIA GPU; cuDNN's flash attention is for 8.0 (Ampere) and newer, so not for Colab's T4."""
     return float(getattr(jax.local_devices()[0], "compute_capability", 0))
 
 
-def plain(q_BQHD, k_BKHD, v_BKHD):
+def xla_attention(q_BQHD, k_BKHD, v_BKHD):
     """Queries come scaled, here and below.
 
     On CPU scores lie as [B, H, K, Q], so that XLA's loops of the softmax run along queries, in vectors: forward 1.2 to 2 times as fast. On TPU, in 16
     bits, the softmax's division comes last: what lies in memory between the two products is then 16-bit, half of its traffic (docs/tpu-plan.md).
     """
-    precision = precise(q_BQHD.dtype)
+    precision = accum_dtype(q_BQHD.dtype)
     if platform() == "cpu":
         logits_BHKQ = jnp.einsum(
             "BHKD,BHDQ->BHKQ",
@@ -103,7 +109,7 @@ def plain(q_BQHD, k_BKHD, v_BKHD):
             .transpose(0, 3, 1, 2)
         )
     logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precision)
-    if platform() != "tpu" or not short(v_BKHD.dtype):
+    if platform() != "tpu" or not is_16bit(v_BKHD.dtype):
         return jnp.einsum(
             "BHQK,BKHD->BQHD", jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype), v_BKHD
         )
@@ -115,30 +121,30 @@ def plain(q_BQHD, k_BKHD, v_BKHD):
     return (out_BQHD / total_BQH1).astype(v_BKHD.dtype)
 
 
-def pointwise(q_BQHD, k_BKHD, v_BKHD):
+def pointwise_attention(q_BQHD, k_BKHD, v_BKHD):
     """By products and sums instead of matrix products: XLA on CPU runs many tiny ones 4 times slower, backwards too.
 
     Work and (unless fused) memory grow as B Q K H D, so it is for sequences of a few frames.
     """
-    precision = precise(q_BQHD.dtype)
+    precision = accum_dtype(q_BQHD.dtype)
     logits_BQKH = jnp.sum(q_BQHD[:, :, None] * k_BKHD[:, None], axis=-1, dtype=precision)
     weights_BQKH = jax.nn.softmax(logits_BQKH, axis=2).astype(v_BKHD.dtype)
     return jnp.sum(weights_BQKH[..., None] * v_BKHD[:, None], axis=2)
 
 
-def chunked(q_BQHD, k_BKHD, v_BKHD):
+def chunked_attention(q_BQHD, k_BKHD, v_BKHD):
     """Some queries at a time, so that CHUNK_BYTES of scores are held, or those of LANES queries; the backward pass computes them again."""
     B, Q, H, D = q_BQHD.shape
-    row = B * H * k_BKHD.shape[1] * jnp.dtype(precise(q_BQHD.dtype)).itemsize
+    row = B * H * k_BKHD.shape[1] * jnp.dtype(accum_dtype(q_BQHD.dtype)).itemsize
     size = min(Q, max(LANES, CHUNK_BYTES // row // LANES * LANES))
     count = -(-Q // size)
     padded = jnp.pad(q_BQHD, ((0, 0), (0, count * size - Q), (0, 0), (0, 0)))
     chunks = padded.reshape(B, count, size, H, D).swapaxes(0, 1)
-    out = jax.lax.map(jax.checkpoint(lambda q: plain(q, k_BKHD, v_BKHD)), chunks)
+    out = jax.lax.map(jax.checkpoint(lambda q: xla_attention(q, k_BKHD, v_BKHD)), chunks)
     return out.swapaxes(0, 1).reshape(B, count * size, H, D)[:, :Q]
 
 
-def splash(q_BQHD, k_BKHD, v_BKHD):
+def splash_attention(q_BQHD, k_BKHD, v_BKHD):
     """Splash attention, jax's pallas kernel for TPUs; elsewhere it is interpreted, slowly. Ragged lengths are padded, padded keys masked."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel,
@@ -153,7 +159,7 @@ def splash(q_BQHD, k_BKHD, v_BKHD):
         jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0)))
         for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k))
     )
-    rows, columns = block(Q + more_q), block(K + more_k)
+    rows, columns = splash_block_size(Q + more_q), splash_block_size(K + more_k)
     inner = 512 if columns % 512 == 0 else columns
     layout = (
         kernel.QKVLayout.SEQ_MINOR if q.shape[-1] % LANES else kernel.QKVLayout.HEAD_DIM_MINOR
@@ -184,21 +190,21 @@ def splash(q_BQHD, k_BKHD, v_BKHD):
     return out[:, :, :Q].swapaxes(1, 2).astype(q_BQHD.dtype)
 
 
-def block(length: int) -> int:
+def splash_block_size(length: int) -> int:
     """The largest tile side that divides a padded length."""
-    return next(size for size in BLOCKS if length % size == 0)
+    return next(size for size in SPLASH_BLOCK_SIZES if length % size == 0)
 
 
-def cudnn(q_BQHD, k_BKHD, v_BKHD):
+def cudnn_attention(q_BQHD, k_BKHD, v_BKHD):
     """cuDNN's flash attention."""
-    if refusal := cudnn_refuses(q_BQHD.dtype, q_BQHD.shape[-1]):
+    if refusal := cudnn_unsupported_reason(q_BQHD.dtype, q_BQHD.shape[-1]):
         raise ValueError(
             f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked"
         )
     return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, scale=1.0, implementation="cudnn")
 
 
-def cudnn_refuses(dtype, head_dim: int) -> str:
+def cudnn_unsupported_reason(dtype, head_dim: int) -> str:
     """What is wrong with a dtype or a head width, in words; empty where cuDNN takes both on every GPU that it supports."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 and float16, not {jnp.dtype(dtype)}"
@@ -208,19 +214,19 @@ def cudnn_refuses(dtype, head_dim: int) -> str:
 
 
 BACKENDS = {
-    "xla": plain,
-    "pointwise": pointwise,
-    "chunked": chunked,
-    "splash": splash,
-    "cudnn": cudnn,
+    "xla": xla_attention,
+    "pointwise": pointwise_attention,
+    "chunked": chunked_attention,
+    "splash": splash_attention,
+    "cudnn": cudnn_attention,
 }
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 LOCAL = ("chunked", "splash", "cudnn")  # which the compiler cannot split over devices by itself
 
 
-def shared_out(compute, batch: int):
+def shard_over_batch(compute, batch: int):
     """`compute` on each device's share of the batch, under a mesh; by the leading axes of the mesh whose product divides it."""
-    there = axes()
+    there = auto_mesh_axes()
     sizes = list(there.values())
     if math.prod(sizes) <= 1:
         return compute

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.attention import attention
-from ivid2vid_jax.models.config import from_json, known_default
+from ivid2vid_jax.models.config import check_fixed_values, config_from_json
 from ivid2vid_jax.models.layers import (
     Dense,
     Downsample,
     GroupNorm,
     ResnetBlock,
     Upsample,
-    precise,
+    accum_dtype,
 )
 
 FIXED = dict(
@@ -49,8 +49,8 @@ class AutoencoderConfig:
     @classmethod
     def from_json(cls, config: dict) -> "AutoencoderConfig":
         """Reads diffusers' `config.json`; ValueError for a value that this net does not compute."""
-        known_default(config, FIXED, "autoencoder")
-        return from_json(cls, config)
+        check_fixed_values(config, FIXED, "autoencoder")
+        return config_from_json(cls, config)
 
     def to_json(self) -> dict:
         levels = len(self.block_out_channels)
@@ -95,7 +95,7 @@ class AutoencoderKL(nn.Module):
     def encode(self, pixels) -> Posterior:
         """pixels: [N, H, W, 3] in [-1, 1], H and W multiples of `config.downscale`."""
         moments = self.quant_conv(self.encoder(pixels.astype(self.dtype))).astype(
-            precise(self.dtype)
+            accum_dtype(self.dtype)
         )
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
@@ -103,7 +103,7 @@ class AutoencoderKL(nn.Module):
     def decode(self, latents):
         """latents: [N, h, w, C], already divided by the scaling factor. Returns [N, H, W, 3] float32, about [-1, 1]."""
         return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(
-            precise(self.dtype)
+            accum_dtype(self.dtype)
         )
 
     def __call__(self, pixels):
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         x = nn.Conv(cfg.block_out_channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for i, features in enumerate(cfg.block_out_channels):
             last = i == len(cfg.block_out_channels) - 1
-            x = Stage(
+            x = ResnetStage(
                 features,
                 cfg.layers_per_block,
                 None if last else "down",
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
                 name=f"down_blocks.{i}",
             )(x)
         x = MidBlock(cfg.norm_num_groups, self.dtype, name="mid_block")(x)
-        return head(x, 2 * cfg.latent_channels, cfg.norm_num_groups, self.dtype)
+        return output_head(x, 2 * cfg.latent_channels, cfg.norm_num_groups, self.dtype)
 
 
 class Decoder(nn.Module):
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         x = MidBlock(cfg.norm_num_groups, self.dtype, name="mid_block")(x)
         for i, features in enumerate(reversed(cfg.block_out_channels)):
             last = i == len(cfg.block_out_channels) - 1
-            x = Stage(
+            x = ResnetStage(
                 features,
                 cfg.layers_per_block + 1,
                 None if last else "up",
@@ -152,10 +152,10 @@ class Decoder(nn.Module):
                 self.dtype,
                 name=f"up_blocks.{i}",
             )(x)
-        return head(x, cfg.out_channels, cfg.norm_num_groups, self.dtype)
+        return output_head(x, cfg.out_channels, cfg.norm_num_groups, self.dtype)
 
 
-class Stage(nn.Module):
+class ResnetStage(nn.Module):
     """Resnets of one resolution and the change to the next."""
 
     features: int
@@ -208,6 +208,6 @@ class SelfAttention(nn.Module):
         return x + Dense(C, dtype=self.dtype, name="to_out.0")(attention(q, k, v)).reshape(x.shape)
 
 
-def head(x, features, groups, dtype):
+def output_head(x, features, groups, dtype):
     x = nn.silu(GroupNorm(groups, 1e-6, dtype=dtype, name="conv_norm_out")(x))
     return nn.Conv(features, (3, 3), dtype=dtype, name="conv_out")(x)

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ivid2vid_jax.models.config import from_json
-from ivid2vid_jax.models.layers import Dense, gelu, precise
+from ivid2vid_jax.models.config import config_from_json
+from ivid2vid_jax.models.layers import Dense, accum_dtype, gelu
 from ivid2vid_jax.models.transformer import layer_norm
 
 ACTIVATIONS = {
@@ -49,7 +49,7 @@ class CLIPTextConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPTextConfig":
-        return from_json(cls, config.get("text_config", config))
+        return config_from_json(cls, config.get("text_config", config))
 
     def to_json(self) -> dict:
         return {
@@ -78,7 +78,7 @@ class CLIPVisionConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPVisionConfig":
-        return from_json(cls, config)
+        return config_from_json(cls, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +151,14 @@ class CLIPModel(nn.Module):
 
     def project_images(self, pooled):
         """[N, hidden_size] -> [N, D] of length 1."""
-        return unit(self.visual_projection(pooled))
+        return l2_normalize(self.visual_projection(pooled))
 
     def embed_texts(self, ids):
         """[M, L] -> [M, D] of length 1: the state at the end mark, which is the largest id where the config names none (id 2, as OpenAI's do)."""
         eos = self.config.text.eos_token_id
         ends = ids.argmax(-1) if eos == 2 else (ids == eos).argmax(-1)
         states = self.text_model(ids)
-        return unit(
+        return l2_normalize(
             self.text_projection(jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0])
         )
 
@@ -166,12 +166,12 @@ class CLIPModel(nn.Module):
 LOGIT_SCALE = 2.6592  # log(1 / 0.07)
 
 
-def unit(x):
+def l2_normalize(x):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def normalise(frames, mean, std, dtype=jnp.float32):
+def normalize_pixels(frames, mean, std, dtype=jnp.float32):
     """uint8 [N, S, S, 3] -> what the image tower takes: [0, 1] less the mean, over the standard deviation, both a number a channel."""
     mean, std = (jnp.asarray(each, dtype).reshape(1, 1, 1, 3) for each in (mean, std))
     return (frames.astype(dtype) / 255 - mean) / std
@@ -240,7 +240,7 @@ class TextTransformer(nn.Module):
     def __call__(self, ids):
         x = Embeddings(self.config, self.dtype, name="embeddings")(ids)
         x = Encoder(self.config, self.dtype, name="encoder")(x)
-        return layer_norm("final_layer_norm", self.dtype)(x).astype(precise(self.dtype))
+        return layer_norm("final_layer_norm", self.dtype)(x).astype(accum_dtype(self.dtype))
 
 
 class Embeddings(nn.Module):
@@ -274,11 +274,11 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, self.dtype, self.causal, name=f"layers.{i}")(x)
+            x = EncoderLayer(self.config, self.dtype, self.causal, name=f"layers.{i}")(x)
         return x
 
 
-class Layer(nn.Module):
+class EncoderLayer(nn.Module):
     config: CLIPTextConfig | CLIPVisionConfig
     dtype: Any
     causal: bool
@@ -323,7 +323,7 @@ class SelfAttention(nn.Module):
             "bqhd,bkhd->bhqk",
             q * (C // self.heads) ** -0.5,
             k,
-            preferred_element_type=precise(self.dtype),
+            preferred_element_type=accum_dtype(self.dtype),
         )
         if self.causal:
             logits = jnp.where(jnp.tril(jnp.ones((L, L), bool))[None, None], logits, -jnp.inf)

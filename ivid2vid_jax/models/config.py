@@ -3,7 +3,7 @@
 import dataclasses
 
 
-def from_json(cls, config: dict):
+def config_from_json(cls, config: dict):
     """The dataclass `cls` from a dict: keys it does not have are left out, lists become tuples, None keeps the default."""
     names = {field.name for field in dataclasses.fields(cls)}
     values = {
@@ -14,7 +14,7 @@ def from_json(cls, config: dict):
     return cls(**values)
 
 
-def known_default(config: dict, fixed: dict, what: str):
+def check_fixed_values(config: dict, fixed: dict, what: str):
     """Raises ValueError, naming key and value, where `config` has a key of `fixed` at a value not listed there."""
     for key, allowed in fixed.items():
         if key in config and config[key] not in allowed:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.models.sharded_reshape import alone, fold
+from ivid2vid_jax.models.sharded_reshape import fold_time, single_device
 
 
-def precise(dtype):
+def accum_dtype(dtype):
     """The type that statistics, softmaxes and outputs are kept in: float32, or float64 where the arithmetic is (in tests)."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def short(dtype) -> bool:
+def is_16bit(dtype) -> bool:
     """Whether the arithmetic is 16-bit."""
     return jnp.dtype(dtype).itemsize == 2
 
@@ -34,7 +34,7 @@ def platform() -> str:
 def matmul(x, kernel):
     """x [..., K] @ kernel [K, M] -> [..., M]. On one CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
     is then 6 times faster in XLA. (Elsewhere they stay apart, so that a split axis need not move.)"""
-    if platform() == "cpu" and alone():
+    if platform() == "cpu" and single_device():
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     return x @ kernel
 
@@ -62,7 +62,7 @@ class Conv(nn.Conv):
             return matmul(x, kernel) + bias.reshape(*(1,) * (x.ndim - 1), -1)
         if x.ndim != 5:
             return super().__call__(x)
-        rows, unfold = fold(x)
+        rows, unfold = fold_time(x)
         return unfold(super().__call__(rows))
 
 
@@ -75,7 +75,7 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     eps: float = 1e-5
-    pool: int = 3
+    norm_axes: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -87,8 +87,8 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
-        lead, h = x.shape[: -self.pool], x.astype(precise(self.dtype))
-        if alone():  # one axis of positions: up to a fifth faster on CPU
+        lead, h = x.shape[: -self.norm_axes], x.astype(accum_dtype(self.dtype))
+        if single_device():  # one axis of positions: up to a fifth faster on CPU
             h = h.reshape(*lead, -1, C)
         positions = tuple(range(len(lead), h.ndim - 1))
 
@@ -106,7 +106,7 @@ class GroupNorm(nn.Module):
         # One pass for both moments where the result is 16-bit anyway: on TPU it is made beside h, which is then not read once more.
         variance = (
             group_mean(jnp.square(h)) - jnp.square(mean)
-            if short(self.dtype)
+            if is_16bit(self.dtype)
             else group_mean(jnp.square(h - mean))
         )
         factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * over_all(
@@ -163,13 +163,15 @@ class ResnetBlock(nn.Module):
     features: int
     groups: int = 32
     eps: float = 1e-5
-    pool: int = 3
+    norm_axes: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, temb=None):
         def norm(name, h):
-            return nn.silu(GroupNorm(self.groups, self.eps, self.pool, self.dtype, name=name)(h))
+            return nn.silu(
+                GroupNorm(self.groups, self.eps, self.norm_axes, self.dtype, name=name)(h)
+            )
 
         h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm("norm1", x))
         if temb is not None:

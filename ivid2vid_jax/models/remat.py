@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 
-def is_product(primitive, *args, **params) -> bool:
+def is_weight_product(primitive, *args, **params) -> bool:
     """A checkpoint policy: convolutions, and matrix products without batch axes (attention's have them)."""
     if primitive.name == "dot_general":
         return not any(params["dimension_numbers"][1])
@@ -17,12 +17,12 @@ def is_product(primitive, *args, **params) -> bool:
 
 POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "products": is_product,
+    "products": is_weight_product,
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def recomputed(layer: type[nn.Module], name: str) -> type[nn.Module]:
+def remat_layer(layer: type[nn.Module], name: str) -> type[nn.Module]:
     """The layer's class under a policy. Raises ValueError for an unknown one."""
     if name not in POLICIES:
         raise ValueError(f"remat={name!r} is unknown; choose {', '.join(POLICIES)}")

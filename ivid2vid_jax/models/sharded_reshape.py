@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 CLIPS, FRAMES = ("data", "fsdp"), "frames"
 
 
-def axes() -> dict[str, int]:
+def auto_mesh_axes() -> dict[str, int]:
     """Name -> size of the mesh's axes, without those that a shard_map around this has taken: each device works on its own part of these."""
     mesh = jax.sharding.get_abstract_mesh()
     return {
@@ -25,26 +25,26 @@ def axes() -> dict[str, int]:
     }
 
 
-def alone() -> bool:
+def single_device() -> bool:
     """Whether there is one device only, so that no axis is split and axes may be merged at will."""
-    return math.prod(axes().values()) <= 1
+    return math.prod(auto_mesh_axes().values()) <= 1
 
 
-def split(x) -> tuple[tuple[str, ...], str | None]:
+def split_axes(x) -> tuple[tuple[str, ...], str | None]:
     """The mesh's axes over which B is split, and the one over which T is: those that divide them."""
-    shape = axes()
+    shape = auto_mesh_axes()
     clips = tuple(name for name in CLIPS if shape.get(name, 1) > 1)
     clips = clips if x.shape[0] % math.prod(shape[name] for name in clips) == 0 else ()
     return clips, FRAMES if shape.get(FRAMES, 1) > 1 and x.shape[1] % shape[FRAMES] == 0 else None
 
 
-def fold(x) -> tuple[jax.Array, Callable]:
+def fold_time(x) -> tuple[jax.Array, Callable]:
     """[B, T, ...] as rows [B*T, ...], and the function that turns rows back into [B, T, ...].
 
     On a mesh the order of the rows is the devices': nothing is sent, and no layer that works row by row can tell.
     """
-    clips, frames = split(x)
-    return rows(
+    clips, frames = split_axes(x)
+    return to_rows(
         x,
         lambda x: x.reshape(-1, *x.shape[2:]),
         lambda y, B, T, *_: y.reshape(B, T, *y.shape[1:]),
@@ -60,33 +60,33 @@ def fold_positions(x) -> tuple[jax.Array, Callable]:
     def back(y, B, T, H, W, C):
         return rearrange(y, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
 
-    return rows(
+    return to_rows(
         x,
         lambda x: rearrange(x, "B T H W C -> (B H W) T C"),
         back,
-        by_axis(clips, axis),
+        position_spec(clips, axis),
         axis is not None,
     )
 
 
-def fold_behind_time(x) -> tuple[jax.Array, Callable]:
+def fold_positions_time_major(x) -> tuple[jax.Array, Callable]:
     """As `fold_positions`, with time in front: [T, B*H*W, C]."""
     clips, axis = position_axis(x)
 
     def back(y, B, T, H, W, C):
         return rearrange(y, "T (B H W) C -> B T H W C", B=B, H=H, W=W)
 
-    return rows(
+    return to_rows(
         x,
         lambda x: rearrange(x, "B T H W C -> T (B H W) C"),
         back,
-        by_axis(clips, axis),
+        position_spec(clips, axis),
         axis is not None,
         before=(None,),
     )
 
 
-def rows(
+def to_rows(
     x, there: Callable, back: Callable, where: P, apart: bool, before: tuple = ()
 ) -> tuple[jax.Array, Callable]:
     """there(x), and `back` with x's shape; each device's own part where they are apart. before: axes of there(x) in front of the rows."""
@@ -106,26 +106,26 @@ def rows(
 
 def position_axis(x) -> tuple[tuple[str, ...], int | None]:
     """The axes over which B is split, and which of x's axes 2 and 3 is split over `frames` while a temporal layer works; None for neither."""
-    clips, frames = split(x)
-    size = axes().get(FRAMES, 1)
+    clips, frames = split_axes(x)
+    size = auto_mesh_axes().get(FRAMES, 1)
     return clips, next((axis for axis in (2, 3) if frames and x.shape[axis] % size == 0), None)
 
 
-def by_axis(clips: tuple[str, ...], axis: int | None) -> P:
+def position_spec(clips: tuple[str, ...], axis: int | None) -> P:
     return P(clips or None, *((None,) * (axis - 1) + (FRAMES,) if axis else ()))
 
 
-def over_positions(x):
+def shard_over_positions(x):
     """The same array, on a mesh split over rows (or columns) of pixels in the place of frames, for a temporal layer to work on."""
     clips, axis = position_axis(x)
-    return x if axis is None else jax.lax.with_sharding_constraint(x, by_axis(clips, axis))
+    return x if axis is None else jax.lax.with_sharding_constraint(x, position_spec(clips, axis))
 
 
-def over_frames(x):
+def shard_over_frames(x):
     """The same array, on a mesh split over frames again; sent here, once, and nowhere before."""
-    clips, frames = split(x)
+    clips, frames = split_axes(x)
     return (
-        jax.lax.with_sharding_constraint(over_positions(x), P(clips or None, frames))
+        jax.lax.with_sharding_constraint(shard_over_positions(x), P(clips or None, frames))
         if frames
         else x
     )

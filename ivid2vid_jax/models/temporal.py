@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.models.layers import Dense, GroupNorm, matmul, platform
 from ivid2vid_jax.models.sharded_reshape import (
-    fold_behind_time,
     fold_positions,
-    over_frames,
-    over_positions,
+    fold_positions_time_major,
+    shard_over_frames,
+    shard_over_positions,
 )
 from ivid2vid_jax.models.transformer import TransformerBlock
 
@@ -35,17 +35,17 @@ class TemporalConvLayer(nn.Module):
     @nn.compact
     def __call__(self, x):
         C = x.shape[-1]
-        h = x = over_positions(x)
+        h = x = shard_over_positions(x)
         for step in (1, 2, 3, 4):
             h = nn.silu(GroupNorm(self.groups, 1e-5, 4, self.dtype, name=f"conv{step}.0")(h))
             if step > 1 and self.dropout:
                 h = nn.Dropout(self.dropout, deterministic=False)(h)
             init = ZERO if step == 4 else {}
-            h = TimeConv(C, self.dtype, name=f"conv{step}.{2 if step == 1 else 3}", **init)(h)
-        return over_frames(x + h)
+            h = TemporalConv1D(C, self.dtype, name=f"conv{step}.{2 if step == 1 else 3}", **init)(h)
+        return shard_over_frames(x + h)
 
 
-class TimeConv(nn.Module):
+class TemporalConv1D(nn.Module):
     """Convolution of 3 frames x 1 x 1 pixels, zero-padded in time: [B, T, H, W, C] -> [B, T, H, W, features].
 
     As one matrix product over the three taps side by side, 2-4x faster on CPU than XLA's 3D convolution; on TPU as a 1D convolution of every position,
@@ -66,7 +66,7 @@ class TimeConv(nn.Module):
         if T == 1:  # a still image: the outer taps meet padding alone
             out = matmul(x, taps[1])
         elif platform() == "tpu":
-            rows, unfold = fold_behind_time(
+            rows, unfold = fold_positions_time_major(
                 jax.lax.optimization_barrier(x)
             )  # without it norms are computed anew for each tap, in float32
             out = unfold(
@@ -95,24 +95,24 @@ class TemporalTransformer(nn.Module):
     head_dim: int
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
-    places: int = 0
-    pool: int = 4
+    max_positions: int = 0
+    norm_axes: int = 4
 
     @nn.compact
     def __call__(self, x):
-        x, C, inner = over_positions(x), x.shape[-1], self.heads * self.head_dim
-        h = GroupNorm(self.groups, 1e-6, self.pool, self.dtype, name="norm")(x)
+        x, C, inner = shard_over_positions(x), x.shape[-1], self.heads * self.head_dim
+        h = GroupNorm(self.groups, 1e-6, self.norm_axes, self.dtype, name="norm")(x)
         h, unfold = fold_positions(h)
         h = Dense(inner, dtype=self.dtype, name="proj_in")(h)
         block = TransformerBlock(
             self.heads,
             self.head_dim,
             dtype=self.dtype,
-            places=self.places,
+            max_positions=self.max_positions,
             name="transformer_blocks.0",
         )
         h = block(h[:, None])[:, 0]
-        return over_frames(x + unfold(Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)))
+        return shard_over_frames(x + unfold(Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)))
 
 
 def temporal_convolution(config, heads, head_dim, dtype, name, wrap=lambda module: module):

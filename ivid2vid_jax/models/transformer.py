@@ -8,18 +8,18 @@ import numpy as np
 from einops import rearrange
 
 from ivid2vid_jax.models.attention import Attention
-from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, matmul, short
+from ivid2vid_jax.models.layers import Conv, Dense, GroupNorm, gelu, is_16bit, matmul
 from ivid2vid_jax.models.sharded_reshape import (
-    fold,
     fold_positions,
-    over_frames,
-    over_positions,
+    fold_time,
+    shard_over_frames,
+    shard_over_positions,
 )
 
 
 def layer_norm(name, dtype):
     """LayerNorm as torch computes it: variance in float32, in two passes but for 16-bit results (see `GroupNorm`), eps 1e-5."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=short(dtype), dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=is_16bit(dtype), dtype=dtype, name=name)
 
 
 class GEGLU(nn.Module):
@@ -30,11 +30,11 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h, gate = Halves(self.features, self.dtype, name="proj")(x)
+        h, gate = SplitDense(self.features, self.dtype, name="proj")(x)
         return h * gelu(gate)
 
 
-class Halves(nn.Module):
+class SplitDense(nn.Module):
     """A dense layer of twice `features` outputs, whose two halves are computed apart: [..., C] -> two of [..., features].
 
     So the gate is applied where a product is made, and the doubled width is never written to memory: on TPU that is two thirds of the
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         return Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
 
 
-def sinusoid(length: int, features: int, xp=np):
+def sinusoidal_encoding(length: int, features: int, xp=np):
     """float32 [1, length, features]: sines of a place at even features, cosines at odd ones (Vaswani et al. 2017). xp: numpy or jax.numpy."""
     angles = xp.arange(length).reshape(-1, 1) * xp.exp(
         xp.arange(0, features, 2) * (-math.log(10000.0) / features)
@@ -78,7 +78,7 @@ def sinusoid(length: int, features: int, xp=np):
     )
 
 
-class PositionCode(nn.Module):
+class PositionalEncoding(nn.Module):
     """Adds each place's code to x [N, L, C]. The table of `length` places, `pe`, is stored with the weights and never trained.
 
     Raises ValueError for a longer L.
@@ -88,7 +88,7 @@ class PositionCode(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        pe = self.param("pe", lambda key: sinusoid(self.length, x.shape[-1], jnp))
+        pe = self.param("pe", lambda key: sinusoidal_encoding(self.length, x.shape[-1], jnp))
         if x.shape[-2] > self.length:
             raise ValueError(
                 f"{x.shape[-2]} frames at once are more than the {self.length} places of the net (motion_max_seq_length); cut the clip into windows"
@@ -112,11 +112,15 @@ class TransformerBlock(nn.Module):
     sparse_causal: bool = False
     along_time: bool = False
     dtype: jnp.dtype = jnp.float32
-    places: int = 0
+    max_positions: int = 0
 
     @nn.compact
     def __call__(self, x, context=None):
-        coded = PositionCode(self.places, name="pos_embed") if self.places else lambda h: h
+        coded = (
+            PositionalEncoding(self.max_positions, name="pos_embed")
+            if self.max_positions
+            else lambda h: h
+        )
         attend = dict(
             heads=self.heads,
             head_dim=self.head_dim,
@@ -124,16 +128,16 @@ class TransformerBlock(nn.Module):
             impl=self.impl,
             dtype=self.dtype,
         )
-        frames, unfold = fold(layer_norm("norm1", self.dtype)(x))
+        frames, unfold = fold_time(layer_norm("norm1", self.dtype)(x))
         others = (
-            (lambda k: fold(first_and_former(unfold(k)))[0])
+            (lambda k: fold_time(sparse_causal_keys(unfold(k)))[0])
             if self.sparse_causal
             else (lambda k: k)
         )
         x = x + unfold(Attention(**attend, name="attn1")(coded(frames), gather=others))
         h = layer_norm("norm2", self.dtype)(x)
         h, unfold = (
-            fold(h)
+            fold_time(h)
             if context is None
             else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
         )
@@ -141,18 +145,18 @@ class TransformerBlock(nn.Module):
         x = x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
         if self.along_time:
             h, unfold = fold_positions(
-                over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None])
+                shard_over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None])
             )
             x = (
                 x
-                + over_frames(
+                + shard_over_frames(
                     unfold(Attention(**attend, out_init=nn.initializers.zeros, name="attn_temp")(h))
                 )[:, :, :, 0]
             )
         return x
 
 
-def first_and_former(k):
+def sparse_causal_keys(k):
     """Keys or values of each frame [B, T, L, H, D] -> those of frames 0 and max(i-1, 0) for frame i, [B, T, 2L, H, D]."""
     first = jnp.broadcast_to(k[:, :1], k.shape)
     return jnp.concatenate([first, jnp.concatenate([k[:, :1], k[:, :-1]], axis=1)], axis=2)

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ivid2vid_jax.models.config import from_json, known_default
+from ivid2vid_jax.models.config import check_fixed_values, config_from_json
 from ivid2vid_jax.models.layers import (
     Conv,
     Downsample,
@@ -20,10 +20,10 @@ from ivid2vid_jax.models.layers import (
     ResnetBlock,
     TimestepMLP,
     Upsample,
-    precise,
+    accum_dtype,
     timestep_embedding,
 )
-from ivid2vid_jax.models.remat import recomputed
+from ivid2vid_jax.models.remat import remat_layer
 from ivid2vid_jax.models.temporal import SLOTS
 from ivid2vid_jax.models.transformer import SpatialTransformer
 
@@ -139,7 +139,7 @@ class UNetConfig:
                 f"down_block_types {self.down_block_types} and up_block_types {self.up_block_types} do not mirror each other"
             )
         for level, channels in enumerate(self.block_out_channels):
-            if (self.attends(level) or level == levels - 1) and channels % self.heads(level):
+            if (self.has_attention(level) or level == levels - 1) and channels % self.heads(level):
                 raise ValueError(
                     f"{channels} channels of level {level} cannot be split into {self.heads(level)} heads"
                 )
@@ -147,9 +147,9 @@ class UNetConfig:
                 raise ValueError(
                     f"{channels} channels of level {level} cannot be split into motion_num_attention_heads {self.motion_num_attention_heads}"
                 )
-        if self.num_frames > self.most_frames:
+        if self.num_frames > self.max_frames:
             raise ValueError(
-                f"num_frames {self.num_frames} is more than the {self.most_frames} places of the motion modules (motion_max_seq_length)"
+                f"num_frames {self.num_frames} is more than the {self.max_frames} places of the motion modules (motion_max_seq_length)"
             )
 
     @classmethod
@@ -183,20 +183,20 @@ class UNetConfig:
                     cls.num_frames, config.get("motion_max_seq_length") or cls.motion_max_seq_length
                 ),
             )
-        known_default(config, FIXED, "U-Net")
-        return from_json(cls, config)
+        check_fixed_values(config, FIXED, "U-Net")
+        return config_from_json(cls, config)
 
     def to_json(self) -> dict:
         """diffusers' keys plus ours; `_class_name` says whether a stock class can hold the weights."""
         name = "InflatedUNet3D" if self.temporal else "UNet2DConditionModel"
         return {"_class_name": name, **dataclasses.asdict(self)}
 
-    def attends(self, level: int) -> bool:
+    def has_attention(self, level: int) -> bool:
         """Whether the level has spatial transformers, by its block type; the mid block always has one."""
         return "CrossAttn" in self.down_block_types[level]
 
     @property
-    def most_frames(self) -> float:
+    def max_frames(self) -> float:
         """Frames that the net can see at once."""
         return self.motion_max_seq_length if "motion" in self.temporal else math.inf
 
@@ -246,7 +246,11 @@ class InflatedUNet3D(nn.Module):
             )
         x, context = x.astype(self.dtype), context.astype(self.dtype)
         temb = timestep_embedding(
-            t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift, precise(self.dtype)
+            t,
+            cfg.block_out_channels[0],
+            cfg.flip_sin_to_cos,
+            cfg.freq_shift,
+            accum_dtype(self.dtype),
         )
         temb = TimestepMLP(4 * cfg.block_out_channels[0], self.dtype, name="time_embedding")(temb)
 
@@ -255,12 +259,12 @@ class InflatedUNet3D(nn.Module):
             if "input" in SLOTS[kind]:
                 name, build = SLOTS[kind]["input"]
                 x = build(
-                    cfg, 8, cfg.head_dim(0), self.dtype, name, partial(recomputed, name=self.remat)
+                    cfg, 8, cfg.head_dim(0), self.dtype, name, partial(remat_layer, name=self.remat)
                 )(x)  # 8 heads at every size, as diffusers has it
 
         skips = [x]
         for level in levels:
-            block = Level(
+            block = UNetLevel(
                 cfg,
                 level,
                 cfg.layers_per_block,
@@ -277,7 +281,7 @@ class InflatedUNet3D(nn.Module):
             x, temb, context
         )
         for i, level in enumerate(reversed(levels)):
-            block = Level(
+            block = UNetLevel(
                 cfg,
                 level,
                 cfg.layers_per_block + 1,
@@ -290,15 +294,15 @@ class InflatedUNet3D(nn.Module):
 
         x = nn.silu(
             GroupNorm(
-                cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name="conv_norm_out"
+                cfg.norm_num_groups, cfg.norm_eps, norm_axes(cfg), self.dtype, name="conv_norm_out"
             )(x)
         )
         return Conv(cfg.out_channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(
-            precise(self.dtype)
+            accum_dtype(self.dtype)
         )
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """One resolution on the way down (skips=None) or up (skips: a stack that is popped); returns (x, outputs)."""
 
     config: UNetConfig
@@ -311,12 +315,12 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x, temb, context, skips, resample):
         cfg, outputs = self.config, []
-        build = Layers(cfg, self.level, self.attention_impl, self.remat, self.dtype)
+        build = LevelLayers(cfg, self.level, self.attention_impl, self.remat, self.dtype)
         for i in range(self.layers):
             if skips is not None:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = build.resnet(i, x, temb)
-            if cfg.attends(self.level):
+            if cfg.has_attention(self.level):
                 x = build.attention(i, x, context)
             x = build.temporal("layer", i, x)
             outputs.append(x)
@@ -339,7 +343,7 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, context):
-        build = Layers(self.config, -1, self.attention_impl, self.remat, self.dtype)
+        build = LevelLayers(self.config, -1, self.attention_impl, self.remat, self.dtype)
         x = build.resnet(0, x, temb)
         x = build.attention(0, x, context)
         if self.config.use_motion_mid_block:
@@ -348,7 +352,7 @@ class MidBlock(nn.Module):
 
 
 @dataclasses.dataclass
-class Layers:
+class LevelLayers:
     """Builds the layers of one level inside the calling module, each spatial layer followed by its temporal ones."""
 
     config: UNetConfig
@@ -358,13 +362,18 @@ class Layers:
     dtype: Any
 
     def module(self, cls):
-        return recomputed(cls, self.remat)
+        return remat_layer(cls, self.remat)
 
     def resnet(self, i, x, temb):
         cfg = self.config
         features = cfg.block_out_channels[self.level]
         block = self.module(ResnetBlock)(
-            features, cfg.norm_num_groups, cfg.norm_eps, pool(cfg), self.dtype, name=f"resnets.{i}"
+            features,
+            cfg.norm_num_groups,
+            cfg.norm_eps,
+            norm_axes(cfg),
+            self.dtype,
+            name=f"resnets.{i}",
         )
         return self.temporal("resnet", i, block(x, temb))
 
@@ -400,6 +409,6 @@ class Layers:
         return x
 
 
-def pool(config: UNetConfig) -> int:
+def norm_axes(config: UNetConfig) -> int:
     """Axes the resnets' norms pool over, besides channels: see `GroupNorm.pool`."""
     return 4 if config.group_norm == "clip" else 3

@@ -8,16 +8,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.mesh import mesh_of
+from ivid2vid_jax.parallel.mesh import build_mesh
 from ivid2vid_jax.utils.errors import UserError
 
-FRAMES, WINDOWS = (
+FRAMES_AXIS, WINDOWS_AXIS = (
     "frames",
     "data",
 )  # axes of the meshes, under the names that models/sharded_reshape.py knows
 
 
-class Spread:
+class DeviceGroup:
     """`count` devices of this process (None: all). With one, everything here is what plain jit and device_put do."""
 
     def __init__(self, count: int | None = None):
@@ -28,14 +28,14 @@ class Spread:
         self.count = count
         self.meshes = (
             {
-                FRAMES: mesh_of((1, 1, count), there[:count]),
-                WINDOWS: mesh_of((count, 1, 1), there[:count]),
+                FRAMES_AXIS: build_mesh((1, 1, count), there[:count]),
+                WINDOWS_AXIS: build_mesh((count, 1, 1), there[:count]),
             }
             if count > 1
             else {}
         )
 
-    def jit(self, function: Callable, by: str = FRAMES, **options) -> Callable:
+    def jit(self, function: Callable, by: str = FRAMES_AXIS, **options) -> Callable:
         """`runtime.jit`, the program being one for the mesh whose axis `by` is split."""
         compiled = runtime.jit(function, **options)
         if not self.meshes:
@@ -54,6 +54,6 @@ class Spread:
 
         def where(x):
             split = by and x.ndim and len(x) % self.count == 0
-            return NamedSharding(self.meshes[by or FRAMES], P(by) if split else P())
+            return NamedSharding(self.meshes[by or FRAMES_AXIS], P(by) if split else P())
 
         return jax.device_put(tree, jax.tree.map(where, tree))

@@ -39,9 +39,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         raise UserError(
             f"--mesh.frames {sizes[2]} does not divide the {local} devices of one process; frames are split within a host"
         )
-    return mesh_of(tuple(sizes), devices)
+    return build_mesh(tuple(sizes), devices)
 
 
-def mesh_of(shape: tuple[int, int, int], devices: list[jax.Device]) -> Mesh:
+def build_mesh(shape: tuple[int, int, int], devices: list[jax.Device]) -> Mesh:
     """The mesh of a shape (data, fsdp, frames) over these devices."""
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -25,7 +25,7 @@ class DistributedConfig:
     off: bool = False  # do not look for a cluster
 
 
-def initialise(config: DistributedConfig) -> None:
+def initialize_distributed(config: DistributedConfig) -> None:
     """Starts jax.distributed where there is more than one process; call it before any device is touched.
 
     By explicit flags; on TPU pods and under SLURM (`srun`) by their environment. A single process without flags is left alone.
@@ -48,12 +48,12 @@ def initialise(config: DistributedConfig) -> None:
         jax.distributed.initialize(
             address, config.processes, config.process, cluster_detection_method="deactivate"
         )
-    elif cluster(os.environ) or has_tpu():
+    elif in_cluster(os.environ) or has_tpu():
         os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
         try:
             jax.distributed.initialize()
         except ValueError as error:  # a TPU without a cluster around it, as on Colab
-            if cluster(os.environ):
+            if in_cluster(os.environ):
                 raise UserError(
                     f"the processes of this cluster could not find each other ({error}); name them by --distributed.*"
                 ) from error
@@ -68,7 +68,7 @@ def initialise(config: DistributedConfig) -> None:
     )
 
 
-def cluster(environment) -> bool:
+def in_cluster(environment) -> bool:
     """Whether the environment is that of a pod's worker, or of a SLURM step of several tasks."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1
     slices = environment.get("MEGASCALE_NUM_SLICES") or 1

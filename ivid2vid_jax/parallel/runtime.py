@@ -31,7 +31,7 @@ def enable_compilation_cache() -> Path | None:
     return Path(folder)
 
 
-OPTIONS = {
+COMPILER_OPTIONS = {
     # Convolutions by Eigen, not YNN: the embedded-size U-Net is 1.35x faster (jaxlib 0.10.2, 2 cores; tests/benchmarks/against_torch.py).
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     # A product with split weights gathers them whole. By itself the compiler turns it into a loop over their pieces, each turn of which reads and writes
@@ -44,7 +44,7 @@ OPTIONS = {
 def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
     """OPTIONS of a device's compiler (of the default device's), or None; a compiler that does not know them does without."""
     device = device or jax.local_devices()[0]
-    options = OPTIONS.get(device.platform)
+    options = COMPILER_OPTIONS.get(device.platform)
     if options is None:
         return None
     try:
@@ -71,7 +71,7 @@ def compute_dtype(name: str = "auto"):
     return DTYPES[name]
 
 
-def return_freed_memory() -> None:
+def trim_host_memory() -> None:
     """Gives what was freed back to the system, where the C library can (glibc): about 2 ms.
 
     Programs of several shapes fragment glibc's heap: without this, an edit of 1,024 frames at the embedded size came to hold a quarter more than one of 16.
@@ -80,6 +80,6 @@ def return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def profiled(folder: Path | None):
+def profile_trace(folder: Path | None):
     """A context that writes a trace of what runs in it, for TensorBoard's profile plugin or xprof; None: no trace."""
     return contextlib.nullcontext() if folder is None else jax.profiler.trace(str(folder))

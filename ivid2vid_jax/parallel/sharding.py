@@ -16,7 +16,7 @@ from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SMALL = (
+MIN_SHARDED_SIZE = (
     2**14
 )  # elements; smaller leaves are copied to every device: norms, biases, and what is not worth a gather
 
@@ -24,20 +24,20 @@ SMALL = (
 RULES = ((r".*", "fsdp"),)
 
 
-def fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
+def fsdp_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
     """Splits the largest axis that the mesh's fsdp axis divides; small leaves are copied."""
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
-    if size == 1 or math.prod(shape) < SMALL or not fitting:
+    if size == 1 or math.prod(shape) < MIN_SHARDED_SIZE or not fitting:
         return P()
     chosen = max(fitting, key=lambda axis: shape[axis])
     return P(*(("fsdp" if axis == chosen else None) for axis in range(len(shape))))
 
 
-TACTICS = {"fsdp": fsdp, "replicate": lambda shape, mesh: P()}
+TACTICS = {"fsdp": fsdp_spec, "replicate": lambda shape, mesh: P()}
 
 
-def of_tree(tree: Any, mesh: Mesh, rules=RULES) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, rules=RULES) -> Any:
     """The NamedSharding of each leaf of a tree of arrays or ShapeDtypeStructs; logs large leaves that could not be split."""
 
     def of_leaf(path, leaf):
@@ -48,7 +48,7 @@ def of_tree(tree: Any, mesh: Mesh, rules=RULES) -> Any:
             tactic == "fsdp"
             and mesh.shape["fsdp"] > 1
             and spec == P()
-            and math.prod(leaf.shape) >= SMALL
+            and math.prod(leaf.shape) >= MIN_SHARDED_SIZE
         ):
             log.info(
                 "%s %s is copied to every device: no axis is a multiple of %d",
@@ -61,7 +61,7 @@ def of_tree(tree: Any, mesh: Mesh, rules=RULES) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def warn_of_micro_batches(batch: int, accumulation: int, mesh: Mesh) -> None:
+def warn_if_uneven(batch: int, accumulation: int, mesh: Mesh) -> None:
     """Says in the log where the clips of a micro-batch cannot be split evenly: devices then do the same work several times."""
     ways, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
     if clips % ways:
@@ -78,7 +78,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_batch(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Of one array of a batch, shape [B, ...] over all processes: clips by data and fsdp, frames of [B, T, H, W, C] by frames."""
     clips = ("data", "fsdp")
     frames = "frames" if len(shape) == 5 and shape[1] > 1 else None
@@ -104,6 +104,6 @@ def put_batch(batch: dict, mesh: Mesh) -> dict:
             "allow"
         ):  # of several processes JAX counts this transfer as an implicit one
             out[name] = jax.make_array_from_process_local_data(
-                of_batch(name, shape, mesh), part, shape
+                batch_sharding(name, shape, mesh), part, shape
             )
     return out

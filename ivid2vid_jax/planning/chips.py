@@ -39,7 +39,7 @@ HOST = (2, 2, 1)  # chips of the smallest host of several
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class TPUSlice:
     """A named slice such as "v5e:4x4"."""
 
     name: str
@@ -111,7 +111,7 @@ def quiet():
             os.close(kept)
 
 
-def without_accelerators() -> None:
+def hide_accelerators() -> None:
     """This process computes on the CPU: an installed libtpu must not look for a TPU. Before JAX's first device."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ivid2vid_jax.diffusion.denoiser import denoiser
-from ivid2vid_jax.diffusion.samplers import Step
-from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
+from ivid2vid_jax.diffusion.denoiser import make_denoiser
+from ivid2vid_jax.diffusion.samplers import SamplerStep
+from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerState, full_clip_step
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import init_state
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.objectives import objective
+from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import (
     learning_rate,
     make_optimizer,
@@ -30,7 +30,7 @@ from ivid2vid_jax.training.step import (
 )
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, open_folder
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, open_pipeline_folder, param_shapes
 
 TEXT_SD15 = CLIPTextConfig(
     vocab_size=49408,
@@ -65,7 +65,7 @@ KNOWN = {  # published models whose sizes are known without their files
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class StepProgram:
     """function(*args), args abstract and placed on a mesh; donate: which of them it may overwrite. held: what -> bytes that stay on a chip."""
 
     function: Callable
@@ -75,32 +75,32 @@ class Program:
     held: dict[str, int]
 
 
-def folder_of(config: TrainConfig) -> Folder:
+def folder_of(config: TrainConfig) -> PipelineFolder:
     """The nets of a recipe; of published models their sizes are enough. Raises UserError for a model that is neither here nor known."""
     if config.task != "edit":
         raise UserError(f"--task {config.task}: plans are made of the editor's training only")
     if config.model in KNOWN:
         unet, text = KNOWN[config.model]
-        source = Folder(
+        source = PipelineFolder(
             Path(config.model),
             unet,
             AutoencoderConfig(),
             text,
-            init_state.SCHEDULER | {"prediction_type": "epsilon"},
+            init_state.DEFAULT_SCHEDULER | {"prediction_type": "epsilon"},
             {},
         )
     elif config.model is None:
         net = config.net
-        source = Folder(
+        source = PipelineFolder(
             Path("scratch"),
             dataclasses.replace(net.unet, temporal=()),
             net.vae,
             net.text_encoder,
-            init_state.SCHEDULER | {"prediction_type": net.prediction_type},
+            init_state.DEFAULT_SCHEDULER | {"prediction_type": net.prediction_type},
             {},
         )
     else:
-        source = open_folder(hub.resolve(config.model))
+        source = open_pipeline_folder(hub.resolve_model(config.model))
     return dataclasses.replace(
         source, unet=init_state.target_unet(config, source.unet, source.vae.latent_channels)
     )
@@ -117,11 +117,11 @@ def placed(shape: tuple, dtype, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def training(config: TrainConfig, folder: Folder, mesh: Mesh) -> Program:
+def training_program(config: TrainConfig, folder: PipelineFolder, mesh: Mesh) -> StepProgram:
     """The training step as `training/loop.py` runs it, in bfloat16."""
-    shapes = names.flatten({name: abstract(name, net) for name, net in folder.models.items()})
+    shapes = names.flatten({name: param_shapes(name, net) for name, net in folder.models.items()})
     chosen = names.trainable(shapes, config.optim.trainable)
-    where = sharding.of_tree(shapes, mesh)
+    where = sharding.tree_shardings(shapes, mesh)
     trained = {
         name: placed(shapes[name].shape, jnp.float32, where[name]) for name in sorted(chosen)
     }
@@ -136,9 +136,9 @@ def training(config: TrainConfig, folder: Folder, mesh: Mesh) -> Program:
         lambda params: new_state(params, optimizer, config.optim, config.seed), trained
     )
     state = jax.tree.map(
-        lambda x, s: placed(x.shape, x.dtype, s), state, sharding.of_tree(state, mesh)
+        lambda x, s: placed(x.shape, x.dtype, s), state, sharding.tree_shardings(state, mesh)
     )
-    learned = objective(
+    learned = make_objective(
         config, folder, np.zeros(folder.text_length, np.int32), jnp.bfloat16, frozenset(chosen)
     )
     step = partial(
@@ -149,7 +149,7 @@ def training(config: TrainConfig, folder: Folder, mesh: Mesh) -> Program:
         schedule=learning_rate(config.optim, config.steps),
     )
     batch = {
-        name: placed(shape, dtype, sharding.of_batch(name, shape, mesh))
+        name: placed(shape, dtype, sharding.batch_sharding(name, shape, mesh))
         for name, (shape, dtype) in batch_shapes(config, folder).items()
     }
     held = {
@@ -160,12 +160,12 @@ def training(config: TrainConfig, folder: Folder, mesh: Mesh) -> Program:
         "batch": on_chip(batch),
         "gradients": on_chip(state.params) * (1 + (config.optim.accumulation > 1)),
     }
-    return Program(
+    return StepProgram(
         step, (state, frozen, batch), (0,), (jax.tree.map(lambda x: x.sharding, state), None), held
     )
 
 
-def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, Any]]:
+def batch_shapes(config: TrainConfig, folder: PipelineFolder) -> dict[str, tuple[tuple, Any]]:
     """Name -> (shape, dtype) of a training batch, see `data/loader.py`."""
     B, T, size = config.loader.batch, config.loader.frames, config.loader.size
     out = {"serial": ((B,), np.uint32), "tokens": ((B, folder.text_length), np.int32)}
@@ -184,7 +184,9 @@ def batch_shapes(config: TrainConfig, folder: Folder) -> dict[str, tuple[tuple, 
     return out
 
 
-def editing(config: TrainConfig, folder: Folder, mesh: Mesh, branches: int = 3) -> Program:
+def editing_program(
+    config: TrainConfig, folder: PipelineFolder, mesh: Mesh, branches: int = 3
+) -> StepProgram:
     """One sampling step of one clip, guided by text and video, in bfloat16; its frames split over the mesh's axis of that name. UserError where they cannot be."""
     if config.loader.frames % mesh.shape["frames"]:
         raise UserError(
@@ -197,45 +199,45 @@ def editing(config: TrainConfig, folder: Folder, mesh: Mesh, branches: int = 3) 
     )
     everywhere, by_frames = NamedSharding(mesh, P()), NamedSharding(mesh, P("frames"))
     params = jax.tree.map(
-        lambda x: placed(x.shape, jnp.bfloat16, everywhere), abstract("unet", folder.unet)
+        lambda x: placed(x.shape, jnp.bfloat16, everywhere), param_shapes("unet", folder.unet)
     )
     latent = placed((T, side, side, channels), jnp.float32, by_frames)
     scalar = placed((), jnp.float32, everywhere)
-    step = Step(*(scalar,) * len(Step._fields))
+    step = SamplerStep(*(scalar,) * len(SamplerStep._fields))
     text = (branches, folder.text_length, folder.text_encoder.hidden_size)
     guidance = Guidance(
         placed(text, jnp.bfloat16, everywhere),
         *(placed((branches,), jnp.float32, everywhere),) * 2,
         scalar,
     )
-    denoise = denoiser(folder.unet, config.optim.attention, dtype=jnp.bfloat16)
+    denoise = make_denoiser(folder.unet, config.optim.attention, dtype=jnp.bfloat16)
 
     def sample(params, state, source, frames, key, step, guidance):
-        return whole_step(
+        return full_clip_step(
             denoise,
             "epsilon",
             params,
             state,
             source,
             frames,
-            Noise(jax.random.wrap_key_data(key)),
+            NoiseSource(jax.random.wrap_key_data(key)),
             step,
             guidance,
         )
 
     args = (
         params,
-        State(latent, latent),
+        SamplerState(latent, latent),
         latent,
         placed((T,), jnp.int32, by_frames),
         placed((2,), jnp.uint32, everywhere),
         step,
         guidance,
     )
-    return Program(
+    return StepProgram(
         sample,
         args,
         (1,),
-        State(by_frames, by_frames),
+        SamplerState(by_frames, by_frames),
         {"parameters": on_chip(params), "latents": on_chip(args[1:3])},
     )

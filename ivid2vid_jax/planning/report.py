@@ -18,12 +18,12 @@ from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning import chips, hlo
 from ivid2vid_jax.planning import stages as layers
-from ivid2vid_jax.planning.programs import Program
+from ivid2vid_jax.planning.programs import StepProgram
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
-from ivid2vid_jax.weights.pipeline_folder import Folder
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Of one run of the program on one chip. held: what -> bytes; flops, moved (HBM bytes), sent (kind of collective -> bytes); whole: compiled as
     one program, so that memory is the compiler's own figure; seconds: of compiling."""
 
-    held: dict[str, int]
+    memory_parts: dict[str, int]
     flops: float
     moved: float
     sent: dict[str, int]
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        return sum(self.held.values())
+        return sum(self.memory_parts.values())
 
     def times(self, chip: chips.Chip) -> dict[str, float]:
         """Seconds of each of the three at the chip's published peak."""
@@ -55,16 +55,16 @@ class Plan:
         }
 
 
-def by_layers(
+def plan_by_layers(
     config: TrainConfig,
-    folder: Folder,
+    folder: PipelineFolder,
     mesh,
-    program: Program,
+    program: StepProgram,
     edit: bool,
     effort: float,
     told: Callable[[str], None],
     cache: Path | None,
-) -> Plan:
+) -> StepPlan:
     """The sum of the layers, each compiled with this effort; told(line) hears of each one."""
     accumulation = 1 if edit else config.optim.accumulation
     wanted = all_stages(config, folder, edit, accumulation)
@@ -89,7 +89,7 @@ def by_layers(
     moved = total["moved"] + (
         0 if edit else 2 * state + held["gradients"]
     )  # the optimiser reads and writes its state once
-    return Plan(
+    return StepPlan(
         {k: v for k, v in held.items() if v},
         total["flops"],
         moved,
@@ -100,8 +100,8 @@ def by_layers(
 
 
 def all_stages(
-    config: TrainConfig, folder: Folder, edit: bool, accumulation: int
-) -> list[tuple[layers.Stage, str | None]]:
+    config: TrainConfig, folder: PipelineFolder, edit: bool, accumulation: int
+) -> list[tuple[layers.LayerStage, str | None]]:
     """The U-Net's layers, and the frozen nets that run in a training step, each with what it keeps for its backward pass, None where it has none."""
     T, size, f = config.loader.frames, config.loader.size, folder.vae.downscale
     B = 3 if edit else config.loader.batch // accumulation
@@ -116,7 +116,7 @@ def all_stages(
         pixels = shape((2 * B * T, size, size, 3), jnp.bfloat16)
         out.append(
             (
-                layers.Stage(
+                layers.LayerStage(
                     AutoencoderKL(folder.vae, jnp.bfloat16),
                     "autoencoder",
                     (pixels,),
@@ -130,7 +130,7 @@ def all_stages(
         tokens = shape((B + 1, folder.text_length), jnp.int32)
         out.append(
             (
-                layers.Stage(
+                layers.LayerStage(
                     CLIPTextModel(folder.text_encoder, jnp.bfloat16),
                     "text encoder",
                     (tokens,),
@@ -144,8 +144,8 @@ def all_stages(
 
 
 def cached(
-    stage: layers.Stage, mesh, remat: str | None, effort: float, cache: Path | None
-) -> layers.Cost:
+    stage: layers.LayerStage, mesh, remat: str | None, effort: float, cache: Path | None
+) -> layers.LayerCost:
     """The layer's cost, from the cache where this compiler has told it before."""
     device = mesh.devices.flat[0]
     mark = hashlib.sha256(
@@ -163,7 +163,7 @@ def cached(
     ).hexdigest()[:24]
     file = cache / f"{mark}.json" if cache else None
     if file and file.is_file():
-        return layers.Cost(**json.loads(file.read_text()))
+        return layers.LayerCost(**json.loads(file.read_text()))
     cost = layers.compile_stage(stage, mesh, remat, effort)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def source_mark(*parts: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def by_whole(program: Program, mesh, effort: float) -> Plan:
+def plan_whole_step(program: StepProgram, mesh, effort: float) -> StepPlan:
     """The program compiled as one. UserError with the compiler's words where it does not fit into a chip's memory."""
     begin = time.perf_counter()
     device = mesh.devices.flat[0]
@@ -221,7 +221,7 @@ def by_whole(program: Program, mesh, effort: float) -> Plan:
                 f"DOES NOT FIT, by the compiled program ({words}); {' '.join(advice(not program.held.get('optimiser')))}"
             ) from error
     memory, words = compiled.memory_analysis(), compiled.as_text()
-    operations, again = flops.of_program(traced, compiled, mesh.size)
+    operations, again = flops.program_flops(traced, compiled, mesh.size)
     rest = memory.argument_size_in_bytes - sum(program.held.get(name, 0) for name in ARGUMENTS)
     held = {name: size for name, size in program.held.items() if name in ARGUMENTS} | {
         "other arguments": max(0, rest)
@@ -231,7 +231,7 @@ def by_whole(program: Program, mesh, effort: float) -> Plan:
         "temporary": memory.temp_size_in_bytes,
     }
     held, seconds = {k: v for k, v in held.items() if v}, time.perf_counter() - begin
-    return Plan(
+    return StepPlan(
         held, operations, hlo.moved(words) + again, dict(hlo.sent(words, mesh.size)), True, seconds
     )
 
@@ -239,9 +239,9 @@ def by_whole(program: Program, mesh, effort: float) -> Plan:
 ARGUMENTS = ("parameters", "optimiser", "EMA", "frozen weights", "batch", "latents")
 
 
-def text(
-    plan: Plan,
-    where: chips.Slice,
+def plan_text(
+    plan: StepPlan,
+    where: chips.TPUSlice,
     per_run: str,
     amount: float,
     steps: int,
@@ -259,7 +259,7 @@ def text(
         else "UNPROVEN: the sum of layers compiled one by one, not of the whole program"
     )
     lines = [f"memory of a chip, {proof}"]
-    lines += [f"  {name:32s} {size / GIB:8.2f} GiB" for name, size in plan.held.items()]
+    lines += [f"  {name:32s} {size / GIB:8.2f} GiB" for name, size in plan.memory_parts.items()]
     fits = plan.memory <= chip.hbm
     lines += [
         f"  {'sum':32s} {plan.memory / GIB:8.2f} GiB of {chip.hbm / GIB:.0f}: {'fits' if fits else 'DOES NOT FIT'}",
@@ -303,7 +303,7 @@ def text(
     return "\n".join(lines + ([] if fits else ["", *advice(edit)]))
 
 
-class Memory:
+class PlanCache:
     """Plans of one program, by layers and whole, as this code and compiler told them; program: what JSON can say of it."""
 
     def __init__(self, program: list, mesh, cache: Path):
@@ -318,14 +318,14 @@ class Memory:
             for whole in (True, False)
         }
 
-    def recall(self, whole: bool, effort: float | None = None) -> Plan | None:
+    def recall(self, whole: bool, effort: float | None = None) -> StepPlan | None:
         """effort: the compiler's; None: any."""
         if not self.files[whole].is_file():
             return None
         found = json.loads(self.files[whole].read_text())
-        return Plan(**found["plan"]) if effort in (None, found["effort"]) else None
+        return StepPlan(**found["plan"]) if effort in (None, found["effort"]) else None
 
-    def keep(self, plan: Plan, effort: float) -> None:
+    def keep(self, plan: StepPlan, effort: float) -> None:
         self.files[plan.whole].parent.mkdir(parents=True, exist_ok=True)
         write_json(self.files[plan.whole], {"plan": dataclasses.asdict(plan), "effort": effort})
 

@@ -31,7 +31,7 @@ from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.planning import hlo
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training import params as names
-from ivid2vid_jax.weights.pipeline_folder import abstract
+from ivid2vid_jax.weights.pipeline_folder import param_shapes
 
 LAYERS = (
     ResnetBlock,
@@ -47,7 +47,7 @@ EFFORT = "exec_time_optimization_effort"  # the compiler's option: -1 to 1, 0 wh
 
 
 @dataclasses.dataclass
-class Stage:
+class LayerStage:
     """A layer, as often as it occurs. args: shapes and dtypes of what it is called with; trained: whether its weights have gradients."""
 
     module: nn.Module
@@ -64,7 +64,7 @@ class Stage:
 
 
 @dataclasses.dataclass
-class Cost:
+class LayerCost:
     """Of one run on one chip. flops: operations, those of pallas kernels and their padding among them; moved: HBM bytes; sent: kind of collective ->
     bytes; kept: bytes that wait for the backward pass; temporary: bytes while it runs; seconds: of compiling."""
 
@@ -91,12 +91,12 @@ def stages(
     trained: tuple[str, ...] = (),
     attention_impl: str = "auto",
     dtype=jnp.bfloat16,
-) -> list[Stage]:
+) -> list[LayerStage]:
     """The distinct layers of one evaluation. x: abstract latents [B, T, h, w, C]; context: abstract text [B, K, D]; trained: patterns of
     `optim.trainable`, none for sampling."""
-    shapes = names.flatten({"unet": abstract("unet", config)})
+    shapes = names.flatten({"unet": param_shapes("unet", config)})
     chosen = names.trainable(shapes, trained) if trained else set()
-    found: dict[str, Stage] = {}
+    found: dict[str, LayerStage] = {}
     seen = set()
 
     def record(call, args, kwargs, at):
@@ -108,7 +108,7 @@ def stages(
         ):  # a subclass's call calls its parent's
             seen.add(path)
             learns = any(name.startswith(f"unet/{path}/") for name in chosen)
-            stage = Stage(
+            stage = LayerStage(
                 module.clone(parent=None, name=None),
                 path,
                 tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args),
@@ -125,7 +125,9 @@ def stages(
     return list(found.values())
 
 
-def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0.0) -> Cost:
+def compile_stage(
+    stage: LayerStage, mesh: Mesh, remat: str | None, effort: float = 0.0
+) -> LayerCost:
     """remat: what the layer keeps for its backward pass, see models/remat.py; None for the forward pass alone. effort: the compiler's."""
     master = jnp.float32 if remat and stage.trained else jnp.bfloat16
     shapes = jax.eval_shape(
@@ -134,7 +136,7 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0
     params = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, master, sharding=where),
         shapes,
-        sharding.of_tree(shapes, mesh),
+        sharding.tree_shardings(shapes, mesh),
     )
     args = tuple(
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x, mesh)) for x in stage.args
@@ -168,12 +170,12 @@ def compile_stage(stage: Stage, mesh: Mesh, remat: str | None, effort: float = 0
     return cost
 
 
-def measure(function: Callable, args: tuple, where_out, mesh: Mesh, effort: float) -> Cost:
+def measure(function: Callable, args: tuple, where_out, mesh: Mesh, effort: float) -> LayerCost:
     """Compiles for the mesh's devices."""
     traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=where_out).trace(*args)
     compiled = traced.lower().compile(compiler_options={EFFORT: effort})
-    (operations, again), text = flops.of_program(traced, compiled, mesh.size), compiled.as_text()
-    return Cost(
+    (operations, again), text = flops.program_flops(traced, compiled, mesh.size), compiled.as_text()
+    return LayerCost(
         operations,
         hlo.moved(text) + again,
         dict(hlo.sent(text, mesh.size)),

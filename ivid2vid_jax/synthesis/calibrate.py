@@ -9,18 +9,18 @@ from collections.abc import Callable
 import numpy as np
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes.scene import STYLES, apply
-from ivid2vid_jax.evaluation.clip_scores import Scores, load_clip, scorer
+from ivid2vid_jax.data.shapes.scene import STYLES, apply_edit
+from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_scorer, load_clip
 from ivid2vid_jax.inference.pipeline import load
-from ivid2vid_jax.synthesis.filter import FilterConfig, calibrated, refusal
-from ivid2vid_jax.synthesis.sources import ANYWHERE, EDITS
+from ivid2vid_jax.synthesis.filter import FilterConfig, calibrate_thresholds, rejection_reason
+from ivid2vid_jax.synthesis.sources import ANY_SCENE_KINDS, EDIT_KINDS
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 
 GROUPS = ("true edits", "unedited", "wrong edits")
-LEAST = 20  # clips on either side
+MIN_COUNT = 20  # clips on either side
 
 
 @dataclasses.dataclass
@@ -41,17 +41,17 @@ class CalibrateArgs:
 
 def run(args: CalibrateArgs) -> None:
     """Prints the filter's config and what it lets pass."""
-    if not 2 * LEAST <= args.count <= 10**6 or not 0.5 <= args.recall < 1:
+    if not 2 * MIN_COUNT <= args.count <= 10**6 or not 0.5 <= args.recall < 1:
         raise UserError(
-            f"--count {args.count} must be between {2 * LEAST} and 1000000, --recall {args.recall} at least 0.5 and below 1"
+            f"--count {args.count} must be between {2 * MIN_COUNT} and 1000000, --recall {args.recall} at least 0.5 and below 1"
         )
     drawn = load(args.base).reconstruct if args.base else lambda clip: clip
     with Progress("clips") as progress:
-        found = scores(args, scorer(load_clip(args.model)), drawn, progress)
+        found = scores(args, clip_scorer(load_clip(args.model)), drawn, progress)
     half = args.count // 2
     true, *false = ([each[group] for each in found[:half]] for group in GROUPS)
     try:
-        config = calibrated(
+        config = calibrate_thresholds(
             true,
             [each for group in false for each in group],
             FilterConfig(model=args.model),
@@ -77,11 +77,13 @@ def scores(
     judge: Callable,
     drawn: Callable[[np.ndarray], np.ndarray],
     progress: Callable,
-) -> list[dict[str, Scores]]:
+) -> list[dict[str, CLIPScores]]:
     """Of each clip, the scores of its edits by group."""
     out, rng = [], np.random.default_rng(args.seed)
     for index in range(args.count):
-        spec = shapes.sample_spec(args.seed, index, kinds=EDITS, size=args.size, frames=args.frames)
+        spec = shapes.sample_spec(
+            args.seed, index, kinds=EDIT_KINDS, size=args.size, frames=args.frames
+        )
         source, captions = (
             shapes.render(spec.scene, spec.size, spec.frames),
             (shapes.caption(spec.scene), shapes.caption(spec.edited)),
@@ -99,24 +101,27 @@ def scores(
 
 def wrong(spec: shapes.Spec, rng: np.random.Generator):
     """The scene as another instruction would have it."""
-    same = (spec.edit.kind,) * len(ANYWHERE) if spec.edit.kind in ANYWHERE else ()
+    same = (spec.edit.kind,) * len(ANY_SCENE_KINDS) if spec.edit.kind in ANY_SCENE_KINDS else ()
     while True:
-        edit = shapes.sample_edit(rng, spec.scene, str(rng.choice((*ANYWHERE, *same))))
-        scene = apply(spec.scene, edit) if edit.value or edit.kind in STYLES else spec.edited
+        edit = shapes.sample_edit(rng, spec.scene, str(rng.choice((*ANY_SCENE_KINDS, *same))))
+        scene = apply_edit(spec.scene, edit) if edit.value or edit.kind in STYLES else spec.edited
         if scene != spec.edited:
             return scene
 
 
-def table(found: dict[str, list[Scores]], config: FilterConfig) -> str:
+def table(found: dict[str, list[CLIPScores]], config: FilterConfig) -> str:
     """Markdown: the share of each group that passes, and the means of its scores; precision where the groups are as many as each other."""
-    names = [field.name for field in dataclasses.fields(Scores)]
+    names = [field.name for field in dataclasses.fields(CLIPScores)]
     lines = ["| clips | pass [95%] | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     passed = {
-        group: sum(not refusal(each, config) for each in members)
+        group: sum(not rejection_reason(each, config) for each in members)
         for group, members in found.items()
     }
     for group, members in found.items():
-        (low, high), share = wilson(passed[group], len(members)), passed[group] / len(members)
+        (low, high), share = (
+            wilson_interval(passed[group], len(members)),
+            passed[group] / len(members),
+        )
         means = [f"{np.mean([getattr(each, name) for each in members]):.3f}" for name in names]
         lines.append(
             "| "

@@ -13,7 +13,7 @@ from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.read import ANIMATIONS, open_clip
-from ivid2vid_jax.weights.pipeline_folder import sha256
+from ivid2vid_jax.weights.pipeline_folder import file_sha256
 
 THUMB = 32  # pixels of a side of the thumbnails that are compared
 AROUND = 8  # steps before and after one, whose median says how fast the shot moves
@@ -33,7 +33,7 @@ class ClipsConfig:
     )
     sudden: float = 2.5  # if that is so many times what is usual before them, and after
     motion: float = 0.5  # least mean grey levels between neighbouring thumbnails of a clip
-    alike: int = (
+    near_duplicate_bits: int = (
         10  # most bits, of 192, in which two clips' fingerprints differ that are the same scene
     )
 
@@ -55,9 +55,9 @@ def videos(folder: Path) -> dict[str, Path]:
 VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", *ANIMATIONS)
 
 
-def cut(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, dict]:
+def cut_video(path: Path, name: str, config: ClipsConfig, output: Path) -> tuple[str, dict]:
     """(status, facts) of one video for its manifest: its clips, written to output/<clip id>.npy, and what was refused and why."""
-    facts = {"sha256": sha256(path), "clips": [], "refused": []}
+    facts = {"sha256": file_sha256(path), "clips": [], "refused": []}
     try:
         video = open_clip(path, fps=config.fps)
         if min(video.height, video.width) < config.least:
@@ -173,7 +173,7 @@ def fingerprint(thumbs: np.ndarray) -> str:
     return np.packbits(np.concatenate(bits)).tobytes().hex()
 
 
-def unlike(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[str, str]]:
+def near_duplicates(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[str, str]]:
     """(ids of the clips of accepted videos that are kept, id -> the kept clip it repeats, the first of them).
 
     In the order of the lines, so it is the same at every start.
@@ -184,7 +184,10 @@ def unlike(lines: Iterable[dict], config: ClipsConfig) -> tuple[list[str], dict[
     ).reshape(-1, 3)
     seen = np.empty_like(marks)  # of those that are kept
     for clip, mark in zip(clips, marks, strict=True):
-        near = np.bitwise_count(seen[: len(kept)] ^ mark[None]).sum(axis=1) <= config.alike
+        near = (
+            np.bitwise_count(seen[: len(kept)] ^ mark[None]).sum(axis=1)
+            <= config.near_duplicate_bits
+        )
         if near.any():
             repeats[clip["id"]] = kept[near.argmax()]
         else:

@@ -10,7 +10,7 @@ from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.filter import FilterConfig
-from ivid2vid_jax.utils.errors import UserError, check_types, shard_of
+from ivid2vid_jax.utils.errors import UserError, check_types, parse_shard
 
 STAGES = ("clips", "captions", "instructions", "edits", "scores", "write")
 OWN = "shapes"  # the procedural world, with captions and instructions of its own
@@ -37,6 +37,9 @@ LIMITS = {
     "tune_a_video.steps": (0, 10**6),
     "filter.keep": (1, 10**6),
 }
+
+
+RENAMED = {"clips.alike": "clips.near_duplicate_bits"}  # options by their names in 0.1 -> today's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,4 +113,4 @@ class SynthesisConfig:
             import jax
 
             return jax.process_index(), jax.process_count()
-        return shard_of(self.shard)
+        return parse_shard(self.shard)

@@ -10,15 +10,15 @@ import numpy as np
 
 from ivid2vid_jax.data import dataset, shapes, shards
 from ivid2vid_jax.data.readers import Item
-from ivid2vid_jax.data.records import Examples, divide
+from ivid2vid_jax.data.records import RecordMaker, split_by_origin
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.synthesis import report
 from ivid2vid_jax.synthesis.config import OWN, STAGES
 from ivid2vid_jax.synthesis.engine import Edit, Engine
-from ivid2vid_jax.synthesis.filter import best
-from ivid2vid_jax.synthesis.manifest import mark
+from ivid2vid_jax.synthesis.filter import keep_best
+from ivid2vid_jax.synthesis.manifest import fingerprint
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.utils.progress import Progress
 
@@ -26,7 +26,7 @@ PER_SHARD = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Made(Item):
+class DatasetItem(Item):
     """An edit that goes into the dataset."""
 
     edit: Edit
@@ -38,7 +38,7 @@ class Made(Item):
 
 
 @dataclasses.dataclass(frozen=True)
-class MadeReader:
+class DatasetItemReader:
     """Triplets from the engine's folder."""
 
     folder: Path
@@ -46,7 +46,7 @@ class MadeReader:
     licence: str
     base: str
 
-    def read(self, item: Made) -> Triplet:
+    def read(self, item: DatasetItem) -> Triplet:
         edit = item.edit
         source, edited = (
             np.load(self.folder / kind / f"{id}.npy")
@@ -57,7 +57,7 @@ class MadeReader:
         return Triplet(item.id, source, edited, *words, self.fps, None, self.licence, provenance)
 
 
-def write(engine: Engine) -> None:
+def write_dataset(engine: Engine) -> None:
     """The dataset in OUTPUT/dataset, statistics.json and index.html."""
     if engine.shard != (0, 1):
         if engine.shard[0]:
@@ -73,7 +73,7 @@ def write(engine: Engine) -> None:
                     f"{stage}: {unfinished} of {len(engine.marks(stage))} are still to be done by other shards; run --stages write when all are"
                 )
     lines = engine.manifest("scores").accepted(engine.score_marks)
-    kept, dropped = best(lines, engine.config.filter.keep)
+    kept, dropped = keep_best(lines, engine.config.filter.keep)
     chosen = [line for line in lines if line["id"] in kept]
     if not chosen:
         raise UserError(
@@ -93,11 +93,11 @@ def make_dataset(engine: Engine, chosen: list[dict]) -> Path:
     c, target = engine.config, engine.folder / "dataset"
     fps = 8.0 if c.videos == OWN else c.clips.fps
     items = [
-        Made(line["id"], line["id"], engine.jobs[line["id"]], json.dumps(line["scores"]))
+        DatasetItem(line["id"], line["id"], engine.jobs[line["id"]], json.dumps(line["scores"]))
         for line in chosen
     ]
     arguments = {
-        "edits": mark([(line["id"], line["mark"]) for line in chosen]),
+        "edits": fingerprint([(line["id"], line["mark"]) for line in chosen]),
         "codec": c.codec,
         "validation": c.validation,
         "licence": c.licence,
@@ -106,17 +106,17 @@ def make_dataset(engine: Engine, chosen: list[dict]) -> Path:
     before = target / shards.ARGUMENTS
     if shards.is_described(target) and json.loads(before.read_text()) == arguments:
         return target
-    aside = engine.folder / f".dataset-{mark(arguments)}"
-    planned = shards.plan("triplets", divide(items, c.validation), PER_SHARD)
-    with shards.claim(aside, arguments), Progress("triplets") as progress:
-        make = Examples(MadeReader(engine.folder, fps, c.licence, c.base), c.codec)
+    aside = engine.folder / f".dataset-{fingerprint(arguments)}"
+    planned = shards.plan_shards("triplets", split_by_origin(items, c.validation), PER_SHARD)
+    with shards.lock_folder(aside, arguments), Progress("triplets") as progress:
+        make = RecordMaker(DatasetItemReader(engine.folder, fps, c.licence, c.base), c.codec)
         outcomes = shards.write_shards(aside, planned, dataset.features(), make, progress=progress)
         if bad := [each for outcome in outcomes for each in outcome.bad.values()]:
             raise UserError(
                 f"{bad[0].where}: {bad[0].reason}; {len(bad)} edits cannot be read back from {engine.folder}"
             )
         if not shards.is_described(aside):
-            shards.describe(
+            shards.write_metadata(
                 aside, dataset.features(), outcomes, "Triplets made by ivid2vid_jax.synthesize."
             )
     shutil.rmtree(target, ignore_errors=True)
@@ -147,11 +147,11 @@ def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
         collections.Counter(engine.jobs[id].edit_type for id in sorted(kept))
     )
     if engine.config.videos == OWN:
-        found["truth"] = truth(engine, kept)
+        found["truth"] = true_success(engine, kept)
     return found
 
 
-def truth(engine: Engine, kept: set[str]) -> dict:
+def true_success(engine: Engine, kept: set[str]) -> dict:
     """The shapes world's checker on every edit that was scored: the filter's precision and recall, and what editing loses before it. Edits that the
     scene cannot be given, as by a wrong caption, pass none."""
     scored = {id: engine.jobs[id] for id in engine.score_marks}
@@ -168,7 +168,7 @@ def truth(engine: Engine, kept: set[str]) -> dict:
         return {
             "count": len(whole),
             "share": len(part) / len(whole) if whole else None,
-            "interval": wilson(len(part), len(whole)) if whole else None,
+            "interval": wilson_interval(len(part), len(whole)) if whole else None,
         }
 
     found = {

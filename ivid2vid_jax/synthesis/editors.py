@@ -20,18 +20,18 @@ from jax import random
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.diffusion import losses
-from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
-from ivid2vid_jax.diffusion.inversion import Rise, rise, rises
-from ivid2vid_jax.diffusion.samplers import Sampler, Step, sampler, step_rows
+from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
+from ivid2vid_jax.diffusion.inversion import InversionStep, inversion_steps, inversion_update
+from ivid2vid_jax.diffusion.samplers import SamplerStep, SamplerTable, make_sampler, sampler_steps
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.inference.pipeline import Pipeline
-from ivid2vid_jax.inference.sampling_loop import Guidance, Noise, State, whole_step
+from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerState, full_clip_step
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import WINDOWS, Spread
+from ivid2vid_jax.parallel.device_group import WINDOWS_AXIS, DeviceGroup
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.inflate import inflate
-from ivid2vid_jax.weights.pipeline_folder import Folder
+from ivid2vid_jax.weights.inflate import inflate_params
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 TRAINED = (
     r"/attn1/to_q/",
@@ -41,7 +41,7 @@ TRAINED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class EditTask:
     """A clip, uint8 [T, H, W, 3], what it shows, and what its edits are to show."""
 
     clip: np.ndarray
@@ -107,15 +107,15 @@ class ClipEditor(ABC):
                     f"{name} {getattr(config, name)} must be between {low} and {pipe.schedule.num_train_timesteps}, the base's timesteps"
                 )
         self.pipe, self.config, self.schedule = pipe, config, pipe.schedule
-        self.spread = Spread(devices)
+        self.spread = DeviceGroup(devices)
         self.together = self.spread.count * config.at_once  # clips of one call
         net = dataclasses.replace(unet, **self.changes)
-        self.denoise = denoiser(net, pipe.attention_impl, dtype=pipe.dtype)
-        self.base = flatten(inflate(pipe.params["unet"], unet, net, 0))
-        self.sample_step = self.many(self.step, 4)
-        self.rise_step = self.many(self.rise, 3, donate_argnums=2)
+        self.denoise = make_denoiser(net, pipe.attention_impl, dtype=pipe.dtype)
+        self.base = flatten(inflate_params(pipe.params["unet"], unet, net, 0))
+        self.sample_step = self.jit_batched(self.step, 4)
+        self.rise_step = self.jit_batched(self.inversion_step, 3, donate_argnums=2)
 
-    def many(self, function: Callable, stacked: int, **options) -> Callable:
+    def jit_batched(self, function: Callable, stacked: int, **options) -> Callable:
         """The program of function(base, *of one clip, *for all), for `stacked` arguments that hold one row a clip."""
 
         def program(base, *args):
@@ -124,12 +124,12 @@ class ClipEditor(ABC):
             )
             if self.spread.count == 1:
                 return each(base, *args)
-            where = (P(), *(P(WINDOWS),) * stacked, *(P(),) * (len(args) - stacked))
+            where = (P(), *(P(WINDOWS_AXIS),) * stacked, *(P(),) * (len(args) - stacked))
             return jax.shard_map(
                 each,
-                mesh=self.spread.meshes[WINDOWS],
+                mesh=self.spread.meshes[WINDOWS_AXIS],
                 in_specs=where,
-                out_specs=P(WINDOWS),
+                out_specs=P(WINDOWS_AXIS),
                 check_vma=False,
             )(base, *args)
 
@@ -137,34 +137,34 @@ class ClipEditor(ABC):
 
     def put(self, tree: Any) -> Any:
         """From the host to the devices, each its own rows: one a clip."""
-        return self.spread.put(tree, by=WINDOWS)
+        return self.spread.put(tree, by=WINDOWS_AXIS)
 
     @cached_property
     def placed(self) -> dict[str, jax.Array]:
         """The base's weights, on every device."""
         return self.spread.put(self.base)
 
-    def step(self, base, tuned, state: State, text, key, step: Step, weights):
+    def step(self, base, tuned, state: SamplerState, text, key, step: SamplerStep, weights):
         """A step of sampling one clip; text: [2, K, D] of the empty prompt and of the edit."""
         guidance, frames = (
             Guidance(text, jnp.ones(2), weights, jnp.zeros(())),
             jnp.arange(state.x.shape[0]),
         )
         params = unflatten({**base, **tuned})
-        return whole_step(
+        return full_clip_step(
             self.denoise,
             self.schedule.prediction_type,
             params,
             state,
             state.x[..., :0],
             frames,
-            Noise(key),
+            NoiseSource(key),
             step,
             guidance,
         )
 
     def __call__(
-        self, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+        self, tasks: Sequence[EditTask], progress: Callable[[int, int], None] | None = None
     ) -> list[list[np.ndarray | None]]:
         """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one
         shape. progress(steps done, steps in all)."""
@@ -172,16 +172,18 @@ class ClipEditor(ABC):
             raise UserError("clips that are edited together have one shape")
         check_size(self.pipe.folder, tasks[0].clip.shape[1:3])
         groups = [tasks[i : i + self.together] for i in range(0, len(tasks), self.together)]
-        count = Count(progress, sum(self.work(group) for group in groups))
+        count = ProgressCounter(progress, sum(self.work(group) for group in groups))
         return [edits for group in groups for edits in self.group(group, count)]
 
-    def group(self, tasks: Sequence[Task], count: "Count") -> list[list[np.ndarray | None]]:
+    def group(
+        self, tasks: Sequence[EditTask], count: "ProgressCounter"
+    ) -> list[list[np.ndarray | None]]:
         """The last task fills up a group that is short."""
         filled = [*tasks, *[tasks[-1]] * (self.together - len(tasks))]
         latents = (
             np.stack(
                 [
-                    self.pipe.codec.encode(self.pipe.params["vae"], iter(task.clip))
+                    self.pipe.vae_codec.encode(self.pipe.params["vae"], iter(task.clip))
                     for task in filled
                 ]
             )
@@ -189,9 +191,9 @@ class ClipEditor(ABC):
         )
         keys = self.put(jnp.stack([random.key(task.seed) for task in filled]))
         base, out = self.placed, [[] for _ in tasks]
-        table, first = descent(self.schedule, self.config)
+        table, first = sampling_schedule(self.schedule, self.config)
         tuned, noisy = self.prepare(base, filled, latents, keys, table, first, count)
-        for number in range(most(tasks)):
+        for number in range(max_edits(tasks)):
             captions = [
                 task.edited_captions[min(number, len(task.edited_captions) - 1)] for task in filled
             ]
@@ -203,28 +205,28 @@ class ClipEditor(ABC):
                         edited[row] / self.pipe.folder.vae.scaling_factor,
                     )
                     out[row].append(
-                        np.stack(list(self.pipe.codec.decode(self.pipe.params["vae"], scaled)))
+                        np.stack(list(self.pipe.vae_codec.decode(self.pipe.params["vae"], scaled)))
                         if whole
                         else None
                     )
         return out
 
     def sample(
-        self, base, tuned, noisy, captions, keys, table: Sampler, first: int, count
+        self, base, tuned, noisy, captions, keys, table: SamplerTable, first: int, count
     ) -> np.ndarray:
         texts = self.pipe.encode_text(["", *captions])
         text = self.put(jnp.stack([jnp.stack([texts[0], each]) for each in texts[1:]]))
         weights = jnp.asarray(
             [1 - self.config.text_scale, self.config.text_scale], jnp.float32
         )  # of both, also where one of them is zero
-        state = self.put(State(noisy, np.zeros_like(noisy)))
-        for step in step_rows(table)[first:]:
+        state = self.put(SamplerState(noisy, np.zeros_like(noisy)))
+        for step in sampler_steps(table)[first:]:
             state = self.sample_step(base, tuned, state, text, keys, step, weights)
             count.one()
         return jax.device_get(state.x)
 
-    def rise(self, base, tuned, x, text, step):
-        return rise(
+    def inversion_step(self, base, tuned, x, text, step):
+        return inversion_update(
             self.denoise,
             self.schedule.prediction_type,
             unflatten({**base, **tuned}),
@@ -236,18 +238,20 @@ class ClipEditor(ABC):
     def inverted(self, base, tuned, latents, text, count) -> np.ndarray:
         """Their noise by DDIM inversion, as far as the strength goes; latents [N, T, h, w, C] and text [N, K, D] on the devices."""
         noise = jnp.copy(latents)
-        for step in jax.device_put(ascent(self.schedule, self.config)):
+        for step in jax.device_put(inversion_schedule(self.schedule, self.config)):
             noise = self.rise_step(base, tuned, noise, text, step)
             count.one()
         return jax.device_get(noise)
 
     @abstractmethod
-    def prepare(self, base, tasks, latents, keys, table: Sampler, first: int, count):
+    def prepare(self, base, tasks, latents, keys, table: SamplerTable, first: int, count):
         """(what was tuned, name -> [N, ...]; latents [N, T, h, w, C] to start from at step `first` of the table)."""
 
-    def work(self, tasks: Sequence[Task]) -> int:
+    def work(self, tasks: Sequence[EditTask]) -> int:
         """Steps that a group takes."""
-        return len(ascent(self.schedule, self.config)) + steps_left(self.config) * most(tasks)
+        return len(inversion_schedule(self.schedule, self.config)) + steps_left(
+            self.config
+        ) * max_edits(tasks)
 
 
 class SharedNoise(ClipEditor):
@@ -284,7 +288,7 @@ class TuneAVideo(ClipEditor):
         }
         if config.random_bias:
             self.trained |= drawn_biases(self.trained)
-        self.tune_step = self.many(self.tune, 5, donate_argnums=(1, 2))
+        self.tune_step = self.jit_batched(self.tune, 5, donate_argnums=(1, 2))
 
     def work(self, tasks):
         return self.config.steps + super().work(tasks)
@@ -296,11 +300,13 @@ class TuneAVideo(ClipEditor):
         alpha_bar = jnp.asarray(self.schedule.alphas_cumprod, jnp.float32)[t]
         noise = random.normal(key_noise, (1, *latents.shape))
         x_t = losses.add_noise(latents[None], noise, alpha_bar)
-        wanted = losses.target(latents[None], noise, alpha_bar, self.schedule.prediction_type)
+        wanted = losses.prediction_target(
+            latents[None], noise, alpha_bar, self.schedule.prediction_type
+        )
 
         def loss(tuned):
             found = self.denoise(unflatten({**base, **tuned}), x_t, t, Condition(text[None], None))
-            return losses.square_mean(found - wanted)[0]
+            return losses.mse_per_clip(found - wanted)[0]
 
         updates, optimizer_state = self.optimizer.update(
             jax.grad(loss)(tuned), optimizer_state, tuned
@@ -348,22 +354,22 @@ def steps_left(config) -> int:
     return max(1, round(config.strength * config.sampling))
 
 
-def descent(schedule: NoiseSchedule, config) -> tuple[Sampler, int]:
+def sampling_schedule(schedule: NoiseSchedule, config) -> tuple[SamplerTable, int]:
     """(the steps from noise to a clip, the one at which the config's strength begins)."""
-    return sampler("ddim", schedule, config.sampling), config.sampling - steps_left(config)
+    return make_sampler("ddim", schedule, config.sampling), config.sampling - steps_left(config)
 
 
-def ascent(schedule: NoiseSchedule, config) -> list[Rise]:
+def inversion_schedule(schedule: NoiseSchedule, config) -> list[InversionStep]:
     """The steps of inversion, which end at the very noise level at which `descent` begins: latents that are noisier or cleaner than the net is told
     come out wrong. Where inversion and sampling have as many steps, these are sampling's own; else the last one is as long as it must be."""
     if not config.inversion:
         return []
-    table, first = descent(schedule, config)
+    table, first = sampling_schedule(schedule, config)
     t, alpha, sigma = (
         np.asarray(column)[first]
         for column in (table.steps.t, table.steps.alpha, table.steps.sigma)
     )
-    every = rises(schedule, config.inversion)
+    every = inversion_steps(schedule, config.inversion)
     steps = [step for step in every if step.t <= t]
     if steps and steps[-1].t == t:
         return steps
@@ -372,10 +378,10 @@ def ascent(schedule: NoiseSchedule, config) -> list[Rise]:
         if steps
         else (every[0].alpha, every[0].sigma)
     )
-    return [*steps, Rise(t, *here, alpha, sigma)]
+    return [*steps, InversionStep(t, *here, alpha, sigma)]
 
 
-def check_size(folder: Folder, size: Sequence[int]) -> None:
+def check_size(folder: PipelineFolder, size: Sequence[int]) -> None:
     """UserError for clips of a height and width that the base's nets cannot halve as often as they do."""
     factor = folder.vae.downscale * folder.unet.downscale
     if any(side % factor for side in size):
@@ -384,12 +390,12 @@ def check_size(folder: Folder, size: Sequence[int]) -> None:
         )
 
 
-def most(tasks: Sequence[Task]) -> int:
+def max_edits(tasks: Sequence[EditTask]) -> int:
     return max(len(task.edited_captions) for task in tasks)
 
 
 @dataclasses.dataclass
-class Count:
+class ProgressCounter:
     """Steps done, of all."""
 
     progress: Callable[[int, int], None] | None

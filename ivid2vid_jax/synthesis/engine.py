@@ -16,28 +16,28 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.evaluation.clip_scores import Scores, scorer
+from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_scorer
 from ivid2vid_jax.synthesis import captions, instructions
 from ivid2vid_jax.synthesis.chat import Chat
 from ivid2vid_jax.synthesis.clip_cutting import write
 from ivid2vid_jax.synthesis.config import OWN, TRUTH, SynthesisConfig
-from ivid2vid_jax.synthesis.editors import EDITORS, Task, check_size
-from ivid2vid_jax.synthesis.filter import refusal
+from ivid2vid_jax.synthesis.editors import EDITORS, EditTask, check_size
+from ivid2vid_jax.synthesis.filter import rejection_reason
 from ivid2vid_jax.synthesis.manifest import (
     ACCEPTED,
     FAILED,
     REJECTED,
     Manifest,
-    mark,
-    part_of,
-    settle,
-    settle_groups,
+    fingerprint,
+    run_pending,
+    run_pending_groups,
+    shard_index,
 )
-from ivid2vid_jax.synthesis.sources import source
+from ivid2vid_jax.synthesis.sources import open_source
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.weights import hub
-from ivid2vid_jax.weights.pipeline_folder import Folder, open_folder, sha256
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, file_sha256, open_pipeline_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Engine:
     def __init__(self, config: SynthesisConfig):
         config.check()
         self.config, self.folder, self.shard = config, Path(config.output), config.part()
-        self.source = source(config)
+        self.source = open_source(config)
         if (
             self.folder.exists()
             and any(self.folder.iterdir())
@@ -73,7 +73,7 @@ class Engine:
                 f"--output {self.folder}: holds other things and was not made by this command; name a new folder"
             )
 
-    def meet(self, stage: str) -> None:
+    def barrier(self, stage: str) -> None:
         """Waits for the other processes of `--shard auto`: the next stage may need what all have made, and one that left would end them all."""
         if self.config.shard == "auto" and self.shard[1] > 1:
             from jax.experimental import multihost_utils
@@ -85,8 +85,8 @@ class Engine:
     def clips(self) -> None:
         marks, manifest = self.source.marks(), self.manifest("clips")
         with Progress("clips") as progress:
-            settle(manifest, self.mine(marks), self.source.make, progress=progress)
-        self.tell("clips", marks)
+            run_pending(manifest, self.shard_items(marks), self.source.make, progress=progress)
+        self.report_stage("clips", marks)
         if not self.manifest("clips").missing(marks) and self.repeats:
             print(
                 f"  {len(self.repeats)} clips repeat others and are left out, {' and '.join(next(iter(self.repeats.items())))} among them"
@@ -94,9 +94,9 @@ class Engine:
 
     def captions(self) -> None:
         config, marks = self.config.captions, self.caption_marks
-        manifest, mine = self.manifest("captions"), self.mine(marks)
+        manifest, mine = self.manifest("captions"), self.shard_items(marks)
         if config.source != "blip":
-            settle(manifest, mine, self.told_caption)
+            run_pending(manifest, mine, self.caption_from_file)
         elif todo := manifest.missing(mine):
             blip = captions.Blip(config)
             with Progress("captions", len(todo)) as progress:
@@ -111,11 +111,11 @@ class Engine:
                         for each in found
                     ]
 
-                settle_groups(manifest, mine, batched(sorted(mine), config.batch), work)
-        self.tell("captions", marks)
+                run_pending_groups(manifest, mine, batched(sorted(mine), config.batch), work)
+        self.report_stage("captions", marks)
 
-    def told_caption(self, id: str) -> tuple[str, dict]:
-        caption = self.told[id]
+    def caption_from_file(self, id: str) -> tuple[str, dict]:
+        caption = self.caption_file[id]
         return (
             (ACCEPTED, {"caption": caption, "model": self.config.captions.source})
             if caption
@@ -124,18 +124,18 @@ class Engine:
 
     def instructions(self) -> None:
         c, marks, caption_of = self.config, self.instruction_marks, self.caption_of
-        manifest, mine = self.manifest("instructions"), self.mine(marks)
+        manifest, mine = self.manifest("instructions"), self.shard_items(marks)
         if manifest.missing(mine):
             ask = self.proposer()
             with Progress("instructions") as progress:
-                settle(
+                run_pending(
                     manifest,
                     mine,
                     lambda id: ask(id, caption_of[id]),
                     c.chat.concurrency if c.instructions == "chat" else 1,
                     progress,
                 )
-        self.tell("instructions", marks)
+        self.report_stage("instructions", marks)
 
     def proposer(self):
         """f(clip id, caption) -> (status, facts)."""
@@ -157,8 +157,10 @@ class Engine:
             return lambda id, caption: instructions.by_rules(caption, self.types(id), c.seed)
 
         def look_up(id, caption):
-            taken, refused = instructions.sift(self.listed.get(caption, []), caption, c.per_clip)
-            return instructions.settled(
+            taken, refused = instructions.filter_proposals(
+                self.listed.get(caption, []), caption, c.per_clip
+            )
+            return instructions.instruction_outcome(
                 {"caption": caption, "model": c.instructions}, taken, refused
             )
 
@@ -166,21 +168,21 @@ class Engine:
 
     def types(self, id: str) -> list[str]:
         """The edit types asked for a clip: by its id, so that they hang on no list and are asked for equally often in the long run."""
-        return instructions.wanted_types(int(mark(id), 16), self.config.per_clip)
+        return instructions.target_types(int(fingerprint(id), 16), self.config.per_clip)
 
     def edits(self) -> None:
         """All edits of a clip by one seed are made together, and of as many clips as the editor takes at once."""
         marks = self.edit_marks
         manifest, mine = (
             self.manifest("edits"),
-            {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)},
+            {id: each for id, each in marks.items() if self.in_shard(self.jobs[id].clip)},
         )
         if self.config.editor == TRUTH:
             with Progress("edits") as progress:
-                settle(manifest, mine, self.true_edit, progress=progress)
+                run_pending(manifest, mine, self.true_edit, progress=progress)
         elif manifest.missing(mine):
             self.edit_groups(manifest, mine)
-        self.tell("edits", marks)
+        self.report_stage("edits", marks)
 
     def edit_groups(self, manifest: Manifest, mine: dict[str, str]) -> None:
         editor = EDITORS[self.config.editor](self.base, self.settings, self.config.devices)
@@ -201,7 +203,7 @@ class Engine:
                 for clip, seed in dict.fromkeys(map(self.part, ids)):
                     edits = [self.jobs[id] for id in parts[clip, seed]]
                     tasks.append(
-                        Task(
+                        EditTask(
                             self.clip(clip),
                             edits[0].caption,
                             tuple(edit.edited_caption for edit in edits),
@@ -219,7 +221,7 @@ class Engine:
                     for id, edited in zip(ids, made, strict=True)
                 ]
 
-            settle_groups(manifest, mine, groups, work)
+            run_pending_groups(manifest, mine, groups, work)
 
     def part(self, id: str) -> tuple[str, int]:
         """The clip and the seed of an edit."""
@@ -247,16 +249,16 @@ class Engine:
         marks = self.score_marks
         manifest, mine = (
             self.manifest("scores"),
-            {id: each for id, each in marks.items() if self.own(self.jobs[id].clip)},
+            {id: each for id, each in marks.items() if self.in_shard(self.jobs[id].clip)},
         )
         if manifest.missing(mine):
             from ivid2vid_jax.evaluation.clip_scores import load_clip
 
-            judge = scorer(load_clip(self.config.filter.model))
+            judge = clip_scorer(load_clip(self.config.filter.model))
 
             def work(id):
                 edit = self.jobs[id]
-                found: Scores = judge(
+                found: CLIPScores = judge(
                     self.clip(edit.clip), self.edited(id), edit.caption, edit.edited_caption
                 )
                 facts = {
@@ -264,12 +266,12 @@ class Engine:
                     "scores": dataclasses.asdict(found),
                     "model": self.config.filter.model,
                 }
-                reason = refusal(found, self.config.filter)
+                reason = rejection_reason(found, self.config.filter)
                 return (REJECTED, facts | {"reason": reason}) if reason else (ACCEPTED, facts)
 
             with Progress("scores") as progress:
-                settle(manifest, mine, work, progress=progress)
-        self.tell("scores", marks)
+                run_pending(manifest, mine, work, progress=progress)
+        self.report_stage("scores", marks)
 
     # ---- what stages are made from
 
@@ -283,7 +285,7 @@ class Engine:
                 + (", of every shard" if self.shard[1] > 1 else "")
             )
         return {
-            clip["id"]: clip | {"video": line["id"], "mark": mark(line["mark"], clip["id"])}
+            clip["id"]: clip | {"video": line["id"], "mark": fingerprint(line["mark"], clip["id"])}
             for line in manifest.accepted(marks)
             for clip in line["clips"]
             if clip["id"] not in self.repeats
@@ -303,7 +305,7 @@ class Engine:
         )
 
     @cached_property
-    def told(self) -> dict[str, str | None]:
+    def caption_file(self) -> dict[str, str | None]:
         """Clip -> caption where BLIP is not asked; None where the file has none."""
         if self.config.captions.source == OWN:
             return {id: shapes.caption(self.specs(id)[0].scene) for id in self.kept}
@@ -317,10 +319,13 @@ class Engine:
             settings = dataclasses.asdict(
                 dataclasses.replace(c, batch=8, model=weights_of(c.model))
             )
-            return {id: mark(clip["mark"], settings) for id, clip in self.kept.items()}
+            return {id: fingerprint(clip["mark"], settings) for id, clip in self.kept.items()}
         if c.source == OWN:
-            return {id: mark(clip["mark"], OWN) for id, clip in self.kept.items()}
-        return {id: mark(clip["mark"], c.source, self.told[id]) for id, clip in self.kept.items()}
+            return {id: fingerprint(clip["mark"], OWN) for id, clip in self.kept.items()}
+        return {
+            id: fingerprint(clip["mark"], c.source, self.caption_file[id])
+            for id, clip in self.kept.items()
+        }
 
     @cached_property
     def caption_of(self) -> dict[str, str]:
@@ -355,7 +360,7 @@ class Engine:
             )
 
         return {
-            id: mark(self.kept[id]["mark"], caption, c.instructions, c.per_clip, of(caption))
+            id: fingerprint(self.kept[id]["mark"], caption, c.instructions, c.per_clip, of(caption))
             for id, caption in self.caption_of.items()
         }
 
@@ -364,9 +369,9 @@ class Engine:
         """Id -> edit, of every proposal that was taken."""
         c = self.config
         if c.editor == TRUTH:
-            how = mark(TRUTH)
+            how = fingerprint(TRUTH)
         else:
-            how = mark(
+            how = fingerprint(
                 c.editor,
                 dataclasses.asdict(dataclasses.replace(self.settings, at_once=1)),
                 self.base_folder.fingerprint(),
@@ -388,8 +393,8 @@ class Engine:
             (proposal["instruction"], proposal["edited_caption"]),
             [sample] if sample else [],
         )
-        id = "-".join([f"{clip}.{mark(words)[:8]}", *map(str, number)])
-        decides = mark(self.kept[clip]["mark"], line["caption"], words, how, *number)
+        id = "-".join([f"{clip}.{fingerprint(words)[:8]}", *map(str, number)])
+        decides = fingerprint(self.kept[clip]["mark"], line["caption"], words, how, *number)
         spec = proposal.get("spec") or self.spec(clip, proposal["edited_caption"])
         return Edit(
             id,
@@ -416,14 +421,14 @@ class Engine:
             )
         )
         return {
-            line["id"]: mark(line["mark"], config)
+            line["id"]: fingerprint(line["mark"], config)
             for line in self.manifest("edits").accepted(self.edit_marks)
         }
 
     @cached_property
-    def base_folder(self) -> Folder:
+    def base_folder(self) -> PipelineFolder:
         """The base's, its weights unread. UserError for clips of a size that its nets cannot take."""
-        folder = open_folder(hub.resolve(self.config.base))
+        folder = open_pipeline_folder(hub.resolve_model(self.config.base))
         check_size(folder, (self.config.clips.size,) * 2)
         return folder
 
@@ -457,19 +462,19 @@ class Engine:
         return np.load(self.folder / "edits" / f"{id}.npy")
 
     def seed(self, clip: str, *sample: int) -> int:
-        return int(mark(self.config.seed, clip, *sample)[:8], 16)
+        return int(fingerprint(self.config.seed, clip, *sample)[:8], 16)
 
     def manifest(self, stage: str) -> Manifest:
         return Manifest(self.folder, stage, self.shard)
 
-    def mine(self, marks: dict[str, str]) -> dict[str, str]:
+    def shard_items(self, marks: dict[str, str]) -> dict[str, str]:
         """Of videos or clips, those of this shard."""
-        return {id: each for id, each in marks.items() if self.own(id)}
+        return {id: each for id, each in marks.items() if self.in_shard(id)}
 
-    def own(self, id: str) -> bool:
-        return part_of(id, self.shard)
+    def in_shard(self, id: str) -> bool:
+        return shard_index(id, self.shard)
 
-    def tell(self, stage: str, marks: dict[str, str]) -> None:
+    def report_stage(self, stage: str, marks: dict[str, str]) -> None:
         """Says on the screen what a stage has come to, all shards together."""
         manifest = self.manifest(stage)
         reasons = manifest.reasons(marks)
@@ -502,7 +507,9 @@ def weights_of(model: str):
     if not Path(model).expanduser().is_dir():
         return model
     return {
-        file.name: sha256(file) for file in sorted(hub.resolve(model).iterdir()) if file.is_file()
+        file.name: file_sha256(file)
+        for file in sorted(hub.resolve_model(model).iterdir())
+        if file.is_file()
     }
 
 

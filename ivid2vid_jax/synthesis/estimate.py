@@ -6,15 +6,15 @@ import statistics
 import jax
 import jax.numpy as jnp
 
-from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
+from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
-from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, ascent, steps_left
+from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, inversion_schedule, steps_left
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.training import flops
-from ivid2vid_jax.weights.inflate import abstract_params
+from ivid2vid_jax.weights.inflate import unet_param_shapes
 
 EFFICIENCY = (
     0.3  # of a chip's peak that editing reaches; an assumption, until edits have been timed
@@ -30,7 +30,7 @@ def estimate(engine: Engine) -> str:
     without = {
         id
         for id, each in engine.caption_marks.items()
-        if captions.settled(id, each) and id not in known
+        if captions.is_done(id, each) and id not in known
     }  # no caption, so no instructions
     asked = engine.manifest("instructions").missing(
         {id: known.get(id, "") for id in kept if id not in without}
@@ -92,15 +92,15 @@ def of_clips(engine: Engine, clips: int, edits: int) -> float:
     x = jax.ShapeDtypeStruct((1, c.clips.frames, side, side, unet.in_channels), jnp.float32)
     told = jax.ShapeDtypeStruct((1, text.max_position_embeddings, text.hidden_size), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    net = denoiser(unet)
+    net = make_denoiser(unet)
     once = flops.count(
         lambda params, x, t, text: net(params, x, t, Condition(text, None)),
-        abstract_params(unet),
+        unet_param_shapes(unet),
         x,
         t,
         told,
     ).useful
     sampled = steps_left(settings) * 2 * edits
-    inverted = len(ascent(NoiseSchedule.from_json(folder.scheduler), settings)) * clips
+    inverted = len(inversion_schedule(NoiseSchedule.from_json(folder.scheduler), settings)) * clips
     tuned = 3 * settings.steps * clips if isinstance(settings, TuneAVideoConfig) else 0
     return float(once) * (sampled + inverted + tuned)

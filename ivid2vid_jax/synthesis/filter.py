@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ivid2vid_jax.evaluation.clip_scores import Scores
+from ivid2vid_jax.evaluation.clip_scores import CLIPScores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FilterConfig:
     keep: int = 4  # most edits of one clip by one instruction, the best by direction
 
 
-def refusal(scores: Scores, config: FilterConfig) -> str:
+def rejection_reason(scores: CLIPScores, config: FilterConfig) -> str:
     """The thresholds that are missed, in words; empty where none is."""
     least = {
         "image": config.image,
@@ -40,7 +40,7 @@ def refusal(scores: Scores, config: FilterConfig) -> str:
     )
 
 
-def best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
+def keep_best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
     """Of accepted edits, lines with id, prompt and scores: (ids that are kept, id -> why not), at most `keep` a prompt, by direction, then by id."""
     prompts: dict[str, list[dict]] = {}
     for line in lines:
@@ -56,8 +56,11 @@ def best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str]]:
     return kept, dropped
 
 
-def calibrated(
-    true: Sequence[Scores], false: Sequence[Scores], config: FilterConfig, recall: float = 0.95
+def calibrate_thresholds(
+    true: Sequence[CLIPScores],
+    false: Sequence[CLIPScores],
+    config: FilterConfig,
+    recall: float = 0.95,
 ) -> FilterConfig:
     """The config with thresholds for another CLIP, where true edits are known: each the largest that this share of true edits passes by itself.
 
@@ -80,6 +83,6 @@ def calibrated(
         direction=limit("direction"),
         consistency=limit("consistency"),
     )
-    if not any(refusal(each, found) for each in false):
+    if not any(rejection_reason(each, found) for each in false):
         raise ValueError("this CLIP tells no false edit from a true one")
     return found

@@ -76,7 +76,7 @@ class Malformed(ValueError):
     """A reply that holds no proposals; the message says what is wrong with it, in words that the model can use."""
 
 
-def wanted_types(index: int, count: int) -> list[str]:
+def target_types(index: int, count: int) -> list[str]:
     """The edit types asked for the index-th clip: they take turns, so that all are asked for as often whatever fails."""
     names = list(TYPES)
     return [names[(index * count + i) % len(names)] for i in range(count)]
@@ -148,7 +148,7 @@ def refusal(proposal: Proposal, caption: str, taken: Collection[Proposal]) -> st
     if proposal.edit_type not in TYPES and proposal.edit_type not in rules.SHAPES_TYPES:
         return f"edit type {proposal.edit_type!r} is unknown"
     for other in taken:
-        if likeness(proposal.instruction, other.instruction) >= ALIKE or plain(
+        if similarity(proposal.instruction, other.instruction) >= ALIKE or plain(
             proposal.edited_caption
         ) == plain(other.edited_caption):
             return f"nearly the same as {other.instruction!r}"
@@ -162,13 +162,15 @@ def plain(text: str) -> tuple[str, ...]:
     )
 
 
-def likeness(a: str, b: str) -> float:
+def similarity(a: str, b: str) -> float:
     """Share of the words of both texts that they have in common (Jaccard)."""
     one, two = set(plain(a)), set(plain(b))
     return len(one & two) / max(1, len(one | two))
 
 
-def sift(proposals: list[Proposal], caption: str, most: int) -> tuple[list[Proposal], list[dict]]:
+def filter_proposals(
+    proposals: list[Proposal], caption: str, most: int
+) -> tuple[list[Proposal], list[dict]]:
     """(the first `most` that can be taken, the others with their reasons)."""
     taken, refused = [], []
     for proposal in proposals:
@@ -206,7 +208,7 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
             "tokens_out": facts["tokens_out"] + reply.tokens_out,
         }
         try:
-            taken, refused = sift(parse(reply.text), caption, len(types))
+            taken, refused = filter_proposals(parse(reply.text), caption, len(types))
         except Malformed as error:
             facts["unread"].append(reply.text[:2000])
             told = [
@@ -215,19 +217,21 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
                 {"role": "user", "content": str(error)},
             ]
             continue
-        return settled(facts, taken, refused)
+        return instruction_outcome(facts, taken, refused)
     return REJECTED, facts | {"reason": f"no reply of {TRIES} could be read"}
 
 
 def by_rules(caption: str, types: list[str], seed: int) -> tuple[str, dict]:
     """The same by rules, without any model."""
-    taken, refused = sift(
+    taken, refused = filter_proposals(
         [Proposal(*row) for row in rules.proposals(caption, types, seed)], caption, len(types)
     )
-    return settled({"caption": caption, "model": "rules"}, taken, refused)
+    return instruction_outcome({"caption": caption, "model": "rules"}, taken, refused)
 
 
-def settled(facts: dict, taken: list[Proposal], refused: list[dict]) -> tuple[str, dict]:
+def instruction_outcome(
+    facts: dict, taken: list[Proposal], refused: list[dict]
+) -> tuple[str, dict]:
     facts |= {"proposals": [dataclasses.asdict(each) for each in taken], "refused": refused}
     return (
         (ACCEPTED, facts)

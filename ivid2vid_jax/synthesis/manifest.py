@@ -25,14 +25,14 @@ class Manifest:
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
         self.file, self.lock = file_of(folder, stage, shard), threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        jsonl.mend(self.file)
+        jsonl.truncate_partial_line(self.file)
         others = [
             path
             for path in folder.glob("*.jsonl")
             if path.stem == stage or path.stem.startswith(f"{stage}-")
         ]
         found = sorted(
-            (json.loads(line) for path in others for line in jsonl.whole(path)),
+            (json.loads(line) for path in others for line in jsonl.read_complete_lines(path)),
             key=lambda line: line["time"],
         )
         self.lines = {line["id"]: line for line in found}
@@ -45,14 +45,14 @@ class Manifest:
             self.lines[id] = line
         return line
 
-    def settled(self, id: str, mark: str) -> bool:
+    def is_done(self, id: str, mark: str) -> bool:
         """Whether there is nothing left to do for an item."""
         line = self.lines.get(id)
         return line is not None and line["mark"] == mark and line["status"] != FAILED
 
     def missing(self, marks: Mapping[str, str]) -> list[str]:
         """Of items, id -> mark, those that are not settled, in the order of their ids."""
-        return [id for id in sorted(marks) if not self.settled(id, marks[id])]
+        return [id for id in sorted(marks) if not self.is_done(id, marks[id])]
 
     def untried(self, marks: Mapping[str, str]) -> list[str]:
         """Of items, id -> mark, those that no line of this mark speaks of; unlike `missing` without those that failed, which may fail for ever."""
@@ -63,7 +63,7 @@ class Manifest:
         return [
             self.lines[id]
             for id in sorted(marks)
-            if self.settled(id, marks[id]) and self.lines[id]["status"] == ACCEPTED
+            if self.is_done(id, marks[id]) and self.lines[id]["status"] == ACCEPTED
         ]
 
     def reasons(self, marks: Mapping[str, str]) -> dict[str, int]:
@@ -84,7 +84,7 @@ def file_of(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
 
 
 @contextmanager
-def claim(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
+def lock_stage(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
     """Holds a shard's part of the folder by its manifest of the first stage, which is there before anything else is: so a folder is known for what it
     is wherever its first run is killed. UserError where another process is at work on the same part."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def claim(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def settle(
+def run_pending(
     manifest: Manifest,
     marks: Mapping[str, str],
     work: Callable[[str], tuple[str, dict]],
@@ -122,7 +122,7 @@ def settle(
             raise
 
 
-def settle_groups(
+def run_pending_groups(
     manifest: Manifest,
     marks: Mapping[str, str],
     groups: Iterable[list[str]],
@@ -136,11 +136,11 @@ def settle_groups(
                 manifest.add(id, marks[id], status, **facts)
 
 
-def mark(*parts) -> str:
+def fingerprint(*parts) -> str:
     """A hash of what decides an item: anything that JSON can say, settings and lines of earlier stages among them."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def part_of(id: str, shard: tuple[int, int]) -> bool:
+def shard_index(id: str, shard: tuple[int, int]) -> bool:
     """Whether an item is a shard's; by a hash, so that it is for every list that it stands in."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shard[1] == shard[0]

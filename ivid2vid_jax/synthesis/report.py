@@ -37,7 +37,7 @@ def page(engine: Engine, kept: set[str], dropped: dict[str, str], found: dict) -
                 np.linspace(0, len(clips[0]) - 1, min(8, len(clips[0]))).round().astype(int)
             )
             reason = line.get("reason") or dropped.get(line["id"], "")
-            sheet = compare.sheet(
+            sheet = compare.contact_sheet(
                 [tuple(clip[frame] for clip in clips) for frame in shown], edit.instruction
             )
             scores = ", ".join(f"{name} {value:.2f}" for name, value in line["scores"].items())

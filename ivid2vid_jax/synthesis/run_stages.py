@@ -6,7 +6,7 @@ from ivid2vid_jax import assets
 from ivid2vid_jax.synthesis import dataset_writer
 from ivid2vid_jax.synthesis.config import STAGES, TRUTH
 from ivid2vid_jax.synthesis.engine import Engine
-from ivid2vid_jax.synthesis.manifest import claim
+from ivid2vid_jax.synthesis.manifest import lock_stage
 
 
 def run_stages(engine: Engine) -> None:
@@ -16,8 +16,10 @@ def run_stages(engine: Engine) -> None:
         Path(config.base).expanduser().exists() or config.base in assets.MODELS
     ):
         _ = engine.base_folder  # what it refuses is refused before anything is paid for, unless it would have to be fetched
-    with claim(engine.folder, "clips", engine.shard):
+    with lock_stage(engine.folder, "clips", engine.shard):
         for stage in STAGES:
             if stage in config.stages:
-                dataset_writer.write(engine) if stage == "write" else getattr(engine, stage)()
-                engine.meet(stage)
+                dataset_writer.write_dataset(engine) if stage == "write" else getattr(
+                    engine, stage
+                )()
+                engine.barrier(stage)

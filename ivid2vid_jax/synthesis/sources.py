@@ -13,11 +13,11 @@ from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import ATTRIBUTES, RADII
 from ivid2vid_jax.synthesis import clip_cutting
 from ivid2vid_jax.synthesis.config import OWN, SynthesisConfig
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, mark
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, fingerprint
 
-EDITS = tuple(kind for kind in shapes.KINDS if kind != "identity")
-ANYWHERE = tuple(
-    kind for kind in EDITS if kind not in ("add", "remove")
+EDIT_KINDS = tuple(kind for kind in shapes.KINDS if kind != "identity")
+ANY_SCENE_KINDS = tuple(
+    kind for kind in EDIT_KINDS if kind not in ("add", "remove")
 )  # edits that any scene can be asked for
 ENDS = 2**16  # bytes
 
@@ -33,18 +33,18 @@ class Source(Protocol):
         """Of the clips of accepted videos' lines: id -> the id of the one that it repeats and so is not used."""
 
 
-def source(config: SynthesisConfig) -> Source:
+def open_source(config: SynthesisConfig) -> Source:
     """UserError for a folder that holds no video."""
     folder = config.output / "clips"
     return (
-        Shapes(config, folder)
+        ShapesSource(config, folder)
         if config.videos == OWN
-        else Videos(clip_cutting.videos(Path(config.videos)), config.clips, folder)
+        else VideoSource(clip_cutting.videos(Path(config.videos)), config.clips, folder)
     )
 
 
 @dataclasses.dataclass
-class Videos:
+class VideoSource:
     files: dict[str, Path]
     config: clip_cutting.ClipsConfig
     folder: Path
@@ -55,18 +55,19 @@ class Videos:
 
     def marks(self):
         return {
-            id: mark(dataclasses.asdict(self.config), each) for id, each in self.digests.items()
+            id: fingerprint(dataclasses.asdict(self.config), each)
+            for id, each in self.digests.items()
         }
 
     def make(self, id):
-        return clip_cutting.cut(self.files[id], id, self.config, self.folder)
+        return clip_cutting.cut_video(self.files[id], id, self.config, self.folder)
 
     def repeats(self, lines):
-        return clip_cutting.unlike(lines, self.config)[1]
+        return clip_cutting.near_duplicates(lines, self.config)[1]
 
 
 @dataclasses.dataclass
-class Shapes:
+class ShapesSource:
     """Clips of the shapes world's sequence, with the specs of several edits each."""
 
     config: SynthesisConfig
@@ -74,16 +75,16 @@ class Shapes:
 
     def marks(self):
         c = self.config
-        decides = mark(c.seed, c.per_clip, c.clips.size, c.clips.frames)
+        decides = fingerprint(c.seed, c.per_clip, c.clips.size, c.clips.frames)
         return {f"shapes-{c.seed}-{index:06d}": decides for index in range(c.count)}
 
     def make(self, id):
         c, index = self.config, int(id.rpartition("-")[2])
         first = shapes.sample_spec(
-            c.seed, index, kinds=EDITS, size=c.clips.size, frames=c.clips.frames
+            c.seed, index, kinds=EDIT_KINDS, size=c.clips.size, frames=c.clips.frames
         )
         specs, rng = [first], np.random.default_rng([c.seed, index, 1])
-        for kind in rng.permutation([kind for kind in ANYWHERE if kind != first.edit.kind]):
+        for kind in rng.permutation([kind for kind in ANY_SCENE_KINDS if kind != first.edit.kind]):
             edit = shapes.sample_edit(rng, first.scene, str(kind))
             if kind in (*ATTRIBUTES, "background") and not edit.value:
                 continue  # nothing to change to

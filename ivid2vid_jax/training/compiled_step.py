@@ -11,7 +11,7 @@ from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.step import TrainState, train_step
 
 
-class StepProgram:
+class CompiledStep:
     """program(state, frozen, batch) -> (state, metrics); the state is donated.
 
     flops: of one step of the shape that ran last, over all devices, by the compiler's own count and `training/flops.py` for what that leaves out;
@@ -26,7 +26,7 @@ class StepProgram:
         self.programs: dict[Any, tuple] = {}
         self.flops = 0.0
 
-    def knows(self, batch: dict) -> bool:
+    def is_compiled_for(self, batch: dict) -> bool:
         return shapes(batch) in self.programs
 
     def compile(self, state: TrainState, frozen: dict, batch: dict) -> None:
@@ -36,7 +36,7 @@ class StepProgram:
         chips = jax.device_count()
         self.programs[shapes(batch)] = (
             compiled,
-            chips * flops.of_program(traced, compiled, chips)[0],
+            chips * flops.program_flops(traced, compiled, chips)[0],
         )
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict):

@@ -26,7 +26,7 @@ class NetConfig:
         "conv",
         "attention",
     )  # kinds of temporal layers (models/temporal.py); None = as the model has them
-    fresh_temporal: bool = False  # the model's own temporal layers are left out, and new ones begin as nothing: its image editor is inflated anew
+    reinit_temporal: bool = False  # the model's own temporal layers are left out, and new ones begin as nothing: its image editor is inflated anew
     unet: UNetConfig = UNetConfig(
         block_out_channels=(48, 64, 96),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -82,7 +82,7 @@ class NetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DropConfig:
+class CondDropoutConfig:
     """Conditioning dropout, which guidance needs: chances that a clip loses its conditions; one draw decides."""
 
     text: float = 0.05  # the instruction only
@@ -150,7 +150,7 @@ class LogConfig:
     samples: int = 4  # clips edited each time
     sample_steps: int = 20  # sampler steps
     profile: int = 0  # steps that are traced once training has settled, into RUN/profile, for TensorBoard or xprof
-    judge: int = 0  # held-out clips of the shapes world that are edited and judged before the first step and after the last, of the kinds trained on
+    benchmark: int = 0  # held-out clips of the shapes world that are edited and judged before the first step and after the last, of the kinds trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class TrainConfig:
     loader: LoaderConfig = LoaderConfig()
     loss: LossConfig = LossConfig()
     autoencoder: AutoencoderLossConfig = AutoencoderLossConfig()
-    drop: DropConfig = DropConfig()
+    drop: CondDropoutConfig = CondDropoutConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -200,7 +200,7 @@ class TrainConfig:
             ("checkpoint.every", self.checkpoint.every, 1, 10**9),
             ("checkpoint.keep", self.checkpoint.keep, 1, 10**6),
             ("log.eval_batches", self.log.eval_batches, 1, 10**6),
-            ("log.judge", self.log.judge, 0, 10**6),
+            ("log.benchmark", self.log.benchmark, 0, 10**6),
             ("log.profile", self.log.profile, 0, 100),
             ("loss.frame_weight", self.loss.frame_weight, 0, 1000),
             ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
@@ -213,15 +213,21 @@ class TrainConfig:
         for name in ("text", "both", "video"):
             if getattr(self.drop, name) < 0:
                 raise UserError(f"--drop.{name} {getattr(self.drop, name)} must not be negative")
-        if self.loss.clean and self.loss.snr_gamma:
+        if self.loss.x0_weighting and self.loss.snr_gamma:
             raise UserError(
-                f"--loss.clean and --loss.snr-gamma {self.loss.snr_gamma} are two ways to weigh timesteps: choose one"
+                f"--loss.x0-weighting and --loss.snr-gamma {self.loss.snr_gamma} are two ways to weigh timesteps: choose one"
             )
         if self.loader.batch % self.optim.accumulation:
             raise UserError(
                 f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation {self.optim.accumulation}"
             )
 
+
+RENAMED = {  # fields by their names in 0.1 -> today's: on command lines and in the config.json of runs
+    "loss.clean": "loss.x0_weighting",
+    "net.fresh_temporal": "net.reinit_temporal",
+    "log.judge": "log.benchmark",
+}
 
 DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never seen, in ten minutes on two cores: still images show more examples a second than clips
     output="runs/shapes",
@@ -230,10 +236,10 @@ DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never 
     loader=LoaderConfig(
         batch=32, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS
     ),
-    loss=LossConfig(clean=True),
+    loss=LossConfig(x0_weighting=True),
     optim=OptimConfig(
         lr=1e-3, warmup=20, ema=0.99, trainable=("/attn2/", "text_encoder")
     ),  # where words meet the picture: least of the rest is lost
     checkpoint=CheckpointConfig(every=100),
-    log=LogConfig(eval_every=0, sample_every=0, sample_steps=10, judge=56),
+    log=LogConfig(eval_every=0, sample_every=0, sample_steps=10, benchmark=56),
 )

@@ -56,20 +56,20 @@ class Count:
 
 def count(function, *args) -> Count:
     """Of function(*args), over all devices together; args: arrays or ShapeDtypeStructs."""
-    return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_program(
+def program_flops(
     traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int
 ) -> tuple[float, float]:
     """(operations, bytes that its text does not show to be moved) of one chip: by the compiler's own count, and by this one for what that leaves out."""
-    found = of_jaxpr(traced.jaxpr.jaxpr)
+    found = jaxpr_flops(traced.jaxpr.jaxpr)
     return found.on_a_chip(
         (compiled.cost_analysis() or {}).get("flops", 0.0), chips
     ), found.fetched / chips
 
 
-def of_jaxpr(jaxpr) -> Count:
+def jaxpr_flops(jaxpr) -> Count:
     return sum((of_equation(eqn) for eqn in jaxpr.eqns), Count())
 
 
@@ -83,10 +83,10 @@ def of_equation(eqn) -> Count:
         return splash(eqn)
     if name == "cond":
         return max(
-            (of_jaxpr(branch.jaxpr) for branch in params["branches"]),
+            (jaxpr_flops(branch.jaxpr) for branch in params["branches"]),
             key=lambda found: found.useful,
         )
-    found = sum((of_jaxpr(inner) for inner in bodies(params)), Count())
+    found = sum((jaxpr_flops(inner) for inner in bodies(params)), Count())
     if name == "scan":
         turns = params["length"]
         return dataclasses.replace(

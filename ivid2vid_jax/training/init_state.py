@@ -24,20 +24,20 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils import storage
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import components, hub
-from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.inflate import inflate_params
 from ivid2vid_jax.weights.pipeline_folder import (
     ClipFolder,
-    Folder,
-    abstract,
-    initialiser,
-    open_clip,
-    open_folder,
+    PipelineFolder,
+    open_clip_folder,
+    open_pipeline_folder,
+    param_initializer,
+    param_shapes,
 )
-from ivid2vid_jax.weights.random_init import fresh
+from ivid2vid_jax.weights.random_init import init_params
 
 log = logging.getLogger(__name__)
 
-SCHEDULER = {
+DEFAULT_SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -48,7 +48,7 @@ SCHEDULER = {
     "steps_offset": 0,
     "timestep_spacing": "trailing",
 }
-PREPROCESSOR = {
+DEFAULT_PREPROCESSOR = {
     "image_processor_type": "CLIPImageProcessor",
     "do_resize": True,
     "do_center_crop": True,
@@ -60,26 +60,26 @@ PREPROCESSOR = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-LEARNS = {
+TRAINED_COMPONENTS = {
     "autoencoder": ("vae",),
     "clip": ("clip",),
 }  # the components that a task trains; else the U-Net and the text encoder
 
 
 @dataclasses.dataclass
-class Start:
+class InitialWeights:
     """folder: the nets as they are trained. origin: where the weights came from, enough to know them again. trained (float32) and
     frozen: parameters by name."""
 
-    folder: Folder | ClipFolder
+    folder: PipelineFolder | ClipFolder
     origin: dict[str, Any]
     trained: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
 
 
-def plan(
+def plan_networks(
     config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path
-) -> tuple[Folder | ClipFolder, Folder | ClipFolder | None]:
+) -> tuple[PipelineFolder | ClipFolder, PipelineFolder | ClipFolder | None]:
     """The nets that will be trained, and the folder whose weights they start from (None: scratch). No weight is read.
 
     texts: called where a vocabulary is to be learned, which is kept in RUN/tokenizer.
@@ -88,17 +88,17 @@ def plan(
         learn_vocabulary(config, texts, run / "tokenizer")
         return (clip_from_scratch if config.task == "clip" else from_scratch)(config, run), None
     if config.task == "clip":
-        source = open_clip(hub.resolve(config.model))
+        source = open_clip_folder(hub.resolve_model(config.model))
         if source.clip.vision.image_size != config.loader.size:
             raise UserError(
                 f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels"
             )
         return source, source
-    source = open_folder(hub.resolve(config.model))
-    if config.net.fresh_temporal:
+    source = open_pipeline_folder(hub.resolve_model(config.model))
+    if config.net.reinit_temporal:
         if config.net.temporal is None:
             raise UserError(
-                "--net.fresh-temporal: say which temporal layers begin anew, such as --net.temporal conv attention"
+                "--net.reinit-temporal: say which temporal layers begin anew, such as --net.temporal conv attention"
             )
         source = dataclasses.replace(
             source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key
@@ -143,12 +143,12 @@ def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], ho
         jax.process_index() == 0 or storage.is_remote(config.output)
     ):  # whose copy each process has for itself
         log.info("learning a vocabulary of at most %d tokens", size)
-        train_tokenizer.learn(texts(), size, home)
+        train_tokenizer.train_tokenizer(texts(), size, home)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
 
 
-def with_marks(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
+def with_special_tokens(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
     """The text tower with the tokenizer's begin, end and padding tokens."""
     from ivid2vid_jax.inference.pipeline import load_tokenizer
 
@@ -161,10 +161,10 @@ def with_marks(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
     )
 
 
-def from_scratch(config: TrainConfig, run: Path) -> Folder:
+def from_scratch(config: TrainConfig, run: Path) -> PipelineFolder:
     net = config.net
-    text = with_marks(net.text_encoder, run / "tokenizer")
-    scheduler = SCHEDULER | {
+    text = with_special_tokens(net.text_encoder, run / "tokenizer")
+    scheduler = DEFAULT_SCHEDULER | {
         "prediction_type": net.prediction_type,
         "rescale_betas_zero_snr": net.zero_terminal_snr,
     }
@@ -179,13 +179,13 @@ def from_scratch(config: TrainConfig, run: Path) -> Folder:
         "frames": config.loader.frames,
         "steps": config.log.sample_steps,
     }
-    return Folder(
+    return PipelineFolder(
         run, target_unet(config, unet, net.vae.latent_channels), net.vae, text, scheduler, sampling
     )
 
 
 def clip_from_scratch(config: TrainConfig, run: Path) -> ClipFolder:
-    size, text = config.loader.size, with_marks(config.net.clip.text, run / "tokenizer")
+    size, text = config.loader.size, with_special_tokens(config.net.clip.text, run / "tokenizer")
     clip = dataclasses.replace(
         config.net.clip,
         text=text,
@@ -194,29 +194,31 @@ def clip_from_scratch(config: TrainConfig, run: Path) -> ClipFolder:
     return ClipFolder(
         run,
         clip,
-        PREPROCESSOR
+        DEFAULT_PREPROCESSOR
         | {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}},
         run / "tokenizer",
     )
 
 
-def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh) -> Start:
+def load_initial_weights(
+    config: TrainConfig, folder: PipelineFolder, source: PipelineFolder | None, mesh: Mesh
+) -> InitialWeights:
     """Loads or draws the weights. folder, source: of `plan`."""
-    shapes = names.flatten({name: abstract(name, net) for name, net in folder.models.items()})
+    shapes = names.flatten({name: param_shapes(name, net) for name, net in folder.models.items()})
     chosen = names.trainable(shapes, config.optim.trainable)
-    check_chosen(config, chosen)
+    check_trainable(config, chosen)
     frozen_type = (
-        dtype(config)
+        compute_dtype_of(config)
         if config.optim.frozen_dtype == "auto"
         else runtime.compute_dtype(config.optim.frozen_dtype)
     )
-    master = jnp.promote_types(dtype(config), jnp.float32)
+    master = jnp.promote_types(compute_dtype_of(config), jnp.float32)
     dtypes = {name: master if name in chosen else frozen_type for name in shapes}
-    placed = sharding.of_tree(shapes, mesh)
+    placed = sharding.tree_shardings(shapes, mesh)
     weights = (
-        drawn(folder, dtypes, placed, config.seed)
+        draw_weights(folder, dtypes, placed, config.seed)
         if source is None
-        else loaded(folder, source, dtypes, placed, config.seed)
+        else load_weights(folder, source, dtypes, placed, config.seed)
     )
     origin = (
         {"scratch_seed": config.seed}
@@ -227,12 +229,12 @@ def start(config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
         {name: weights[name] for name in sorted(weights) if (name in chosen) == which}
         for which in (True, False)
     )
-    return Start(folder, origin, trained, frozen)
+    return InitialWeights(folder, origin, trained, frozen)
 
 
-def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
+def check_trainable(config: TrainConfig, chosen: set[str]) -> None:
     """UserError for weights that the task gives no gradient: weight decay alone would wear them away."""
-    learns = LEARNS.get(config.task, ("unet", "text_encoder"))
+    learns = TRAINED_COMPONENTS.get(config.task, ("unet", "text_encoder"))
     stray = sorted(
         name
         for name in chosen
@@ -241,7 +243,7 @@ def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
     if stray:
         way = (
             f"give --optim.trainable {learns[0]}"
-            if config.task in LEARNS
+            if config.task in TRAINED_COMPONENTS
             else "train the autoencoder by itself, with --task autoencoder"
         )
         raise UserError(
@@ -249,16 +251,18 @@ def check_chosen(config: TrainConfig, chosen: set[str]) -> None:
         )
 
 
-def dtype(config: TrainConfig):
+def compute_dtype_of(config: TrainConfig):
     """The arithmetic's type."""
     return runtime.compute_dtype(config.optim.dtype)
 
 
-def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, jax.Array]:
+def draw_weights(
+    folder: PipelineFolder, dtypes: dict, placed: dict, seed: int
+) -> dict[str, jax.Array]:
     """All weights of the nets, drawn afresh, one after the other."""
     out = {}
     for component, net in folder.models.items():
-        for path, leaf in fresh(initialiser(component, net), seed).items():
+        for path, leaf in init_params(param_initializer(component, net), seed).items():
             name = "/".join((component, *path))
             leaf = leaf.astype(dtypes[name])
             out[name] = jax.make_array_from_callback(
@@ -267,22 +271,24 @@ def drawn(folder: Folder, dtypes: dict, placed: dict, seed: int) -> dict[str, ja
     return out
 
 
-def loaded(
-    folder: Folder, source: Folder, dtypes: dict, placed: dict, seed: int
+def load_weights(
+    folder: PipelineFolder, source: PipelineFolder, dtypes: dict, placed: dict, seed: int
 ) -> dict[str, jax.Array]:
     """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
     types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
     for name, net in source.models.items():
         stored = flax.traverse_util.flatten_dict(types[name])
-        weights = components.load(
+        weights = components.load_component(
             name,
-            source.home(name),
-            abstract(name, net),
+            source.component_dir(name),
+            param_shapes(name, net),
             stored,
             places[name],
             skip=source.skip(name),
         )
-        out[name] = inflate(weights, source.unet, folder.unet, seed) if name == "unet" else weights
+        out[name] = (
+            inflate_params(weights, source.unet, folder.unet, seed) if name == "unet" else weights
+        )
 
     def place(name, leaf):
         fresh = (

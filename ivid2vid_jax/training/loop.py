@@ -21,11 +21,11 @@ from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import init_state as starting
 from ivid2vid_jax.training import pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
-from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, Trace, memory
-from ivid2vid_jax.training.objectives import objective as make_objective
-from ivid2vid_jax.training.samples import Samples, apart
+from ivid2vid_jax.training.objectives import make_objective as make_objective
+from ivid2vid_jax.training.samples import Samples, single_process_mesh
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.training.validation import Validation
 from ivid2vid_jax.utils import storage
@@ -37,38 +37,38 @@ log = logging.getLogger(__name__)
 VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels", "clip": "caption"}
 
 
-Judge = Callable[[TrainConfig, Path, str, Pipeline], None]
+Benchmark = Callable[[TrainConfig, Path, str, Pipeline], None]
 
 
-def train(config: TrainConfig, judge: Judge | None = None) -> Path:
+def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
     """Trains to `config.steps`, or until it is told to stop, and returns the RUN folder; called again it goes on.
 
     judge(config, run, "before" or "after", pipeline) sees the editor before the first step and after the last.
     Raises UserError for a config that cannot be run, a run of another config, a damaged checkpoint, and a loss that is no number.
     """
     config.check()
-    run = storage.here(config.output)
+    run = storage.local_path(config.output)
 
     # ---- processes, devices, the run folder
-    processes.initialise(config.distributed)
+    processes.initialize_distributed(config.distributed)
     runtime.enable_compilation_cache()
     mesh = make_mesh(config.mesh)
-    sharding.warn_of_micro_batches(config.loader.batch, config.optim.accumulation, mesh)
+    sharding.warn_if_uneven(config.loader.batch, config.optim.accumulation, mesh)
     kept = config.output if storage.is_remote(config.output) else run
-    mirror = storage.mirrored(config.output, writes=jax.process_index() == 0)
+    mirror = storage.mirror_run(config.output, writes=jax.process_index() == 0)
     with (
         mirror as push,
-        run_folder.claimed(run, config),
+        run_folder.locked_run(run, config),
         jax.set_mesh(mesh),
         Checkpoints(kept, config.checkpoint.keep) as checkpoints,
     ):
         asked, config = (
             config,
-            dataclasses.replace(config, data=tuple(map(storage.fetched, config.data))),
+            dataclasses.replace(config, data=tuple(map(storage.fetch_folder, config.data))),
         )
         at = resume_from(config, run, checkpoints)
         stale = (
-            config.checkpoint.pipeline and bool(at) and pipeline_export.written_step(run) != at
+            config.checkpoint.pipeline and bool(at) and pipeline_export.exported_step(run) != at
         )  # killed between a checkpoint and its pipeline
         if at >= config.steps and not stale:
             log.info(
@@ -77,18 +77,22 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
             return run
 
         # ---- nets, objective, state
-        folder, source = starting.plan(config, lambda: run_folder.texts(config), run)
-        tokenize = Tokenize(load_tokenizer(folder.tokenizer), folder.text_length)
-        begun = starting.start(config, folder, source, mesh)
+        folder, source = starting.plan_networks(config, lambda: run_folder.texts(config), run)
+        tokenize = Tokenizer(load_tokenizer(folder.tokenizer), folder.text_length)
+        begun = starting.load_initial_weights(config, folder, source, mesh)
         objective = make_objective(
-            config, folder, tokenize(""), starting.dtype(config), frozenset(begun.trained)
+            config,
+            folder,
+            tokenize(""),
+            starting.compute_dtype_of(config),
+            frozenset(begun.trained),
         )
         optimizer = make_optimizer(config.optim, config.steps)
 
         def make(params):
             return new_state(params, optimizer, config.optim, config.seed)
 
-        placed = sharding.of_tree(jax.eval_shape(make, begun.trained), mesh)
+        placed = sharding.tree_shardings(jax.eval_shape(make, begun.trained), mesh)
         latents = cache_keys(config, folder, begun.trained) if config.loader.cached else ()
         loader = Loader(
             config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=latents
@@ -105,19 +109,23 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
             loader.restore(position)
         else:
             state, position = jax.jit(make, out_shardings=placed)(begun.trained), loader.state
-        tell(run, config, mesh, state, begun.frozen, at)
+        log_start(run, config, mesh, state, begun.frozen, at)
 
         # ---- what happens on the way
-        meta = {"config": run_folder.plain(asked), "origin": begun.origin, "versions": versions()}
-        program = StepProgram(
+        meta = {
+            "config": run_folder.to_jsonable(asked),
+            "origin": begun.origin,
+            "versions": versions(),
+        }
+        program = CompiledStep(
             objective, optimizer, config.optim, learning_rate(config.optim, config.steps), placed
         )
         validation = Validation(config, tokenize, VIEWS[config.task], objective, mesh)
         samples = Samples(config, run, folder)
 
         def write_pipeline(step: int) -> None:
-            weights = pipeline_export.averaged(state)
-            pipeline_export.write(
+            weights = pipeline_export.ema_params(state)
+            pipeline_export.write_pipeline(
                 run,
                 step,
                 validation.calibrated(folder, weights, begun.frozen),
@@ -128,11 +136,13 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
 
         def judged(when: str) -> None:
             pipe = (
-                samples.pipeline(pipeline_export.averaged(state), begun.frozen) if judge else None
+                samples.pipeline(pipeline_export.ema_params(state), begun.frozen)
+                if benchmark
+                else None
             )
             if pipe:
-                with apart():
-                    judge(config, run, when, pipe)
+                with single_process_mesh():
+                    benchmark(config, run, when, pipe)
 
         if stale:
             log.info(
@@ -152,7 +162,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
             contextlib.closing(trace),
             jax.transfer_guard("disallow"),
         ):
-            reporter = Reporter(config, clock, metrics_log, program, checkpoints, mesh)
+            reporter = MetricsReporter(config, clock, metrics_log, program, checkpoints, mesh)
 
             # ---- the loop: step n is dispatched, then step n-1 is read and told
             for step in range(at + 1, config.steps + 1):
@@ -160,7 +170,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                 with clock.data():
                     batch, position = next(loader)
                 batch = sharding.put_batch(batch, mesh)
-                if not program.knows(batch):
+                if not program.is_compiled_for(batch):
                     with clock.pause():
                         program.compile(state, begun.frozen, batch)
                 state, metrics = program(state, begun.frozen, batch)
@@ -170,7 +180,7 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                 last = stop or step == config.steps
                 save = last or step % config.checkpoint.every == 0
                 validate, sample = (
-                    every(step, interval, last and not stop)
+                    is_due(step, interval, last and not stop)
                     for interval in (config.log.eval_every, config.log.sample_every)
                 )
                 if save or validate or sample:
@@ -179,11 +189,13 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
                     if validate:
                         metrics_log.write(
                             step,
-                            validation(pipeline_export.averaged(state), begun.frozen),
+                            validation(pipeline_export.ema_params(state), begun.frozen),
                             kind="validation",
                         )
                     if sample:
-                        for picture in samples(step, pipeline_export.averaged(state), begun.frozen):
+                        for picture in samples(
+                            step, pipeline_export.ema_params(state), begun.frozen
+                        ):
                             metrics_log.images(step, "samples", picture)
                     if step == config.steps:
                         judged("after")
@@ -202,11 +214,11 @@ def train(config: TrainConfig, judge: Judge | None = None) -> Path:
 
 def cache_keys(config: TrainConfig, folder, trained) -> tuple[str, ...]:
     """The latent caches of this model and these cuts. Raises UserError where what is cached would be trained."""
-    from ivid2vid_jax.training.encode_latents import keys
+    from ivid2vid_jax.training.encode_latents import latent_cache_keys
 
     if config.model is None or config.task in ("autoencoder", "clip"):
         raise UserError("--loader.cached needs --model, whose frozen autoencoder made the cache")
-    return keys(
+    return latent_cache_keys(
         folder,
         config.loader,
         text=config.task == "edit"
@@ -214,7 +226,7 @@ def cache_keys(config: TrainConfig, folder, trained) -> tuple[str, ...]:
     )
 
 
-def every(step: int, interval: int, last: bool) -> bool:
+def is_due(step: int, interval: int, last: bool) -> bool:
     """Whether something that happens every `interval` steps (0: never) is due."""
     return interval > 0 and (step % interval == 0 or last)
 
@@ -238,7 +250,7 @@ def resume_from(config: TrainConfig, run: Path, checkpoints: Checkpoints) -> int
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenize:
+class Tokenizer:
     """A text as int32 [K] token ids, padded and cut to the text encoder's length. It pickles, for the loader's workers."""
 
     tokenizer: object
@@ -254,7 +266,7 @@ class Tokenize:
         )["input_ids"][0].astype(np.int32)
 
 
-class Reporter:
+class MetricsReporter:
     """Reads the metrics of the step before the one that was just dispatched, checks and logs them."""
 
     def __init__(
@@ -262,11 +274,11 @@ class Reporter:
         config: TrainConfig,
         clock: Clock,
         metrics_log: MetricsLog,
-        program: StepProgram,
+        program: CompiledStep,
         checkpoints: Checkpoints,
         mesh,
     ):
-        self.config, self.clock, self.log, self.program, self.checkpoints = (
+        self.config, self.clock, self.log_step, self.program, self.checkpoints = (
             config,
             clock,
             metrics_log,
@@ -280,15 +292,15 @@ class Reporter:
         """Takes the metrics of `step`, still being computed, and tells those of the step before."""
         before, self.waiting = self.waiting, (step, metrics, frames)
         if before:
-            self.tell(*before)
+            self.log_step(*before)
 
     def flush(self) -> None:
         """Tells the step that is waiting, before anything of it is kept."""
         if self.waiting:
-            self.tell(*self.waiting)
+            self.log_step(*self.waiting)
             self.waiting = None
 
-    def tell(self, step: int, metrics: dict, frames: int) -> None:
+    def log_step(self, step: int, metrics: dict, frames: int) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(np.isfinite(value) for value in values.values()):
             bad = ", ".join(
@@ -310,15 +322,15 @@ class Reporter:
             "frames_per_s_per_chip": frames / pace["step_time"] / self.devices,
             "model_flops_per_s": self.program.flops / pace["step_time"],
         }
-        self.log.write(
+        self.log_step.write(
             step,
             values
             | ({f"{name}_mib": mib for name, mib in memory().items()} if step % 20 == 0 else {}),
         )
-        self.log.line(step, values)
+        self.log_step.line(step, values)
 
 
-def tell(run: Path, config: TrainConfig, mesh, state, frozen: dict, at: int) -> None:
+def log_start(run: Path, config: TrainConfig, mesh, state, frozen: dict, at: int) -> None:
     """One line on what is about to happen."""
     if jax.process_index() == 0:
         trained, still = (
@@ -337,5 +349,6 @@ def tell(run: Path, config: TrainConfig, mesh, state, frozen: dict, at: int) -> 
         )
         log.info(
             "config: %s",
-            json.dumps(run_folder.plain(config), default=str)[:100] + " ... (RUN/config.json)",
+            json.dumps(run_folder.to_jsonable(config), default=str)[:100]
+            + " ... (RUN/config.json)",
         )

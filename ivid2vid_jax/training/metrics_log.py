@@ -41,7 +41,7 @@ class MetricsLog:
             path = run / "metrics.jsonl"
             truncate(path, resumed_at)
             self.file = open(path, "a", encoding="utf-8")
-            self.board = open_board(run / "tensorboard", resumed_at)
+            self.board = open_tensorboard(run / "tensorboard", resumed_at)
 
     def __enter__(self):
         return self
@@ -136,7 +136,7 @@ def read_metrics(run: Path, kind: str | None = None) -> list[dict]:
     )
 
 
-def open_board(folder: Path, resumed_at: int):
+def open_tensorboard(folder: Path, resumed_at: int):
     """A TensorBoard writer, or None without tensorboardX; events after `resumed_at` are hidden by the new ones."""
     try:
         from tensorboardX import SummaryWriter

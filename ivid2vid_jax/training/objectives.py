@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax import random
 
 from ivid2vid_jax.diffusion import losses as diffusion
-from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
+from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.models import AutoencoderKL, CLIPModel, CLIPTextModel
 from ivid2vid_jax.models.autoencoder import Posterior
-from ivid2vid_jax.models.clip import normalise, unit
-from ivid2vid_jax.training.config import DropConfig, TrainConfig
-from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder
+from ivid2vid_jax.models.clip import l2_normalize, normalize_pixels
+from ivid2vid_jax.training.config import CondDropoutConfig, TrainConfig
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 
 class Losses(NamedTuple):
@@ -32,9 +32,9 @@ class Losses(NamedTuple):
     t: jax.Array | None = None
 
 
-def objective(
+def make_objective(
     config: TrainConfig,
-    folder: Folder | ClipFolder,
+    folder: PipelineFolder | ClipFolder,
     null_tokens,
     dtype: Any,
     trained: Collection[str] = (),
@@ -68,7 +68,7 @@ class Denoising:
     def __init__(
         self,
         config: TrainConfig,
-        folder: Folder,
+        folder: PipelineFolder,
         null_tokens,
         dtype: Any,
         trains_text: bool = False,
@@ -87,7 +87,9 @@ class Denoising:
             CLIPTextModel(folder.text_encoder, dtype),
         )
         self.denoise, self.denoise_train = (
-            denoiser(folder.unet, config.optim.attention, config.optim.remat, dtype, train=train)
+            make_denoiser(
+                folder.unet, config.optim.attention, config.optim.remat, dtype, train=train
+            )
             for train in (False, True)
         )
         self.dropout = folder.unet.temporal_dropout > 0
@@ -111,13 +113,13 @@ class Denoising:
         noise = jax.vmap(lambda key: random.normal(key, x0.shape[1:], x0.dtype))(k_noise)
         x_t, wanted = (
             diffusion.add_noise(x0, noise, alpha_bar),
-            diffusion.target(x0, noise, alpha_bar, self.prediction_type),
+            diffusion.prediction_target(x0, noise, alpha_bar, self.prediction_type),
         )
         cond = self.condition(params, batch, k_drop if train else None)
         denoise = self.denoise_train if train and self.dropout else self.denoise
         prediction = denoise(params["unet"], x_t, t, cond, rngs={"dropout": k_net[0]})
 
-        noise_loss = diffusion.square_mean(prediction - wanted)
+        noise_loss = diffusion.mse_per_clip(prediction - wanted)
         frame_loss = diffusion.frame_difference(
             x_t, prediction, wanted, alpha_bar, self.prediction_type, self.loss
         )
@@ -145,7 +147,7 @@ class Denoising:
         source = self.posterior(params, batch, "source").mode() if self.has_source else None
         if k_drop is None:
             return Condition(text, source)
-        drop_text, drop_video = dropped(jax.vmap(random.uniform)(k_drop), self.drop)
+        drop_text, drop_video = condition_dropout(jax.vmap(random.uniform)(k_drop), self.drop)
         text = jnp.where(drop_text[:, None, None], null[None], text)
         if source is not None:
             source = jnp.where(drop_video[:, None, None, None, None], 0.0, source)
@@ -161,7 +163,7 @@ class Denoising:
         return (batch["text"].astype(out.dtype) if cached else out[1:]), out[0]
 
 
-def dropped(r_B, drop: DropConfig):
+def condition_dropout(r_B, drop: CondDropoutConfig):
     """One draw a clip, r in [0, 1): below `text` the text only, then `both`, then `video` only -> (drop_text, drop_video), [B] bool."""
     text_end, both_end, video_end = (
         drop.text,
@@ -175,7 +177,7 @@ def dropped(r_B, drop: DropConfig):
 class Autoencoding:
     """The autoencoder: mean absolute error of the reconstruction from a posterior sample, and a little KL divergence."""
 
-    folder: Folder
+    folder: PipelineFolder
     kl: float
     dtype: Any
 
@@ -209,7 +211,7 @@ class Autoencoding:
         return Losses(l1 + self.kl * kl, parts)
 
 
-MOST_SCALE = 100.0  # of the logits; CLIP's own limit
+MAX_LOGIT_SCALE = 100.0  # of the logits; CLIP's own limit
 
 
 @dataclasses.dataclass
@@ -230,9 +232,12 @@ class Contrastive:
         )
         B, T = clip.shape[:2]
         mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
-        pixels = normalise(clip.reshape(B * T, *clip.shape[2:]), mean, std, self.dtype)
+        pixels = normalize_pixels(clip.reshape(B * T, *clip.shape[2:]), mean, std, self.dtype)
         images, texts, scale = model.apply({"params": params["clip"]}, pixels, tokens)
-        images, scale = unit(images.reshape(B, T, -1).mean(1)), jnp.minimum(scale, MOST_SCALE)
+        images, scale = (
+            l2_normalize(images.reshape(B, T, -1).mean(1)),
+            jnp.minimum(scale, MAX_LOGIT_SCALE),
+        )
         logits = scale * jnp.matmul(images, texts.T, precision="highest")
         same = (tokens[:, None] == tokens[None]).all(-1) & ~jnp.eye(B, dtype=bool)
         logits = jnp.where(same, -jnp.inf, logits)

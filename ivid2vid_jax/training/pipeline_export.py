@@ -12,13 +12,13 @@ from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import (
     ClipFolder,
-    Folder,
-    abstract,
+    PipelineFolder,
+    param_shapes,
     save_folder,
 )
 
 
-def averaged(state: TrainState) -> dict[str, jax.Array]:
+def ema_params(state: TrainState) -> dict[str, jax.Array]:
     """The EMA of the trained weights, or the weights themselves where none is kept."""
     return state.ema or state.params
 
@@ -36,11 +36,11 @@ def gather(leaf: jax.Array) -> jax.Array:
     return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
 
 
-def write(
+def write_pipeline(
     run: Path,
     step: int,
-    folder: Folder | ClipFolder,
-    source: Folder | ClipFolder | None,
+    folder: PipelineFolder | ClipFolder,
+    source: PipelineFolder | ClipFolder | None,
     trained: dict[str, jax.Array],
     frozen: dict[str, jax.Array],
 ) -> None:
@@ -55,22 +55,22 @@ def write(
         write_json(run / "pipeline" / "training.json", {"step": step})
 
 
-def written_step(run: Path) -> int | None:
+def exported_step(run: Path) -> int | None:
     """The step whose weights RUN/pipeline holds; None where there is no whole one."""
     file = run / "pipeline" / "training.json"
     return read_json(file)["step"] if file.is_file() else None
 
 
-def stored(source: Folder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
+def stored(source: PipelineFolder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
     """The wanted leaves that the source folder holds in the same shape, in the type they are stored in."""
     found = {}
     for component, net in source.models.items():
         if any(name.startswith(f"{component}/") for name in wanted):
             tree = dict(
-                components.arrays(
+                components.load_component_arrays(
                     component,
-                    source.home(component),
-                    abstract(component, net),
+                    source.component_dir(component),
+                    param_shapes(component, net),
                     skip=source.skip(component),
                 )
             )

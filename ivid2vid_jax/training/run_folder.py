@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.config import RENAMED, TrainConfig
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.utils.locks import file_lock
 
 # What may change between two starts of a run: how it is computed and watched, not what is learned.
-FREE = (
+MUTABLE_KEYS = (
     "output",
     "steps",
     "resume",
@@ -33,13 +33,13 @@ FREE = (
 TEXTS = 4000  # examples whose texts a vocabulary is learned from
 
 
-def plain(config: TrainConfig) -> dict:
+def to_jsonable(config: TrainConfig) -> dict:
     """The config as JSON holds it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 @contextmanager
-def claimed(run: Path, config: TrainConfig) -> Iterator[None]:
+def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
     """Holds the run folder, so that no second run writes to it; records the config, or compares it with the one recorded.
 
     Raises UserError where another process trains there, or where the folder's run is of another config: names what differs.
@@ -62,22 +62,23 @@ def claimed(run: Path, config: TrainConfig) -> Iterator[None]:
     busy = f"--output {run}: another process is training there; wait for it, stop it, or name another folder"
     with file_lock(run / "lock", busy, "w"):
         if file.exists():
-            compare(run, json.loads(file.read_text()), plain(config))
-        write_json(file, plain(config))
+            check_same_config(run, json.loads(file.read_text()), to_jsonable(config))
+        write_json(file, to_jsonable(config))
         yield
 
 
-def compare(run: Path, before: dict, now: dict) -> None:
-    """UserError that names the values in which a run's config differs from what is asked for, those of `FREE` aside.
+def check_same_config(run: Path, before: dict, now: dict) -> None:
+    """UserError that names the values in which a run's config differs from what is asked for, except those in `MUTABLE_KEYS`.
 
     What an older release did not record yet had what is the default now.
     """
-    old, new = flat(plain(TrainConfig())) | flat(before), flat(now)
+    recorded = {RENAMED.get(name, name): value for name, value in flat(before).items()}
+    old, new = flat(to_jsonable(TrainConfig())) | recorded, flat(now)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     names = [
         name
         for name in names
-        if not any(name == free or name.startswith(f"{free}.") for free in FREE)
+        if not any(name == free or name.startswith(f"{free}.") for free in MUTABLE_KEYS)
     ]
     if names:
         told = "; ".join(f"--{name} was {old.get(name)}, is {new.get(name)}" for name in names[:8])

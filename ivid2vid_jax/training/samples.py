@@ -9,13 +9,13 @@ import numpy as np
 
 from ivid2vid_jax.data.loader import held_out_split, open_source
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline, load_tokenizer
-from ivid2vid_jax.parallel.mesh import mesh_of
+from ivid2vid_jax.parallel.mesh import build_mesh
 from ivid2vid_jax.training import init_state as starting
 from ivid2vid_jax.training import pipeline_export
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import ClipFolder, Folder
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 
 class Samples:
@@ -25,7 +25,7 @@ class Samples:
     In a run of several processes the first one computes, alone.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, folder: Folder | ClipFolder):
+    def __init__(self, config: TrainConfig, run: Path, folder: PipelineFolder | ClipFolder):
         self.config, self.run = config, run
         self.pipe = None
         if config.task != "clip":
@@ -33,14 +33,14 @@ class Samples:
                 folder,
                 {},
                 load_tokenizer(folder.tokenizer),
-                starting.dtype(config),
+                starting.compute_dtype_of(config),
                 config.optim.attention,
             )
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
         if not self.pipeline(params, frozen):
             return []
-        with jax.transfer_guard("allow"), apart():
+        with jax.transfer_guard("allow"), single_process_mesh():
             return list(self.write(self.run / "samples" / str(step)))
 
     def pipeline(self, params: dict, frozen: dict) -> Pipeline | None:
@@ -67,7 +67,7 @@ class Samples:
                 "text_to_image": record.source_caption,
                 "autoencoder": "reconstruction",
             }[self.config.task]
-            yield compare.panels(
+            yield compare.write_panels(
                 folder / f"{i}.gif",
                 [record.source, made] + [record.edited] * (self.config.task == "edit"),
                 text,
@@ -83,7 +83,7 @@ class Samples:
         )
         if self.config.task == "text_to_image":
             return self.pipe.generate(
-                record.source_caption, len(record.source), settings.resolved(self.pipe.folder)
+                record.source_caption, len(record.source), settings.resolve(self.pipe.folder)
             )
         return self.pipe.edit(record.source, record.instruction, **vars(settings))
 
@@ -102,11 +102,11 @@ class Samples:
             return
 
 
-def apart():
+def single_process_mesh():
     """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
     devices of the others, which wait."""
     return (
-        jax.set_mesh(mesh_of((1, 1, 1), jax.local_devices()[:1]))
+        jax.set_mesh(build_mesh((1, 1, 1), jax.local_devices()[:1]))
         if jax.process_count() > 1
         else contextlib.nullcontext()
     )

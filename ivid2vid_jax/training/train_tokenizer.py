@@ -14,7 +14,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 BYTES = 512  # every byte, within a word and at its end, so that no text is unknown
 
 
-def learn(texts: Iterable[str], size: int, folder: Path) -> None:
+def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
     """Writes vocab.json, merges.txt and tokenizer_config.json of at most `size` tokens to a folder. The same texts give the same files."""
     from tokenizers import (
         Regex,

@@ -12,7 +12,7 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.training.step import clip_keys
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import Folder
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Validation:
         means = {name: float(values.mean()) for name, values in rows.items()}
         return means | (by_band(rows["noise_loss"], t) if "noise_loss" in rows else {})
 
-    def calibrated(self, folder: Folder, params: dict, frozen: dict) -> Folder:
+    def calibrated(self, folder: PipelineFolder, params: dict, frozen: dict) -> PipelineFolder:
         """The folder with the scaling factor that gives a trained autoencoder's latents unit variance, where one is trained."""
         if self.config.task != "autoencoder":
             return folder

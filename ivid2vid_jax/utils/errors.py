@@ -15,7 +15,7 @@ def check_instruction(instruction: str) -> None:
         raise UserError("the instruction is empty; say what to change, e.g. 'make it snow'")
 
 
-def shard_of(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """(index, count) of a --shard "I/N". Raises UserError."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -27,7 +27,7 @@ def check_types(config, prefix: str = "") -> None:
     """UserError that names a value of another type than its field says: Python, which recipes are written in, does not mind one."""
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
-        if not fits(value, field.type):
+        if not matches_type(value, field.type):
             kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
             raise UserError(
                 f"{name} {value!r} must be {kind or str(field.type).replace('typing.', '')}"
@@ -36,7 +36,7 @@ def check_types(config, prefix: str = "") -> None:
             check_types(value, f"{name}.")
 
 
-def fits(value, kind) -> bool:
+def matches_type(value, kind) -> bool:
     """Whether a value is of an annotation's kind; a whole number passes for a float."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is typing.Any:
@@ -44,10 +44,14 @@ def fits(value, kind) -> bool:
     if origin is typing.Literal:
         return value in args
     if origin in (types.UnionType, typing.Union):
-        return any(fits(value, each) for each in args)
+        return any(matches_type(value, each) for each in args)
     if origin is tuple:
         each = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
-        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(each)
+            and all(map(matches_type, value, each))
+        )
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -10,7 +10,7 @@ RESAMPLES = 2000
 HELD = 1_000_000  # drawn numbers in memory at a time
 
 
-def wilson(successes: float, count: float) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """The interval of a share (Wilson 1927), within [0, 1]; count at least 1. Of answers that hang together, as several of one clip do, give means over these
     and the number of clips: both may then be no whole numbers."""
     share, z2 = successes / count, Z * Z / count
@@ -18,7 +18,7 @@ def wilson(successes: float, count: float) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
 
 
-def bootstrap(
+def bootstrap_interval(
     values: Sequence[float],
     statistic: Callable[[np.ndarray], np.ndarray],
     groups: Sequence[str] | None = None,
@@ -47,7 +47,7 @@ def draws(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
         yield rng.integers(count, size=(min(step, RESAMPLES - begin), count))
 
 
-def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
+def ratio_interval(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     """The interval of mean(over) / mean(under), both [seeds, clips] of the same seeds and clips, by resampling seeds and clips alike for both
     (percentile method); inf where nothing is left below. A few seeds say little of how much seeds differ: it is then too narrow."""
     rng, (S, N) = np.random.default_rng(0), over.shape

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TextIO
 
 
-def whole(file: Path) -> list[str]:
+def read_complete_lines(file: Path) -> list[str]:
     """The finished lines; none where there is no such file."""
     data = file.read_bytes() if file.is_file() else b""
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
 
 
-def mend(file: Path) -> None:
+def truncate_partial_line(file: Path) -> None:
     """Takes away a last line that was cut off."""
     data = file.read_bytes() if file.is_file() else b""
     if data and not data.endswith(b"\n"):
@@ -21,9 +21,9 @@ def mend(file: Path) -> None:
 
 
 @contextmanager
-def appending(file: Path) -> Iterator[TextIO]:
+def open_append(file: Path) -> Iterator[TextIO]:
     """The file, mended and opened to add lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    mend(file)
+    truncate_partial_line(file)
     with open(file, "a") as out:
         yield out

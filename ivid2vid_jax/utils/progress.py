@@ -27,7 +27,7 @@ class Progress:
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 
-    def over(self, items: Iterable) -> Iterator:
+    def wrap(self, items: Iterable) -> Iterator:
         """The items, each counted as it passes."""
         for item in items:
             self.bar.update()

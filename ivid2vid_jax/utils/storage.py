@@ -19,7 +19,7 @@ from ivid2vid_jax.utils.locks import file_lock
 
 log = logging.getLogger(__name__)
 
-APART = (
+EXCLUDED = (
     "checkpoints",
     "lock",
 )  # of a RUN: what has its own way to the bucket, and what means something on this machine only
@@ -30,7 +30,7 @@ def is_remote(name: str | Path | None) -> bool:
     return isinstance(name, str) and "://" in name
 
 
-def here(name: str) -> Path:
+def local_path(name: str) -> Path:
     """Where on this machine: the folder itself, or a bucket folder's copy in the user's cache."""
     if not is_remote(name):
         return Path(name).expanduser()
@@ -44,18 +44,18 @@ def here(name: str) -> Path:
     )
 
 
-def fetched(name: str) -> str:
+def fetch_folder(name: str) -> str:
     """The local folder that holds what `name` holds now; a local name is given back. Raises UserError where it holds nothing."""
     if not is_remote(name):
         return name
-    copy = Copy(name)
+    copy = BucketMirror(name)
     if not copy.fetch():
         raise UserError(f"{name}: there is nothing in this folder, or it may not be read")
     return str(copy.folder)
 
 
 @contextlib.contextmanager
-def mirrored(name: str, writes: bool) -> Iterator[Callable[[], None]]:
+def mirror_run(name: str, writes: bool) -> Iterator[Callable[[], None]]:
     """A RUN folder that lives in a bucket: fetched here at the start; what is given pushes what has changed, as the end does. Nothing for a local one.
 
     writes: false in all processes but the first, whose pushes do nothing.
@@ -63,7 +63,7 @@ def mirrored(name: str, writes: bool) -> Iterator[Callable[[], None]]:
     if not is_remote(name):
         yield lambda: None
         return
-    copy = Copy(name)
+    copy = BucketMirror(name)
     copy.fetch()
     push = copy.push if writes else lambda: None
     try:
@@ -72,11 +72,11 @@ def mirrored(name: str, writes: bool) -> Iterator[Callable[[], None]]:
         push()
 
 
-class Copy:
+class BucketMirror:
     """A bucket's folder and its copy here. What is known of each file lies beside the copy: the bucket's version, size and time here."""
 
     def __init__(self, url: str):
-        self.url, self.folder = url.rstrip("/"), here(url)
+        self.url, self.folder = url.rstrip("/"), local_path(url)
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
@@ -96,17 +96,17 @@ class Copy:
                     for path in self.fs.find(self.root)
                 }
             names = {
-                path: name for path, name in names.items() if name.partition("/")[0] not in APART
+                path: name for path, name in names.items() if name.partition("/")[0] not in EXCLUDED
             }
             for path, name in names.items():
                 version, file = self.fs.ukey(path), self.folder / name
-                if known.get(name) == [version, *stamp(file)]:
+                if known.get(name) == [version, *size_and_mtime(file)]:
                     continue
                 log.info("fetching %s/%s", self.url, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with self.told("fetched"), atomic_path(file) as temporary:
                     self.fs.get_file(path, str(temporary))
-                known[name] = [version, *stamp(file)]
+                known[name] = [version, *size_and_mtime(file)]
             return len(names)
 
     def push(self) -> None:
@@ -114,9 +114,11 @@ class Copy:
         with self.known() as known:
             for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
                 name = str(file.relative_to(self.folder))
-                if name.partition("/")[0] in APART or known.get(name, [None])[1:] == stamp(file):
+                if name.partition("/")[0] in EXCLUDED or known.get(name, [None])[
+                    1:
+                ] == size_and_mtime(file):
                     continue
-                path, as_it_was = f"{self.root}/{name}", stamp(file)
+                path, as_it_was = f"{self.root}/{name}", size_and_mtime(file)
                 with self.told("written"):
                     self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                     self.fs.put_file(str(file), path)
@@ -148,7 +150,7 @@ class Copy:
             ) from error
 
 
-def stamp(file: Path) -> list[int]:
+def size_and_mtime(file: Path) -> list[int]:
     """Size and time of a file; -1 where there is none."""
     try:
         found = file.stat()

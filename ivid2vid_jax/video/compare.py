@@ -17,7 +17,7 @@ CELL = 256  # pixels of a shown frame's longer side
 MARGIN = 8
 
 
-def write(
+def write_comparison(
     source: Clip, edited: Path, instruction: str, times: list[Fraction], rate: Fraction
 ) -> list[Path]:
     """Writes NAME_compare and NAME_sheet.png beside the edited clip and returns their paths."""
@@ -31,23 +31,23 @@ def write(
     )
     write_clip(pair, side_by_side(source, edited), times, rate)
     shown = set(np.linspace(0, len(times) - 1, min(COLUMNS, len(times))).round().astype(int))
-    columns = [halves for i, halves in enumerate(halves_of(source, edited)) if i in shown]
+    columns = [halves for i, halves in enumerate(comparison_halves(source, edited)) if i in shown]
     with atomic_path(picture) as target:
-        sheet(columns, instruction).save(target, format="PNG")
+        contact_sheet(columns, instruction).save(target, format="PNG")
     return [pair, picture]
 
 
-def halves_of(source: Clip, edited: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def comparison_halves(source: Clip, edited: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     edited_frames = open_clip(edited).frames()
     return ((a.pixels, b.pixels) for a, b in zip(source.frames(), edited_frames, strict=True))
 
 
 def side_by_side(source: Clip, edited: Path) -> Iterator[np.ndarray]:
     """[H, 2W, 3] frames: the source on the left."""
-    return (np.concatenate(halves, axis=1) for halves in halves_of(source, edited))
+    return (np.concatenate(halves, axis=1) for halves in comparison_halves(source, edited))
 
 
-def panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> Path:
+def write_panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> Path:
     """Writes clips [T, H, W, 3] of one shape side by side to an animation, small ones enlarged, and NAME_sheet.png; returns the latter."""
     wide = np.concatenate(clips, axis=2)
     enlarged = max(1, CELL // clips[0].shape[1])
@@ -57,11 +57,13 @@ def panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> 
     shown = np.unique(np.linspace(0, len(wide) - 1, min(COLUMNS, len(wide))).round().astype(int))
     picture = animation.with_name(f"{animation.stem}_sheet.png")
     with atomic_path(picture) as target:
-        sheet([tuple(clip[i] for clip in clips) for i in shown], title).save(target, format="PNG")
+        contact_sheet([tuple(clip[i] for clip in clips) for i in shown], title).save(
+            target, format="PNG"
+        )
     return picture
 
 
-def sheet(columns: list[tuple[np.ndarray, ...]], title: str) -> Image.Image:
+def contact_sheet(columns: list[tuple[np.ndarray, ...]], title: str) -> Image.Image:
     """A contact sheet: a row for each clip (source, edit, ...), a column for each frame shown, under the instruction."""
     H, W = columns[0][0].shape[:2]
     height, width = (max(1, round(side * CELL / max(H, W))) for side in (H, W))

@@ -9,7 +9,7 @@ from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class ResizePlan:
     """Maps frames of `source` size (height, width) to `padded` size: resized to `inner`, edges repeated to the multiple."""
 
     source: tuple[int, int]
@@ -17,7 +17,7 @@ class Fit:
     padded: tuple[int, int]
 
     @classmethod
-    def plan(cls, source: tuple[int, int], size: int, factor: int) -> "Fit":
+    def plan(cls, source: tuple[int, int], size: int, factor: int) -> "ResizePlan":
         """size: pixels of the longer side. factor: what both sides must be a multiple of.
 
         Raises UserError for a size below the factor.

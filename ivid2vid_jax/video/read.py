@@ -81,7 +81,7 @@ def open_clip(
         raise UserError(f"{path}: no such file")
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes)")
-    clip = Clip(path, exact(start), exact(end), exact(fps, 1001))
+    clip = Clip(path, exact_fraction(start), exact_fraction(end), exact_fraction(fps, 1001))
     if path.is_dir():
         clip.rate = clip.fps or DEFAULT_RATE
     elif clip.is_container:
@@ -98,7 +98,7 @@ def open_clip(
     return clip
 
 
-def exact(value: float | Fraction | None, denominator: int = 10**6) -> Fraction | None:
+def exact_fraction(value: float | Fraction | None, denominator: int = 10**6) -> Fraction | None:
     """The fraction that a typed decimal means: 3.2 s is 16/5 s, not the float a little above it."""
     return None if value is None else Fraction(value).limit_denominator(denominator)
 
@@ -171,7 +171,7 @@ def image_frames(path: Path) -> Iterator[Frame]:
         with Image.open(path) as image:
             time = Fraction(0)
             for picture in ImageSequence.Iterator(image):
-                yield Frame(opaque(picture), time)
+                yield Frame(over_white(picture), time)
                 time += Fraction(round(picture.info.get("duration", 125) or 125), 1000)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(
@@ -179,7 +179,7 @@ def image_frames(path: Path) -> Iterator[Frame]:
         ) from error
 
 
-def opaque(picture: Image.Image) -> np.ndarray:
+def over_white(picture: Image.Image) -> np.ndarray:
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return np.asarray(picture.convert("RGB"))
     rgba = picture.convert("RGBA")

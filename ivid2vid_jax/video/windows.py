@@ -1,7 +1,7 @@
 """Overlapping windows over a long clip."""
 
 
-def plan(length: int, window: int, overlap: int | None = None) -> list[slice]:
+def plan_windows(length: int, window: int, overlap: int | None = None) -> list[slice]:
     """Slices of exactly `window` frames that cover `length` frames; a clip of at most `window` frames is one slice.
 
     overlap: frames shared by neighbours, a quarter of the window by default; the last window is moved back so that it ends

@@ -15,13 +15,13 @@ from ivid2vid_jax.video.read import Clip
 
 # Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip in a thousand or ten thousand
 # differs where other threads run (tests/video/test_video.py).
-SAME_BYTES = {"x264-params": "mbtree=0"}
+DETERMINISTIC_X264 = {"x264-params": "mbtree=0"}
 
 # container -> video encoder, its options, sound codecs that may be copied, encoder for others
 CONTAINERS = {
     ".mp4": (
         "libx264",
-        {"crf": "16", "preset": "medium"} | SAME_BYTES,
+        {"crf": "16", "preset": "medium"} | DETERMINISTIC_X264,
         ("aac", "mp3", "ac3", "alac"),
         "aac",
     ),
@@ -34,7 +34,7 @@ CONTAINERS = {
 }
 ANIMATIONS = (".gif", ".webp")
 STILLS = (".png", ".jpg", ".jpeg")
-CLOCK = 90_000  # ticks/s for times that are not a multiple of one frame
+FALLBACK_TIME_BASE = 90_000  # ticks/s for times that are not a multiple of one frame
 
 
 def check_output(path: Path) -> None:
@@ -113,7 +113,7 @@ def write_container(
     """mp4 or webm. Odd sizes are kept: mp4 then stores full chroma, since halved chroma needs even sides."""
     codec, options, copied, sound_codec = CONTAINERS[path.suffix.lower()]
     regular = all(time == i / rate for i, time in enumerate(times))
-    time_base = 1 / Fraction(rate) if regular else Fraction(1, CLOCK)
+    time_base = 1 / Fraction(rate) if regular else Fraction(1, FALLBACK_TIME_BASE)
     flags = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
     with av.open(str(path), "w", container_options=flags) as out:
         stream = None

@@ -30,7 +30,7 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A leaf that is read when an array is made of it (np.asarray), so that weights pass from file to file one by one.
 
     shape: Flax's; read: gives it as it is stored, in PyTorch's layout; origin: the file and the name it has there.
@@ -46,7 +46,7 @@ class Stored:
         return torch_keys.from_torch(self.path, self.read())
 
 
-def canonical(component: str, key: str) -> str:
+def canonical_key(component: str, key: str) -> str:
     """Today's name of a key: what older or newer releases of the reference libraries call otherwise."""
     if component == "text_encoder" and not key.startswith("text_model."):
         return f"text_model.{key}"  # transformers 5 saves without the prefix that published folders carry
@@ -56,7 +56,7 @@ def canonical(component: str, key: str) -> str:
     return key
 
 
-def load(
+def load_component(
     component: str,
     folder: Path,
     abstract: Any,
@@ -74,7 +74,7 @@ def load(
     if shardings is not None and not isinstance(shardings, jax.sharding.Sharding):
         shardings = flax.traverse_util.flatten_dict(shardings)
     params = {}
-    for path, array in arrays(component, folder, abstract, variant, skip):
+    for path, array in load_component_arrays(component, folder, abstract, variant, skip):
         wanted = dtype[path] if isinstance(dtype, dict) else dtype
         array = array if wanted is None else array.astype(wanted, copy=False)
         params[path] = jax.device_put(
@@ -83,34 +83,34 @@ def load(
     return flax.traverse_util.unflatten_dict(params)
 
 
-def arrays(
+def load_component_arrays(
     component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None
 ) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """(Flax path, array as stored, in Flax's layout) of every leaf of `abstract`, read one by one. Raises as `load` does."""
     for path, leaf in flax.traverse_util.flatten_dict(
-        stored(component, folder, abstract, variant, skip)
+        open_component(component, folder, abstract, variant, skip)
     ).items():
         yield path, np.asarray(leaf)
 
 
-def stored(
+def open_component(
     component: str, folder: Path, abstract: Any, variant: str | None = None, skip=None
 ) -> Any:
     """The tree of `abstract` with `Stored` leaves; only headers are read. Raises as `load` does."""
     tensors = {}
-    for key, entry in safetensors_io.headers(
-        safetensors_io.find(Path(folder), STEMS[component], variant)
+    for key, entry in safetensors_io.read_headers(
+        safetensors_io.find_files(Path(folder), STEMS[component], variant)
     ).items():
         if key.rpartition(".")[2] not in IGNORED and not (skip and skip(key)):
-            tensors[canonical(component, key)] = (
+            tensors[canonical_key(component, key)] = (
                 key,
                 entry,
-                partial(safetensors_io.read, key, entry),
+                partial(safetensors_io.read_tensor, key, entry),
             )
-    return fitted(component, folder, abstract, tensors)
+    return fit_tensors(component, folder, abstract, tensors)
 
 
-def fitted(
+def fit_tensors(
     component: str,
     where: Path,
     abstract: Any,
@@ -118,7 +118,7 @@ def fitted(
 ) -> Any:
     """The tree of `abstract` with `Stored` leaves, of tensors by today's name: (name in the file, entry, reader). UserError where they do not fit."""
     flat = flax.traverse_util.flatten_dict(abstract)
-    check(
+    check_tensors(
         component,
         where,
         {
@@ -130,13 +130,13 @@ def fitted(
     leaves = {}
     for path, leaf in flat.items():
         key, entry, read = tensors[torch_keys.torch_key(path)]
-        leaves[path] = Stored(
+        leaves[path] = StoredTensor(
             path, leaf.shape, np.dtype(safetensors_io.DTYPES[entry.dtype]), read, (entry.file, key)
         )
     return flax.traverse_util.unflatten_dict(leaves)
 
 
-def check(
+def check_tensors(
     component: str,
     folder: Path,
     expected: dict[str, tuple],
@@ -162,7 +162,7 @@ def check(
         raise UserError(f"{folder}: the {component} weights do not fit config.json: {shown}")
 
 
-def save(
+def save_component(
     component: str,
     folder: Path,
     params: Any,
@@ -194,7 +194,7 @@ def save(
             for key in keys
             for path, leaf in [flat[key]]
         )
-        safetensors_io.write(folder / name, leaves, {key: shapes[key] for key in keys})
+        safetensors_io.write_safetensors(folder / name, leaves, {key: shapes[key] for key in keys})
         weight_map |= dict.fromkeys(keys, name)
     if len(groups) > 1:
         index = {

@@ -24,7 +24,7 @@ FILES = [
 ]
 
 
-def resolve(model: str | Path | None, variant: str | None = None) -> Path:
+def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
     """The folder that `model` names: itself, RUN/pipeline of a training run, an embedded model's (None: shapes-edit), or a hub id
     "owner/name", which is fetched into the hub's cache (or found there without a network); a bucket's folder (gs://...) likewise.
 
@@ -32,7 +32,7 @@ def resolve(model: str | Path | None, variant: str | None = None) -> Path:
     """
     model = assets.DEFAULT if model is None else model
     if storage.is_remote(model):
-        model = storage.fetched(model)
+        model = storage.fetch_folder(model)
     path = Path(model).expanduser()
     if any(
         (path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")

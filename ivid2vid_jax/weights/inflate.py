@@ -12,7 +12,7 @@ from ivid2vid_jax.weights import random_init
 from ivid2vid_jax.weights.torch_keys import torch_key
 
 
-def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> Any:
+def inflate_params(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> Any:
     """The parameters of `source`, made to fit `target`: fresh temporal layers, and conv_in widened from 4 to 8 channels.
 
     Fresh temporal layers end in a zero projection, so the result computes what `params` computed, frame by frame. The new
@@ -20,7 +20,7 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> A
     Raises ValueError where the two nets differ in anything but temporal layers and input channels.
     """
     flat = flax.traverse_util.flatten_dict(params)
-    abstract = flax.traverse_util.flatten_dict(abstract_params(target))
+    abstract = flax.traverse_util.flatten_dict(unet_param_shapes(target))
     new = [path for path in abstract if path not in flat and is_temporal_key(torch_key(path))]
     stray = sorted(map(torch_key, (abstract.keys() - set(new)) ^ flat.keys()))
     if stray:
@@ -28,7 +28,9 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> A
             f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}"
         )
 
-    made = random_init.fresh(lambda key: initialise(target, key), seed, new) if new else {}
+    made = (
+        random_init.init_params(lambda key: init_unet_params(target, key), seed, new) if new else {}
+    )
     out = {path: jnp.asarray(made[path]) if path in made else flat[path] for path in abstract}
     kernel = out[("conv_in", "kernel")]
     extra = target.in_channels - source.in_channels
@@ -40,12 +42,12 @@ def inflate(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> A
     return flax.traverse_util.unflatten_dict(out)
 
 
-def abstract_params(config: UNetConfig) -> Any:
+def unet_param_shapes(config: UNetConfig) -> Any:
     """The parameter tree of the net as jax.ShapeDtypeStruct leaves (float32); nothing is computed."""
-    return jax.eval_shape(lambda key: initialise(config, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_unet_params(config, key), jax.random.key(0))
 
 
-def initialise(config: UNetConfig, key: jax.Array) -> Any:
+def init_unet_params(config: UNetConfig, key: jax.Array) -> Any:
     """All parameters of the net, drawn afresh."""
     side = config.downscale
     x = jnp.zeros((1, 1, side, side, config.in_channels))

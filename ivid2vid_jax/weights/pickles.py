@@ -36,12 +36,12 @@ CODES = {
 TEXT = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 
 
-def tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]]:
+def read_pickle_tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]]:
     """name -> (name, entry, reader) of every tensor, those of a "state_dict" where the file has one. Values stay in the file until they are read.
 
     Raises UserError for a file that is no such zip, calls for anything but tensors, or does not hold what it promises.
     """
-    records = look_through(path)
+    records = scan_pickle(path)
     try:
         import torch
     except ImportError as error:
@@ -71,7 +71,7 @@ def tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]
     return found
 
 
-def look_through(path: Path) -> Counter:
+def scan_pickle(path: Path) -> Counter:
     """How often each size in bytes occurs among the stored values. UserError for a file whose zip directory or pickle asks for more than tensors."""
     try:
         with zipfile.ZipFile(path) as held:

@@ -25,7 +25,7 @@ from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components, safetensors_io
-from ivid2vid_jax.weights.inflate import initialise
+from ivid2vid_jax.weights.inflate import init_unet_params
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclasses.dataclass
-class Folder:
+class PipelineFolder:
     """What a pipeline folder holds, parameters apart.
 
     scheduler: the content of scheduler_config.json. sampling: the content of sampling.json, {} where there is none. left_out: the U-Net's keys, by
@@ -54,20 +54,20 @@ class Folder:
     text_encoder: CLIPTextConfig
     scheduler: dict
     sampling: dict
-    left_out: Callable[[str], bool] | None = None
+    is_excluded: Callable[[str], bool] | None = None
 
     @property
     def models(self) -> dict[str, Any]:
         """Component -> config of what has weights."""
         return {name: getattr(self, name) for name in CONFIGS}
 
-    def home(self, component: str) -> Path:
+    def component_dir(self, component: str) -> Path:
         """Where a component's files lie."""
         return self.path / component
 
     def skip(self, component: str) -> Callable[[str], bool] | None:
         """The component's keys that are not read, as `components.load` takes them."""
-        return self.left_out if component == "unet" else None
+        return self.is_excluded if component == "unet" else None
 
     @property
     def tokenizer(self) -> Path:
@@ -81,9 +81,9 @@ class Folder:
     def fingerprint(self, parts: tuple[str, ...] = tuple(CONFIGS)) -> dict[str, str]:
         """sha256 of each weight file of the parts."""
         return {
-            f"{name}/{file.name}": sha256(file)
+            f"{name}/{file.name}": file_sha256(file)
             for name in parts
-            for file in safetensors_io.find(self.home(name), components.STEMS[name])
+            for file in safetensors_io.find_files(self.component_dir(name), components.STEMS[name])
         }
 
     def write(
@@ -91,7 +91,9 @@ class Folder:
     ) -> None:
         """Everything that makes up the folder, into an empty one."""
         for name, config in self.models.items():
-            components.save(name, path / name, params[name], dtype, variant, max_shard_bytes)
+            components.save_component(
+                name, path / name, params[name], dtype, variant, max_shard_bytes
+            )
             write_json(path / name / "config.json", config.to_json())
         shutil.copytree(self.tokenizer, path / "tokenizer")
         (path / "scheduler").mkdir()
@@ -117,7 +119,7 @@ class ClipFolder:
     def models(self) -> dict[str, Any]:
         return {"clip": self.clip}
 
-    def home(self, component: str) -> Path:
+    def component_dir(self, component: str) -> Path:
         return self.path
 
     def skip(self, component: str) -> None:
@@ -130,14 +132,14 @@ class ClipFolder:
     def fingerprint(self) -> dict[str, str]:
         """sha256 of each weight file."""
         return {
-            file.name: sha256(file)
-            for file in safetensors_io.find(self.path, components.STEMS["clip"])
+            file.name: file_sha256(file)
+            for file in safetensors_io.find_files(self.path, components.STEMS["clip"])
         }
 
     def write(
         self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int
     ) -> None:
-        components.save("clip", path, params["clip"], dtype, variant, max_shard_bytes)
+        components.save_component("clip", path, params["clip"], dtype, variant, max_shard_bytes)
         write_json(path / "config.json", self.clip.to_json())
         write_json(path / "preprocessor_config.json", self.preprocessor)
         for name in TOKENIZER_FILES:
@@ -145,12 +147,12 @@ class ClipFolder:
                 shutil.copy(self.tokenizer / name, path / name)
 
 
-def sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def open_clip(path: str | os.PathLike) -> ClipFolder:
+def open_clip_folder(path: str | os.PathLike) -> ClipFolder:
     """Reads the configs of a CLIP folder. Raises UserError that names what is missing or not understood."""
     path = Path(path)
     if not path.is_dir():
@@ -167,7 +169,7 @@ def open_clip(path: str | os.PathLike) -> ClipFolder:
     return ClipFolder(path, clip, read_json(path / "preprocessor_config.json"), path)
 
 
-def open_folder(path: str | os.PathLike) -> Folder:
+def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
     """Reads the configs of a pipeline folder. Components that are no models here (safety_checker, ...) are skipped by name.
 
     Raises UserError that names the part that is missing or not understood.
@@ -199,7 +201,7 @@ def open_folder(path: str | os.PathLike) -> Folder:
         )
     sampling = path / "sampling.json"
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    return Folder(
+    return PipelineFolder(
         path,
         **configs,
         scheduler=scheduler,
@@ -207,10 +209,10 @@ def open_folder(path: str | os.PathLike) -> Folder:
     )
 
 
-def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
+def param_initializer(component: str, config: Any) -> Callable[[jax.Array], Any]:
     """key -> a component's fresh parameters."""
     if component == "unet":
-        return lambda key: initialise(config, key)
+        return lambda key: init_unet_params(config, key)
     if component == "vae":
         side = config.downscale * 2
         return lambda key: AutoencoderKL(config).init(
@@ -225,23 +227,23 @@ def initialiser(component: str, config: Any) -> Callable[[jax.Array], Any]:
     return lambda key: CLIPTextModel(config).init(key, ids)["params"]
 
 
-def abstract(component: str, config: Any) -> Any:
+def param_shapes(component: str, config: Any) -> Any:
     """The parameter tree of a component as jax.ShapeDtypeStruct leaves."""
-    return jax.eval_shape(initialiser(component, config), jax.random.key(0))
+    return jax.eval_shape(param_initializer(component, config), jax.random.key(0))
 
 
 def load_params(
-    folder: Folder | ClipFolder,
+    folder: PipelineFolder | ClipFolder,
     dtype=None,
     shardings: dict | None = None,
     variant: str | None = None,
 ) -> dict[str, Any]:
     """The parameters of a folder's models: {"unet": tree, "vae": tree, "text_encoder": tree}, or {"clip": tree}; see `components.load`."""
     return {
-        name: components.load(
+        name: components.load_component(
             name,
-            folder.home(name),
-            abstract(name, config),
+            folder.component_dir(name),
+            param_shapes(name, config),
             dtype,
             (shardings or {}).get(name),
             variant,
@@ -250,17 +252,21 @@ def load_params(
     }
 
 
-def stored_params(folder: Folder | ClipFolder, variant: str | None = None) -> dict[str, Any]:
+def stored_params(
+    folder: PipelineFolder | ClipFolder, variant: str | None = None
+) -> dict[str, Any]:
     """The parameters as `load_params` gives them, each leaf still on disk until it is asked for."""
     return {
-        name: components.stored(name, folder.home(name), abstract(name, config), variant)
+        name: components.open_component(
+            name, folder.component_dir(name), param_shapes(name, config), variant
+        )
         for name, config in folder.models.items()
     }
 
 
 def save_folder(
     path: str | os.PathLike,
-    folder: Folder | ClipFolder,
+    folder: PipelineFolder | ClipFolder,
     params: dict[str, Any],
     dtype=None,
     variant: str | None = None,
@@ -283,7 +289,7 @@ def save_folder(
         finish(temporary)
 
 
-def model_index(folder: Folder) -> dict:
+def model_index(folder: PipelineFolder) -> dict:
     """model_index.json: our pipeline's name, or the stock one that reads the folder as it is."""
     unet = folder.unet.to_json()["_class_name"]
     stock = {4: "StableDiffusionPipeline", 8: "StableDiffusionInstructPix2PixPipeline"}

@@ -13,13 +13,13 @@ import jax.extend
 import numpy as np
 
 from ivid2vid_jax.models.clip import LOGIT_SCALE
-from ivid2vid_jax.models.transformer import sinusoid
+from ivid2vid_jax.models.transformer import sinusoidal_encoding
 
 CONSTANTS = {"scale": 1.0, "logit_scale": LOGIT_SCALE}
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
 
-def fresh(
+def init_params(
     init: Callable, seed: int, paths: Iterable[tuple] | None = None
 ) -> dict[tuple, np.ndarray]:
     """Initial values of a module's parameters, or of some of them: Flax path -> float32 array.
@@ -51,7 +51,7 @@ def depends(jaxpr) -> list[bool]:
 def value(path: tuple, shape: tuple[int, ...], is_drawn: bool, seed: int) -> np.ndarray:
     """One leaf, float32."""
     if path[-1] == "pe":
-        return sinusoid(*shape[1:])
+        return sinusoidal_encoding(*shape[1:])
     if not is_drawn:
         return np.full(shape, CONSTANTS.get(path[-1], 0.0), np.float32)
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     dtype: str  # safetensors' code: F32, F16, BF16, ...
 
 
-def find(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
+def find_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of a component: `stem[.variant].safetensors`, or the shards that its index names.
 
     Without `variant` the plain files are preferred and the fp16 ones are taken where only they exist.
@@ -68,7 +68,7 @@ def shards(index: Path) -> list[Path]:
     return paths
 
 
-def headers(paths: list[Path]) -> dict[str, Entry]:
+def read_headers(paths: list[Path]) -> dict[str, Entry]:
     """Every tensor of the files by name; reads headers only. UserError for a file that is not safetensors."""
     entries = {}
     for path in paths:
@@ -84,13 +84,15 @@ def headers(paths: list[Path]) -> dict[str, Entry]:
     return entries
 
 
-def read(key: str, entry: Entry) -> np.ndarray:
+def read_tensor(key: str, entry: Entry) -> np.ndarray:
     """One tensor, copied out. The file is opened for each, so that its mapped pages never add up to a second copy."""
     with safe_open(entry.file, "np") as f:
         return f.get_tensor(key)
 
 
-def write(path: Path, tensors, shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+def write_safetensors(
+    path: Path, tensors, shapes: dict[str, tuple[tuple[int, ...], np.dtype]]
+) -> None:
     """Writes a safetensors file tensor by tensor, so that memory holds one tensor at a time.
 
     shapes: name -> (shape, dtype), in the order of the file. tensors: iterable of arrays in that order.

@@ -17,11 +17,17 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import app, assets
-from ivid2vid_jax.app.jobs import Limits, Request, checked, edit, forget
+from ivid2vid_jax.app.jobs import (
+    AppLimits,
+    EditRequest,
+    open_checked_clip,
+    remove_results,
+    run_edit,
+)
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.write import write_clip
-from ivid2vid_jax.weights.pipeline_folder import open_folder
+from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 from tests.support.command import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +51,7 @@ class Negative:
 
 @pytest.fixture(scope="module")
 def pipe(tiny):
-    return Negative(open_folder(tiny))
+    return Negative(open_pipeline_folder(tiny))
 
 
 def quiet(*_):
@@ -58,8 +64,8 @@ def clip_of(path, frames=6, size=(32, 48), rate=8) -> str:
     return str(path)
 
 
-def request(clip, **changes) -> Request:
-    return Request(
+def request(clip, **changes) -> EditRequest:
+    return EditRequest(
         **dict(
             clip=str(clip),
             instruction="make it blue",
@@ -77,7 +83,7 @@ def request(clip, **changes) -> Request:
 
 def test_a_job_leaves_its_results_in_a_folder_of_its_own(pipe, tmp_path):
     told, clip = [], clip_of(tmp_path / "in.mp4")
-    result = edit(pipe, request(clip), Limits(), tmp_path, lambda *words: told.append(words))
+    result = run_edit(pipe, request(clip), AppLimits(), tmp_path, lambda *words: told.append(words))
     frames = [
         np.stack([frame.pixels for frame in open_clip(path).frames()])
         for path in (clip, result.edited, result.pair)
@@ -112,15 +118,15 @@ def test_a_job_leaves_its_results_in_a_folder_of_its_own(pipe, tmp_path):
 
 def test_a_job_can_be_repeated_when_the_upload_is_gone_and_forgotten(pipe, tmp_path):
     clip = clip_of(tmp_path / "in.mp4")
-    first = edit(pipe, request(clip), Limits(), tmp_path, quiet)
+    first = run_edit(pipe, request(clip), AppLimits(), tmp_path, quiet)
     Path(clip).unlink()
-    second = edit(pipe, first.request, Limits(), tmp_path, quiet)
+    second = run_edit(pipe, first.request, AppLimits(), tmp_path, quiet)
     assert second.edited.read_bytes() == first.edited.read_bytes() and second.edited != first.edited
-    forget([first, second])
+    remove_results([first, second])
     assert list(tmp_path.iterdir()) == []
 
 
-SMALL = Limits(seconds=1, frames=6, side=48, megabytes=1, steps=4)
+SMALL = AppLimits(seconds=1, frames=6, side=48, megabytes=1, steps=4)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_what_is_beyond_a_limit_is_refused_and_leaves_nothing(pipe, tmp_path, ma
     clip, home = clip_of(tmp_path / "in.mp4", **make), tmp_path / "home"
     home.mkdir()
     with pytest.raises(UserError, match=told):
-        edit(
+        run_edit(
             pipe,
             request(clip, **changes) if "clip" not in changes else request("", **{}),
             SMALL,
@@ -161,11 +167,11 @@ def test_a_file_that_is_no_clip_is_refused_without_its_path(tmp_path):
     text = tmp_path / "notes.mp4"
     text.write_text("these are my notes\n" * 100)
     with pytest.raises(UserError, match=r"^notes\.mp4: is not a video that can be read"):
-        checked(str(text), Limits())
+        open_checked_clip(str(text), AppLimits())
     with open(tmp_path / "big.mp4", "wb") as file:
         file.truncate(3 * 2**20)
     with pytest.raises(UserError, match="the file has 3 MB, the limit is 2; cut or compress it"):
-        checked(str(tmp_path / "big.mp4"), Limits(megabytes=2))
+        open_checked_clip(str(tmp_path / "big.mp4"), AppLimits(megabytes=2))
 
 
 def test_a_long_clip_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
@@ -173,16 +179,16 @@ def test_a_long_clip_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     long = clip_of(tmp_path / "long.mp4", frames=300, size=(16, 16), rate=1)
     monkeypatch.setattr("ivid2vid_jax.app.jobs.open_clip", lambda path: pytest.fail("decoded"))
     with pytest.raises(UserError, match="the clip has 300.0 s, the limit is 20; cut it"):
-        checked(long, Limits())
+        open_checked_clip(long, AppLimits())
 
 
 def test_a_clip_whose_head_is_silent_is_counted_as_it_is_read(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr("ivid2vid_jax.app.jobs.announced", lambda file: None)
     with pytest.raises(UserError, match="s, the limit is 1; cut it"):
-        edit(
+        run_edit(
             pipe,
             request(clip_of(tmp_path / "in.mp4", frames=12)),
-            Limits(seconds=1),
+            AppLimits(seconds=1),
             tmp_path,
             quiet,
         )
@@ -232,7 +238,7 @@ def test_it_listens_to_this_machine_alone_unless_told():
 def served(pipe):
     """address, folder."""
     pytest.importorskip("gradio")
-    limits = Limits(waiting=2)
+    limits = AppLimits(waiting=2)
     with (
         app.private_folder() as home,
         app.serving(pipe, app.AppArgs(port=0, limits=limits), home) as address,

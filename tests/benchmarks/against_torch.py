@@ -20,12 +20,12 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 import ivid2vid_jax
-from ivid2vid_jax.diffusion.samplers import sampler
+from ivid2vid_jax.diffusion.samplers import make_sampler
 from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.inference.sampling_loop import Condition
 from ivid2vid_jax.models import InflatedUNet3D
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.video.fit import ResizePlan
 from tests.benchmarks.turns import sync, turns
 from tests.support import factory
 
@@ -95,8 +95,8 @@ def whole_edit(pipe, stock, size, repeats):
     """Pixels to pixels: encode, sample with three branches, decode. diffusers gets the frames as a batch of images."""
     T, side = size["frames"], size["pixels"]
     frames = np.random.default_rng(0).integers(0, 256, (T, side, side, 3), np.uint8)
-    settings = EditSettings(steps=size["steps"], size=side, frames=T).resolved(pipe.folder)
-    fit = Fit.plan((side, side), side, pipe.factor)
+    settings = EditSettings(steps=size["steps"], size=side, frames=T).resolve(pipe.folder)
+    fit = ResizePlan.plan((side, side), side, pipe.factor)
     images = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).float() / 255.0
 
     def ours():
@@ -117,11 +117,14 @@ def host_share(pipe, size, repeats):
     """What the host does between steps, as a share of the step: dispatch is asynchronous, so the time until it returns."""
     T, side, steps = size["frames"], size["pixels"] // pipe.folder.vae.downscale, 20
     source = np.zeros((T, side, side, 4), np.float32)
-    settings = EditSettings(steps=steps, sampler="ddim", frames=T).resolved(pipe.folder)
-    guidance, table = pipe.guidance(INSTRUCTION, settings), sampler("ddim", pipe.schedule, steps)
+    settings = EditSettings(steps=steps, sampler="ddim", frames=T).resolve(pipe.folder)
+    guidance, table = (
+        pipe.guidance(INSTRUCTION, settings),
+        make_sampler("ddim", pipe.schedule, steps),
+    )
     rows = []
     for _ in range(repeats + 1):
-        ran = pipe.loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
+        ran = pipe.sampling_loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
         next(ran)
         marks = [time.perf_counter()] + [
             (next(ran), time.perf_counter())[1] for _ in range(steps - 1)

@@ -36,10 +36,10 @@ import numpy as np
 import torch
 
 from ivid2vid_jax.data.config import LoaderConfig
-from ivid2vid_jax.diffusion.denoiser import Condition, denoiser
-from ivid2vid_jax.diffusion.guidance import branches
+from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
+from ivid2vid_jax.diffusion.guidance import guidance_branches
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.diffusion.samplers import sampler
+from ivid2vid_jax.diffusion.samplers import make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
@@ -47,14 +47,14 @@ from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning.programs import SD15, TEXT_SD15, batch_shapes
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training import params as by_name
-from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import OptimConfig, TrainConfig
-from ivid2vid_jax.training.init_state import SCHEDULER
-from ivid2vid_jax.training.objectives import objective
+from ivid2vid_jax.training.init_state import DEFAULT_SCHEDULER
+from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import learning_rate, make_optimizer, new_state
 from ivid2vid_jax.weights import torch_keys
-from ivid2vid_jax.weights.pipeline_folder import Folder, abstract, initialiser
-from ivid2vid_jax.weights.random_init import fresh
+from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, param_initializer, param_shapes
+from ivid2vid_jax.weights.random_init import init_params
 from tests.benchmarks import torch_side
 from tests.benchmarks.turns import sync, turns
 
@@ -118,7 +118,7 @@ TOLERANCES = {
     "float32": 1e-4,
     "bfloat16": 0.05,
 }  # of the outputs' difference, root mean square, relative to the reference's
-BRANCHES = branches(7.5, 1.5)
+BRANCHES = guidance_branches(7.5, 1.5)
 
 
 @dataclasses.dataclass
@@ -126,7 +126,7 @@ class Bench:
     """What both sides have in common at one point: sizes, weights and inputs."""
 
     config: TrainConfig
-    folder: Folder
+    folder: PipelineFolder
     dtype: str
     device: str  # PyTorch's
     net: torch.nn.Module
@@ -138,12 +138,12 @@ class Bench:
         unet = dataclasses.replace(
             size["unet"], in_channels=8, temporal=("conv", "attention"), num_frames=size["frames"]
         )
-        folder = Folder(
+        folder = PipelineFolder(
             Path("benchmark"),
             unet,
             AutoencoderConfig(),
             size["text"],
-            SCHEDULER | {"prediction_type": "epsilon"},
+            DEFAULT_SCHEDULER | {"prediction_type": "epsilon"},
             {},
         )
         config = TrainConfig(
@@ -189,20 +189,25 @@ class Bench:
     def evaluation(self, clips: int) -> int:
         """Operations of one forward evaluation of so many clips."""
         shape, T = jax.ShapeDtypeStruct, self.latents
-        run = denoiser(self.folder.unet, "xla", dtype=jnp.bfloat16)
+        run = make_denoiser(self.folder.unet, "xla", dtype=jnp.bfloat16)
         x, text = (
             shape((clips, *T), jnp.float32),
             shape(
                 (clips, self.folder.text_length, self.folder.text_encoder.hidden_size), jnp.float32
             ),
         )
-        args = abstract("unet", self.folder.unet), x, shape((clips,), jnp.int32), Condition(text, x)
+        args = (
+            param_shapes("unet", self.folder.unet),
+            x,
+            shape((clips,), jnp.int32),
+            Condition(text, x),
+        )
         return flops.count(run, *args).useful
 
 
 def flax_params(net: torch.nn.Module, config: UNetConfig) -> dict:
     """PyTorch's weights as our tree."""
-    state, flat = net.state_dict(), flax.traverse_util.flatten_dict(abstract("unet", config))
+    state, flat = net.state_dict(), flax.traverse_util.flatten_dict(param_shapes("unet", config))
     return flax.traverse_util.unflatten_dict(
         {
             path: jnp.asarray(
@@ -218,7 +223,7 @@ def assert_equal(bench: Bench, params: dict, net: torch.nn.Module, clips: int, c
     dtype = getattr(torch, bench.dtype)
     x, source = bench.drawn(clips, *bench.latents), bench.drawn(clips, *bench.latents, seed=1)
     t, text = np.linspace(1, 900, clips).astype(np.int32), bench.text(clips)
-    run = runtime.jit(denoiser(bench.folder.unet, dtype=runtime.DTYPES[bench.dtype]))
+    run = runtime.jit(make_denoiser(bench.folder.unet, dtype=runtime.DTYPES[bench.dtype]))
     ours = np.asarray(run(params, *jax.device_put((x, t, Condition(text, source)))))
     inputs, words = (
         torch_side.channels_first(np.concatenate([x, source], -1), bench.device),
@@ -251,15 +256,17 @@ def training(bench: Bench, args) -> dict:
     config, null = bench.config, np.zeros(bench.folder.text_length, np.int32)
     flat = by_name.flatten({"unet": bench.params})
     del bench.params
-    text_encoder = fresh(initialiser("text_encoder", bench.folder.text_encoder), 0)
+    text_encoder = init_params(param_initializer("text_encoder", bench.folder.text_encoder), 0)
     frozen = {
         f"text_encoder/{'/'.join(path)}": jnp.asarray(x, runtime.DTYPES[bench.dtype])
         for path, x in text_encoder.items()
     }
-    learned = objective(config, bench.folder, null, runtime.DTYPES[bench.dtype], frozenset(flat))
+    learned = make_objective(
+        config, bench.folder, null, runtime.DTYPES[bench.dtype], frozenset(flat)
+    )
     optimizer = make_optimizer(config.optim, config.steps)
     state = jax.jit(lambda params: new_state(params, optimizer, config.optim, config.seed))(flat)
-    program = StepProgram(
+    program = CompiledStep(
         learned,
         optimizer,
         config.optim,
@@ -275,7 +282,7 @@ def training(bench: Bench, args) -> dict:
 
     def ours():
         nonlocal state
-        if not program.knows(batch):
+        if not program.is_compiled_for(batch):
             program.compile(state, frozen, batch)
         state, metrics = program(state, frozen, batch)
         jax.block_until_ready((state, metrics))
@@ -327,9 +334,9 @@ def editing(bench: Bench, args) -> dict:
         np.array([getattr(branch, name) for branch in BRANCHES], np.float32)
         for name in ("video", "weight")
     )
-    table = sampler("ddim", bench.schedule, args.steps)
+    table = make_sampler("ddim", bench.schedule, args.steps)
     guidance = [Guidance(*jax.device_put((text, video, weights, np.float32(0))))] * args.steps
-    loop = SamplingLoop(denoiser(bench.folder.unet, dtype=dtype), "epsilon")
+    loop = SamplingLoop(make_denoiser(bench.folder.unet, dtype=dtype), "epsilon")
 
     def ours():
         *_, latents = loop(params, source, guidance, table, 0, [slice(0, len(source))], noise)

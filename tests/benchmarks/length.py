@@ -18,7 +18,7 @@ import numpy as np
 
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.video import windows
-from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.video.fit import ResizePlan
 
 CHUNK = 16  # most frames that go through the autoencoder at once; the last chunk may be a program of its own
 
@@ -34,7 +34,7 @@ def edit(pipe, settings, frames: int) -> float:
         stream,
         "make it grey",
         settings,
-        Fit.plan((settings.size, settings.size), settings.size, pipe.factor),
+        ResizePlan.plan((settings.size, settings.size), settings.size, pipe.factor),
     ):
         pass
     return time.perf_counter() - begin
@@ -42,12 +42,12 @@ def edit(pipe, settings, frames: int) -> float:
 
 def one(model: str | None, frames: int) -> dict:
     pipe = pipeline.load(model)
-    settings = pipeline.EditSettings().resolved(pipe.folder)
+    settings = pipeline.EditSettings().resolve(pipe.folder)
     short = (
         -(-2 * settings.frames // CHUNK) * CHUNK + frames % CHUNK
     )  # the same programs run: one window or several, the same last chunk
     edit(pipe, settings, min(frames, short))
-    seconds, cut = edit(pipe, settings, frames), len(windows.plan(frames, settings.frames))
+    seconds, cut = edit(pipe, settings, frames), len(windows.plan_windows(frames, settings.frames))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return dict(
         frames=frames,

@@ -71,7 +71,7 @@ def inception(args):
 
     file = Path(args.folder) / module.FILE
     torch.save(random_weights(), file)
-    module.SHA256 = module.sha256(file)
+    module.SHA256 = module.file_sha256(file)
     return module.Inception(file)
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.data.shapes import KINDS, triplet
-from ivid2vid_jax.diffusion.guidance import branches
+from ivid2vid_jax.diffusion.guidance import guidance_branches
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.inference.pipeline import EditSettings
-from ivid2vid_jax.utils.intervals import bootstrap
+from ivid2vid_jax.utils.intervals import bootstrap_interval
 from ivid2vid_jax.utils.progress import Progress
 
 POINTS = {
@@ -36,7 +36,7 @@ POINTS = {
 def evaluations(s: EditSettings) -> int:
     """Of the net, for one window."""
     guided = sum(s.guide_from <= i / s.steps < s.guide_to for i in range(s.steps))
-    return guided * len(branches(s.text_scale, s.video_scale)) + s.steps - guided
+    return guided * len(guidance_branches(s.text_scale, s.video_scale)) + s.steps - guided
 
 
 def seconds(edits: dict, truth, repeats: int = 3) -> dict[str, float]:
@@ -67,14 +67,16 @@ def main(argv=None):
         steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale
     )
     points = {
-        name: EditSettings(**reference | changes).resolved(pipe.folder)
+        name: EditSettings(**reference | changes).resolve(pipe.folder)
         for name, changes in POINTS.items()
     }
     first = next(iter(points.values()))
     wanted = list(shapes_benchmark.specs(KINDS, args.count, first.size, first.frames))
     edits = {name: shapes_benchmark.editor(pipe, s) for name, s in points.items()}
     with Progress("edits") as progress:
-        items = shapes_benchmark.run(edits, wanted, args.output / "items.jsonl", None, progress)
+        items = shapes_benchmark.run_benchmark(
+            edits, wanted, args.output / "items.jsonl", None, progress
+        )
     took = seconds(edits, triplet(wanted[0][2]))
     passed = {
         name: np.array([item.passed for item in items if item.editor == name], float)
@@ -85,7 +87,7 @@ def main(argv=None):
         "| sampling | evaluations | seconds | passed | change, points [95%] |\n|---|---|---|---|---|"
     )
     for name, s in points.items():
-        low, high = bootstrap(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
+        low, high = bootstrap_interval(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
         change = (
             ""
             if s is first

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ivid2vid_jax.diffusion.inversion import rises
-from ivid2vid_jax.diffusion.samplers import sampler, step_rows
+from ivid2vid_jax.diffusion.inversion import inversion_steps
+from ivid2vid_jax.diffusion.samplers import make_sampler, sampler_steps
 from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.inference.sampling_loop import State
+from ivid2vid_jax.inference.sampling_loop import SamplerState
 from ivid2vid_jax.synthesis.editors import TRAINED, TuneAVideo, TuneAVideoConfig
 from ivid2vid_jax.training.params import trainable
 from tests.benchmarks import torch_side
@@ -114,8 +114,10 @@ def our_steps(editor: TuneAVideo, latents: np.ndarray, text: np.ndarray) -> dict
     )
     state = {"tuned": editor.put({name: value[None] for name, value in editor.trained.items()})}
     state["optimizer"] = editor.put(jax.vmap(editor.optimizer.init)(state["tuned"]))
-    rise_row = jax.device_put(rises(editor.schedule, config.inversion)[config.inversion // 2])
-    step_row = list(step_rows(sampler("ddim", editor.schedule, config.sampling)))[
+    rise_row = jax.device_put(
+        inversion_steps(editor.schedule, config.inversion)[config.inversion // 2]
+    )
+    step_row = list(sampler_steps(make_sampler("ddim", editor.schedule, config.sampling)))[
         config.sampling // 2
     ]
     weights = jnp.asarray([1 - config.text_scale, config.text_scale])
@@ -132,7 +134,13 @@ def our_steps(editor: TuneAVideo, latents: np.ndarray, text: np.ndarray) -> dict
     def sample():
         jax.block_until_ready(
             editor.sample_step(
-                base, state["tuned"], State(x, jnp.zeros_like(x)), both, keys, step_row, weights
+                base,
+                state["tuned"],
+                SamplerState(x, jnp.zeros_like(x)),
+                both,
+                keys,
+                step_row,
+                weights,
             )
         )
 
@@ -144,7 +152,7 @@ def compare(base: str, frames: int, pixels: int | None, repeats: int, mode: str)
     editor = TuneAVideo(pipe, config, devices=1)
     net_config, side = (
         dataclasses.replace(pipe.folder.unet, **editor.changes),
-        (pixels or pipeline.EditSettings().resolved(pipe.folder).size) // pipe.folder.vae.downscale,
+        (pixels or pipeline.EditSettings().resolve(pipe.folder).size) // pipe.folder.vae.downscale,
     )
     rng, (gpu, dtype) = (
         np.random.default_rng(0),

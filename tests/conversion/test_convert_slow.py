@@ -17,11 +17,11 @@ from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import components, torch_keys
-from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.inflate import inflate_params
 from ivid2vid_jax.weights.pipeline_folder import (
-    abstract,
     load_params,
-    open_folder,
+    open_pipeline_folder,
+    param_shapes,
     save_folder,
 )
 from tests.conversion.test_exporter import (
@@ -54,15 +54,17 @@ def test_import_train_export_import(tmp_path):
         checkpoint__pipeline=True,
     )
     run = train(config)
-    held, _ = exporter.export(run / "pipeline", tmp_path / "out")
+    held, _ = exporter.export_folder(run / "pipeline", tmp_path / "out")
     assert held.class_name == "UNetMotionModel"
     net = UNetMotionModel.from_pretrained(tmp_path / "out" / "unet")
     _, _, params = imported(tmp_path / "out", tmp_path / "back")
     assert_same(params["unet"], state(net))
-    trained = load_params(open_folder(run / "pipeline"))
+    trained = load_params(open_pipeline_folder(run / "pipeline"))
     assert_same(trained["unet"], state(net))
-    moved = components.load(
-        "unet", tmp_path / "start" / "unet", abstract("unet", open_folder(tmp_path / "start").unet)
+    moved = components.load_component(
+        "unet",
+        tmp_path / "start" / "unet",
+        param_shapes("unet", open_pipeline_folder(tmp_path / "start").unet),
     )
     block = "motion_modules.0"
     assert not np.array_equal(
@@ -94,7 +96,7 @@ def hollow(path):
     configs = {"unet": unet, "vae": AutoencoderConfig(), "text_encoder": CLIPTextConfig()}
     size = 0
     for name, config in configs.items():
-        leaves = flax.traverse_util.flatten_dict(abstract(name, config))
+        leaves = flax.traverse_util.flatten_dict(param_shapes(name, config))
         header, offset = {}, 0
         for leaf, shape in leaves.items():
             end = offset + 4 * int(np.prod(shape.shape))
@@ -148,12 +150,12 @@ def test_a_whole_edit_at_real_size(tmp_path, name):
         text_encoder=factory.text_encoder(factory.TEXT_SD15),
     )
     base = factory.save(tmp_path / "base", parts | dict(scheduler=factory.ddim()))
-    folder, params = open_folder(base), load_params(open_folder(base))
+    folder, params = open_pipeline_folder(base), load_params(open_pipeline_folder(base))
     unet = dataclasses.replace(
         folder.unet, **{key: tuple(value) for key, value in KINDS[name][0].items()}
     )
-    params["unet"] = inflate(params["unet"], folder.unet, unet, 0)
-    awake = factory.noisy(abstract("unet", unet), scale=0.02)
+    params["unet"] = inflate_params(params["unet"], folder.unet, unet, 0)
+    awake = factory.noisy(param_shapes("unet", unet), scale=0.02)
     flat, random = (
         flax.traverse_util.flatten_dict(params["unet"]),
         flax.traverse_util.flatten_dict(awake),
@@ -168,7 +170,7 @@ def test_a_whole_edit_at_real_size(tmp_path, name):
     )  # temporal layers that do something
     save_folder(tmp_path / "ours", dataclasses.replace(folder, unet=unet), params)
     del params, flat, random, awake
-    exporter.export(tmp_path / "ours", tmp_path / "out")
+    exporter.export_folder(tmp_path / "ours", tmp_path / "out")
     clip, noise = (
         np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8),
         np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32),

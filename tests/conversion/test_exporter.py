@@ -23,9 +23,9 @@ from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (
-    abstract,
     load_params,
-    open_folder,
+    open_pipeline_folder,
+    param_shapes,
     save_folder,
 )
 from tests.support import factory
@@ -97,10 +97,10 @@ def fresh_edits(work, jobs):
 
 def folder_of(work, name, changes, base):
     """Our pipeline folder of a kind, every weight random."""
-    folder = open_folder(base)
+    folder = open_pipeline_folder(base)
     params = load_params(folder)
     unet = UNetConfig.from_json(factory.UNET_TINY | dict(num_frames=8) | changes)
-    params["unet"] = factory.noisy(abstract("unet", unet), scale=0.1)
+    params["unet"] = factory.noisy(param_shapes("unet", unet), scale=0.1)
     save_folder(
         work / name, dataclasses.replace(folder, unet=unet, sampling=dict(steps=7, size=16)), params
     )
@@ -114,11 +114,11 @@ def noise_of(shape):
 def jax_edit(folder, clip, noise, steps=STEPS, size=16, frames=8):
     """(latents [1, C, T, h, w], frames) of our own edit from the noise [1, C, T, h, w]."""
     pipe = ivid2vid_jax.load(folder, "float32")
-    settings = EditSettings(steps=steps, size=size, frames=frames).resolved(pipe.folder)
-    source = pipe.codec.encode(pipe.params["vae"], iter(clip))
+    settings = EditSettings(steps=steps, size=size, frames=frames).resolve(pipe.folder)
+    source = pipe.vae_codec.encode(pipe.params["vae"], iter(clip))
     latents = pipe.sample(source, INSTRUCTION, settings, noise=noise[0].transpose(1, 2, 3, 0))
     return latents.transpose(3, 0, 1, 2)[None], np.stack(
-        list(pipe.codec.decode(pipe.params["vae"], latents))
+        list(pipe.vae_codec.decode(pipe.params["vae"], latents))
     )
 
 
@@ -153,7 +153,7 @@ def edits(tiny, tmp_path_factory):
             label = name + ("" if (dtype, frames) == ("float32", 8) else f", {dtype}, {frames}")
             path = work / f"{len(jobs)}-in" if name not in out else out[name][0]
             path = path if path.exists() else folder_of(work, path.name, changes, tiny)
-            exporter.export(path, work / f"{len(jobs)}-out", dtype)
+            exporter.export_folder(path, work / f"{len(jobs)}-out", dtype)
             ours = (
                 out[name][2] if dtype == "float16" else jax_edit(path, clip, noise, frames=frames)
             )
@@ -181,9 +181,12 @@ def test_a_whole_edit_without_jax_is_the_same(edits, name):
 def test_the_embedded_editor_is_the_same(tmp_path):
     """Its exported edit of a clip of its own world, 20 steps, at its own size."""
     source = assets.folder() / assets.DEFAULT
-    exporter.export(source, tmp_path / "out")
+    exporter.export_folder(source, tmp_path / "out")
     clip = np.stack([frame.pixels for frame in open_clip(assets.clip(None)).frames()])
-    latent, size = open_folder(source).vae, EditSettings().resolved(open_folder(source)).size
+    latent, size = (
+        open_pipeline_folder(source).vae,
+        EditSettings().resolve(open_pipeline_folder(source)).size,
+    )
     noise = noise_of(
         (1, latent.latent_channels, len(clip), size // latent.downscale, size // latent.downscale)
     )
@@ -219,7 +222,7 @@ def test_half_precision_is_close(edits):
 @pytest.mark.parametrize("name", KINDS)
 def test_an_exported_folder_is_still_ours_to_the_bit(edits, name):
     path, exported = edits[name][:2]
-    ours, back = open_folder(path), open_folder(exported)
+    ours, back = open_pipeline_folder(path), open_pipeline_folder(exported)
     informative = dict(sample_size=None, num_frames=8, upcast_attention=False, temporal_dropout=0.0)
     assert dataclasses.replace(
         back.unet, attention_head_dim=1, **informative
@@ -233,7 +236,7 @@ def test_an_exported_folder_is_still_ours_to_the_bit(edits, name):
 def test_two_dimensional_folders_stay_stock(tiny, tmp_path):
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    held, written = exporter.export(tiny, tmp_path / "out")
+    held, written = exporter.export_folder(tiny, tmp_path / "out")
     assert held.class_name == "UNet2DConditionModel" and not [
         path for path in written if path.suffix == ".py"
     ]
@@ -259,17 +262,17 @@ def test_stock_classes_take_the_weights_without_a_word(edits, caplog):
 @pytest.mark.parametrize(("dtype", "code"), [("bfloat16", "BF16"), ("float16", "F16")])
 def test_types_shards_and_the_card(edits, tmp_path, dtype, code):
     source = edits["3D on SD 2"][0]
-    facts = model_card.Facts(
+    facts = model_card.ModelCardFacts(
         {"steps": 12},
         "runwayml/stable-diffusion-v1-5",
         ("clips",),
         "CreativeML OpenRAIL-M",
         "CC BY 4.0",
     )
-    exporter.export(source, tmp_path / "out", dtype, facts, max_shard_bytes=60_000)
+    exporter.export_folder(source, tmp_path / "out", dtype, facts, max_shard_bytes=60_000)
     shards = list((tmp_path / "out" / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and {
-        entry.dtype for entry in safetensors_io.headers(shards).values()
+        entry.dtype for entry in safetensors_io.read_headers(shards).values()
     } == {code}
     UNet3DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     readme = (tmp_path / "out" / "README.md").read_text()
@@ -299,12 +302,12 @@ def test_the_command_writes_all_or_nothing(edits, tmp_path, capsys):
     )
     assert code == 2 and "no such model folder" in said
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
-        exporter.export(source, tmp_path / "new", "int8")
+        exporter.export_folder(source, tmp_path / "new", "int8")
     broken = tmp_path / "broken"
-    exporter.export(source, broken)
+    exporter.export_folder(source, broken)
     (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * 50)
     with pytest.raises(UserError, match="is not a whole safetensors file"):
-        exporter.export(broken, tmp_path / "new")
+        exporter.export_folder(broken, tmp_path / "new")
     assert not (tmp_path / "new").exists() and not [
         path for path in tmp_path.iterdir() if path.name.startswith(".")
     ]
@@ -312,7 +315,7 @@ def test_the_command_writes_all_or_nothing(edits, tmp_path, capsys):
 
 def test_a_runs_own_records_are_on_its_card(edits, tmp_path):
     run = tmp_path / "run"
-    exporter.export(edits["motion"][0], run / "pipeline")
+    exporter.export_folder(edits["motion"][0], run / "pipeline")
     config = dict(
         data=["shapes"],
         model=None,
@@ -323,7 +326,7 @@ def test_a_runs_own_records_are_on_its_card(edits, tmp_path):
     )
     write_json(run / "config.json", config)
     write_json(run / "pipeline" / "training.json", {"step": 400})
-    facts = model_card.gather(run / "pipeline")
+    facts = model_card.collect_facts(run / "pipeline")
     assert (
         facts.training["steps"] == 400 and facts.training["averaged weights (EMA decay)"] == 0.999
     )

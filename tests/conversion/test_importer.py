@@ -20,7 +20,7 @@ from ivid2vid_jax.models import InflatedUNet3D
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import torch_keys
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support import factory
 from tests.support import foreign as theirs
 from tests.support.command import run_command
@@ -56,10 +56,10 @@ def wide(tmp_path_factory):
 
 
 def imported(source, output, base=None, **options):
-    told = importer.convert(
-        foreign_formats.recognise(source), base, output, importer.Options(**options)
+    told = importer.import_checkpoint(
+        foreign_formats.open_checkpoint(source), base, output, importer.ImportOptions(**options)
     )
-    folder = open_folder(output)
+    folder = open_pipeline_folder(output)
     return told, folder, load_params(folder)
 
 
@@ -361,7 +361,7 @@ def test_a_torch_user_trains_on_and_brings_it_back(tiny, tmp_path):
     from tests.conversion.test_exporter import folder_of
 
     ours = folder_of(tmp_path, "ours", dict(temporal=["conv", "attention", "motion"]), tiny)
-    exporter.export(ours, tmp_path / "out")
+    exporter.export_folder(ours, tmp_path / "out")
     net, info = Net.from_pretrained(tmp_path / "out" / "unet", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     before = state(net)
@@ -375,7 +375,7 @@ def test_a_torch_user_trains_on_and_brings_it_back(tiny, tmp_path):
     net.save_pretrained(tmp_path / "out" / "unet")
     _, folder, params = imported(tmp_path / "out", tmp_path / "back")
     assert_same(params["unet"], state(net))
-    assert folder.unet == open_folder(ours).unet
+    assert folder.unet == open_pipeline_folder(ours).unet
     assert not torch.equal(state(net)["conv_out.weight"], before["conv_out.weight"])
 
 
@@ -417,11 +417,11 @@ def test_hostile_and_foreign_files_are_named(modules, tmp_path, tiny):
         return path
 
     with pytest.raises(UserError, match="promises more bytes than it has"):
-        foreign_formats.recognise(
+        foreign_formats.open_checkpoint(
             broken(lambda name, data: bytes(10**7) if name.endswith("/0") else data, compression=8)
         )
     with pytest.raises(UserError, match="are not in it as they were saved"):
-        foreign_formats.recognise(
+        foreign_formats.open_checkpoint(
             broken(lambda name, data: data[:10] if name.endswith("/0") else data)
         )
     huge = torch.zeros(1).expand(10**12)
@@ -430,27 +430,27 @@ def test_hostile_and_foreign_files_are_named(modules, tmp_path, tiny):
         tmp_path / "huge.ckpt",
     )
     with pytest.raises(UserError, match="claims more than the file holds"):
-        foreign_formats.recognise(tmp_path / "huge.ckpt")
+        foreign_formats.open_checkpoint(tmp_path / "huge.ckpt")
     torch.save({"x": torch.zeros(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match="saved by a PyTorch before 1.6"):
-        foreign_formats.recognise(tmp_path / "old.bin")
+        foreign_formats.open_checkpoint(tmp_path / "old.bin")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds a list, not tensors by name"):
-        foreign_formats.recognise(tmp_path / "list.pt")
+        foreign_formats.open_checkpoint(tmp_path / "list.pt")
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(
         UserError, match="is none of the files that are known here .it holds a.weight."
     ):
-        foreign_formats.recognise(tmp_path / "other.safetensors")
+        foreign_formats.open_checkpoint(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no such file"):
-        foreign_formats.recognise(tmp_path / "nothing.ckpt")
+        foreign_formats.open_checkpoint(tmp_path / "nothing.ckpt")
     held = theirs.animatediff(state(adapter()))
     held[
         "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.pos_encoder.pe"
     ] += 1
     torch.save(held, tmp_path / "two.ckpt")
     with pytest.raises(UserError, match="differs from that of the first attention"):
-        foreign_formats.recognise(tmp_path / "two.ckpt")
+        foreign_formats.open_checkpoint(tmp_path / "two.ckpt")
     held = theirs.animatediff(state(adapter()))
     del held["down_blocks.1.motion_modules.0.temporal_transformer.proj_in.bias"]
     torch.save(held, tmp_path / "less.ckpt")
@@ -492,7 +492,7 @@ def test_mutated_and_truncated_files_are_errors_and_cost_no_memory(modules, tmp_
             file = tmp_path / f"mutant{source.suffix}"
             file.write_bytes(data)
             try:
-                foreign_formats.recognise(file)
+                foreign_formats.open_checkpoint(file)
                 outcomes["read"] += 1
             except UserError as error:
                 assert str(file) in str(error) or "mutant" in str(error)

@@ -50,8 +50,8 @@ def build(folder, make=from_shapes, per_shard=4, **counts):
     """A finished dataset with so many triplets in each split."""
     folder.mkdir()
     items = {split: [Number(f"t{i}", i) for i in range(count)] for split, count in counts.items()}
-    planned = shards.plan("triplets", items, per_shard)
-    shards.describe(
+    planned = shards.plan_shards("triplets", items, per_shard)
+    shards.write_metadata(
         folder, dataset.features(), shards.write_shards(folder, planned, dataset.features(), make)
     )
     return folder
@@ -309,7 +309,7 @@ def test_opening_takes_no_longer_for_more_triplets(tmp_path):
 def numbers(items):
     for item in items:
         yield (
-            shards.Bad(item.id, item.id, "seven")
+            shards.BadItem(item.id, item.id, "seven")
             if item.index == 7
             else {"latent": np.full((2, 2), item.index, np.float32)}
         )
@@ -322,7 +322,7 @@ LATENT = tfds.features.FeaturesDict(
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_shards_hold_any_features(tmp_path, workers):
-    planned = shards.plan(
+    planned = shards.plan_shards(
         "latents",
         {"train": [Number(str(i), i) for i in range(10)], "validation": [Number("7", 7)]},
         3,
@@ -337,7 +337,7 @@ def test_shards_hold_any_features(tmp_path, workers):
         limit_bad=2,
         progress=lambda done, total: seen.append((done, total)),
     )
-    shards.describe(tmp_path, LATENT, outcomes)
+    shards.write_metadata(tmp_path, LATENT, outcomes)
     builder = tfds.builder_from_directory(tmp_path)
     assert [int(each["latent"][0, 0]) for each in builder.as_data_source(split="train")] == [
         0,
@@ -358,7 +358,7 @@ def test_shards_hold_any_features(tmp_path, workers):
 
 
 def test_what_a_killed_run_left_is_cleared_and_its_ledger_goes_on(tmp_path):
-    planned = shards.plan("latents", {"train": [Number(str(i), i) for i in range(6)]}, 3)
+    planned = shards.plan_shards("latents", {"train": [Number(str(i), i) for i in range(6)]}, 3)
     shards.write_shards(tmp_path, planned[:1], LATENT, numbers)
     with open(tmp_path / "shards.jsonl", "a") as file:
         file.write('{"split": "train", "fi')
@@ -373,9 +373,9 @@ def test_what_a_killed_run_left_is_cleared_and_its_ledger_goes_on(tmp_path):
         *(shard.file for shard in planned),
         "shards.jsonl",
     ]
-    assert list(shards.whole(tmp_path, planned)) == [shard.file for shard in planned]
+    assert list(shards.finished_shards(tmp_path, planned)) == [shard.file for shard in planned]
     (tmp_path / planned[0].file).write_bytes(b"cut")
-    assert list(shards.whole(tmp_path, planned)) == [planned[1].file], (
+    assert list(shards.finished_shards(tmp_path, planned)) == [planned[1].file], (
         "a file of another size than was written is not whole"
     )
 
@@ -403,23 +403,23 @@ def dying(items):
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_an_error_here(tmp_path, make, error, message):
-    planned = shards.plan("latents", {"train": [Number(str(i), i) for i in range(6)]}, 3)
+    planned = shards.plan_shards("latents", {"train": [Number(str(i), i) for i in range(6)]}, 3)
     with pytest.raises(error, match=message):
         shards.write_shards(tmp_path, planned, LATENT, make, workers=2)
     assert not list(tmp_path.glob("latents-*")) and not shards.is_described(tmp_path)
 
 
 def test_a_folder_is_one_process_s_own(tmp_path):
-    with shards.claim(tmp_path / "d", {"size": 8}):
+    with shards.lock_folder(tmp_path / "d", {"size": 8}):
         with (
             pytest.raises(UserError, match="another process is at work"),
-            shards.claim(tmp_path / "d", {"size": 8}),
+            shards.lock_folder(tmp_path / "d", {"size": 8}),
         ):
             pass
     with (
         pytest.raises(UserError, match="size was 8 and is 9"),
-        shards.claim(tmp_path / "d", {"size": 9}),
+        shards.lock_folder(tmp_path / "d", {"size": 9}),
     ):
         pass
-    with shards.claim(tmp_path / "d", {"size": 8}):
+    with shards.lock_folder(tmp_path / "d", {"size": 8}):
         pass

@@ -16,7 +16,7 @@ from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.training import encode_latents
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import open_folder
+from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 
 CUT = LoaderConfig(batch=4, frames=2, size=16)
 
@@ -42,7 +42,7 @@ def cached(tiny, tmp_path_factory):
 def test_holds_what_the_nets_make_of_the_pixels(cached):
     data, model = cached
     pipe, source = pipeline.load(model), open_dataset(data, "train")
-    cache = open_cache(data, encode_latents.keys(pipe.folder, CUT, text=True), "train")
+    cache = open_cache(data, encode_latents.latent_cache_keys(pipe.folder, CUT, text=True), "train")
     assert len(cache) == len(source) and cache.augmentations == 1
     for i in (0, len(source) - 1):
         row, triplet = cache.row(i, 0), source[i]
@@ -75,9 +75,9 @@ def test_holds_what_the_nets_make_of_the_pixels(cached):
 
 def test_the_loader_prefers_the_one_with_embeddings_and_does_without(cached):
     data, model = cached
-    folder = open_folder(model)
-    with_text, without = encode_latents.keys(folder, CUT, text=True)
-    assert (without,) == encode_latents.keys(folder, CUT, text=False)
+    folder = open_pipeline_folder(model)
+    with_text, without = encode_latents.latent_cache_keys(folder, CUT, text=True)
+    assert (without,) == encode_latents.latent_cache_keys(folder, CUT, text=False)
     for keys, has in (
         ((with_text, without), True),
         ((without,), False),
@@ -105,14 +105,14 @@ def test_the_loader_prefers_the_one_with_embeddings_and_does_without(cached):
 
 def test_another_model_cut_or_text_encoder_is_another_cache(cached, tiny, tmp_path):
     data, model = cached
-    folder = open_folder(model)
+    folder = open_pipeline_folder(model)
     for change in (dict(frames=3), dict(size=24), dict(stride=2), dict(crop=0.9), dict(flip=0.5)):
-        assert not set(encode_latents.keys(folder, dataclasses.replace(CUT, **change), True)) & set(
-            encode_latents.keys(folder, CUT, True)
-        )
-    assert encode_latents.keys(
+        assert not set(
+            encode_latents.latent_cache_keys(folder, dataclasses.replace(CUT, **change), True)
+        ) & set(encode_latents.latent_cache_keys(folder, CUT, True))
+    assert encode_latents.latent_cache_keys(
         folder, dataclasses.replace(CUT, batch=8, images=0.5), True
-    ) == encode_latents.keys(folder, CUT, True)
+    ) == encode_latents.latent_cache_keys(folder, CUT, True)
     for part, name in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
         other = tmp_path / part
         shutil.copytree(model, other)
@@ -120,8 +120,8 @@ def test_another_model_cut_or_text_encoder_is_another_cache(cached, tiny, tmp_pa
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         ours, theirs = (
-            encode_latents.keys(folder, CUT, True),
-            encode_latents.keys(open_folder(other), CUT, True),
+            encode_latents.latent_cache_keys(folder, CUT, True),
+            encode_latents.latent_cache_keys(open_pipeline_folder(other), CUT, True),
         )
         assert ours[0] != theirs[0] and (ours[1] == theirs[1]) == (part == "text_encoder")
         with pytest.raises(UserError, match="is not there; run prepare with --cache-for"):
@@ -132,7 +132,7 @@ def test_a_cache_that_is_not_finished_is_not_read(cached, tmp_path):
     data, model = cached
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    keys = encode_latents.keys(open_folder(model), CUT, text=False)
+    keys = encode_latents.latent_cache_keys(open_pipeline_folder(model), CUT, text=False)
     (copy / "cache" / keys[0] / "dataset_info.json").unlink()
     with pytest.raises(UserError, match="is not finished"):
         open_cache(copy, keys, "train")

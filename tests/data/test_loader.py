@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from ivid2vid_jax.data import augment, loader, shapes
-from ivid2vid_jax.data.loader import Loader, LoaderConfig, Schedule
+from ivid2vid_jax.data.loader import Loader, LoaderConfig, SampleSchedule
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.utils.errors import UserError
 
@@ -279,7 +279,7 @@ def test_shares_of_a_mixture(opened):
 
 def test_a_schedule_is_the_same_from_any_origin():
     """Also across the blocks in which it is drawn."""
-    make_from = lambda origin, starts: Schedule(
+    make_from = lambda origin, starts: SampleSchedule(
         3, 4, np.array([0.7, 0.3]), np.array([0.2, 0.5]), origin, starts
     )  # noqa: E731
     whole = make_from(0, np.zeros(4, np.int64))
@@ -389,9 +389,9 @@ def on_disk(folder, count, damaged):
             yield record | {"edited": b"torn"} if index == damaged else record
 
     outcomes = shards.write_shards(
-        folder, shards.plan("triplets", {"train": range(count)}, 5), dataset.features(), make
+        folder, shards.plan_shards("triplets", {"train": range(count)}, 5), dataset.features(), make
     )
-    shards.describe(folder, dataset.features(), outcomes)
+    shards.write_metadata(folder, dataset.features(), outcomes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -435,9 +435,9 @@ def gradient(frames, height, width):
 
 
 def cut(clip, index, size=16, frames=4, stride=1, crop=1.0, flip=0.0):
-    return augment.apply(
+    return augment.apply_crop(
         clip,
-        augment.draw(np.random.default_rng(index), clip.shape, frames, stride, crop, flip),
+        augment.sample_crop(np.random.default_rng(index), clip.shape, frames, stride, crop, flip),
         size,
     )
 
@@ -471,7 +471,7 @@ def test_a_travelling_window_goes_evenly_and_by_fractions():
     image = gradient(1, 128, 200)
     travelled = []
     for index in range(60):
-        draw = augment.draw(np.random.default_rng(index), image.shape, 5, 1, 1.0, 0.0)
+        draw = augment.sample_crop(np.random.default_rng(index), image.shape, 5, 1, 1.0, 0.0)
         steps = np.diff(draw.boxes, axis=0)
         np.testing.assert_allclose(steps, np.broadcast_to(steps[:1], steps.shape), atol=1e-9)
         side = draw.boxes[0, 2] - draw.boxes[0, 0]
@@ -482,7 +482,7 @@ def test_a_travelling_window_goes_evenly_and_by_fractions():
             and draw.boxes[:, 3].max() <= 128
         )
         assert np.abs(draw.boxes[-1] - draw.boxes[0]).max() <= side / 2 + 1e-9
-        out = augment.apply(image, draw, 64).astype(float)
+        out = augment.apply_crop(image, draw, 64).astype(float)
         np.testing.assert_allclose(
             out[:, 32, 20:44, 0].mean(1), draw.boxes[:, 0] + side / 2 - 0.5, atol=1
         )
@@ -498,8 +498,8 @@ def test_the_smallest_pictures_can_travel(index):
 def test_a_mirrored_clip_never_belies_its_words(opened):
     sided = ["add a hat on the Left", "remove the rightmost cat", "the right-hand one"]
     free = ["a bright night", "keep it upright", "make it snow"]
-    assert all(augment.names_a_side(text) for text in sided) and not any(
-        augment.names_a_side(text) for text in free
+    assert all(augment.mentions_side(text) for text in sided) and not any(
+        augment.mentions_side(text) for text in free
     )
     config = LoaderConfig(batch=200, frames=2, size=64, flip=1.0, threads=0)
     with make(config, "shapes", view="edit") as source:
@@ -534,7 +534,7 @@ def test_captions_forbid_mirroring_too(opened):
 
 def test_an_example_draws_apart_from_its_scene(opened, monkeypatch):
     """The shapes world draws from (seed, index) as well: had both the same numbers, chance would depend on what is shown."""
-    firsts, draw = {}, augment.draw
+    firsts, draw = {}, augment.sample_crop
 
     def spy(rng, *rest):
         firsts[threading.get_ident()] = copy.deepcopy(
@@ -542,7 +542,7 @@ def test_an_example_draws_apart_from_its_scene(opened, monkeypatch):
         ).random()  # by thread: one of an earlier test may still be at its last batch
         return draw(rng, *rest)
 
-    monkeypatch.setattr(augment, "draw", spy)
+    monkeypatch.setattr(augment, "sample_crop", spy)
     with make(SMALL, "shapes") as source:
         source.streams[0].example(7)
     others = [np.random.default_rng(key).random() for key in ([0, 7], [0, 7, loader.CHOICES])]

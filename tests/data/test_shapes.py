@@ -15,7 +15,7 @@ from ivid2vid_jax.data.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
-    apply,
+    apply_edit,
     contrasts,
 )
 from ivid2vid_jax.utils.errors import UserError
@@ -228,7 +228,9 @@ def test_an_edit_is_found_by_what_it_makes_of_the_scene(world):
     found = {kind: [] for kind in shapes.ALL_KINDS}
     for _, spec in world:
         edit = shapes.edit_towards(spec.scene, shapes.caption(spec.edited))
-        found[spec.edit.kind].append(edit is not None and apply(spec.scene, edit) == spec.edited)
+        found[spec.edit.kind].append(
+            edit is not None and apply_edit(spec.scene, edit) == spec.edited
+        )
     assert all(all(found[kind]) == (kind not in ("add", "remove", "identity")) for kind in found), (
         found
     )
@@ -300,7 +302,7 @@ def another_edit(rng, spec):
         len(fitting) if spec.edit.kind != "identity" else 0
     )
     while True:
-        scene = apply(
+        scene = apply_edit(
             spec.scene, shapes.sample_edit(rng, spec.scene, fitting[rng.integers(len(fitting))])
         )
         if scene != spec.edited:
@@ -393,7 +395,7 @@ def on_the_other_object(triplet, spec):
         "remove",
     ):
         return None
-    scene = apply(spec.scene, dataclasses.replace(spec.edit, target=1 - spec.edit.target))
+    scene = apply_edit(spec.scene, dataclasses.replace(spec.edit, target=1 - spec.edit.target))
     return shapes.render(scene, spec.size, spec.frames)
 
 

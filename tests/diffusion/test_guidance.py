@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivid2vid_jax.diffusion.guidance import branches, combine
+from ivid2vid_jax.diffusion.guidance import combine_branches, guidance_branches
 
 RNG = np.random.default_rng(0)
 E_00, E_V0, E_VT = RNG.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
@@ -15,10 +15,12 @@ def by_formula(text_scale, video_scale):
 
 def by_branches(text_scale, video_scale, rescale=0.0):
     table = {(False, False): E_00, (False, True): E_V0, (True, True): E_VT}
-    plan = branches(text_scale, video_scale)
+    plan = guidance_branches(text_scale, video_scale)
     predictions = np.stack([table[branch.text, branch.video] for branch in plan])
     return np.asarray(
-        combine(predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale))
+        combine_branches(
+            predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale)
+        )
     )
 
 
@@ -27,13 +29,13 @@ def by_branches(text_scale, video_scale, rescale=0.0):
     [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((2.0, 2.0), 2), ((1.0, 1.0), 1), ((0.0, 1.5), 3)],
 )
 def test_branches_of_weight_zero_are_dropped_and_nothing_else_changes(scales, count):
-    assert len(branches(*scales)) == count
+    assert len(guidance_branches(*scales)) == count
     np.testing.assert_allclose(by_branches(*scales), by_formula(*scales), atol=2e-5)
 
 
 def test_the_fully_conditioned_branch_is_last():
     for scales in [(7.5, 1.5), (7.5, 1.0), (2.0, 2.0), (1.0, 1.0)]:
-        assert branches(*scales)[-1][:2] == (True, True)
+        assert guidance_branches(*scales)[-1][:2] == (True, True)
 
 
 def test_full_rescale_restores_the_conditioned_branchs_deviation():
@@ -45,4 +47,4 @@ def test_full_rescale_restores_the_conditioned_branchs_deviation():
 @pytest.mark.parametrize("scales", [(float("nan"), 1.0), (7.5, float("inf"))])
 def test_scales_must_be_finite(scales):
     with pytest.raises(ValueError, match="finite"):
-        branches(*scales)
+        guidance_branches(*scales)

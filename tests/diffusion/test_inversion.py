@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 
-from ivid2vid_jax.diffusion.inversion import rise, rises
-from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler, step_rows, update
+from ivid2vid_jax.diffusion.inversion import inversion_steps, inversion_update
+from ivid2vid_jax.diffusion.samplers import make_sampler, predicted_x0, sampler_steps, update
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.inference.inversion_loop import Inversion
+from ivid2vid_jax.inference.inversion_loop import DDIMInversion
 from tests.support import factory
 
 RNG = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def straight(made: NoiseSchedule):
 @pytest.mark.parametrize("steps", [4, 50])
 def test_a_perfect_net_is_followed_to_its_noise(steps):
     made = schedule("epsilon", set_alpha_to_one=True, timestep_spacing="trailing")
-    *ticks, found = Inversion(straight(made), made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
+    *ticks, found = DDIMInversion(straight(made), made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
     a = made.alphas_cumprod[-1]
     assert len(ticks) == steps
     np.testing.assert_allclose(found, np.sqrt(a) * CLEAN[0] + np.sqrt(1 - a) * NOISE[0], atol=1e-4)
@@ -56,11 +56,11 @@ def test_steps_are_diffusers_inverse_schedulers(steps):
     theirs.set_timesteps(steps)
     x = y = CLEAN[0]
     predictions = RNG.standard_normal((steps, *x.shape)).astype(np.float32)
-    mine = rises(schedule("epsilon", steps_offset=0), steps)
+    mine = inversion_steps(schedule("epsilon", steps_offset=0), steps)
     assert [int(step.t) for step in mine] == theirs.timesteps.tolist()
     for i, t in enumerate(theirs.timesteps):
         x = np.asarray(
-            rise(
+            inversion_update(
                 lambda *a, i=i: jnp.asarray(predictions[i])[None],
                 "epsilon",
                 None,
@@ -91,9 +91,9 @@ def test_there_and_back(prediction_type):
 
     errors = []
     for steps in (20, 200):
-        *_, noise = Inversion(denoise, made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
+        *_, noise = DDIMInversion(denoise, made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
         x = noise[None]
-        for step in step_rows(sampler("ddim", made, steps)):
+        for step in sampler_steps(make_sampler("ddim", made, steps)):
             x0 = predicted_x0(
                 x, denoise(None, x, jnp.broadcast_to(step.t, (1,)), None), step, prediction_type
             )
@@ -104,4 +104,4 @@ def test_there_and_back(prediction_type):
 
 def test_steps_out_of_range():
     with pytest.raises(ValueError, match="steps=0"):
-        rises(schedule("epsilon"), 0)
+        inversion_steps(schedule("epsilon"), 0)

@@ -13,11 +13,11 @@ from ivid2vid_jax.diffusion.losses import (
     add_noise,
     frame_difference,
     min_snr_weight,
-    square_mean,
-    target,
+    mse_per_clip,
+    prediction_target,
     timestep_weight,
 )
-from ivid2vid_jax.diffusion.samplers import predicted_x0, sampler, step_rows
+from ivid2vid_jax.diffusion.samplers import make_sampler, predicted_x0, sampler_steps
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 
 RNG = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_match_is_twice_the_noise_loss_for_frame_independent_errors_and_nothing_
     y, error = RNG.standard_normal((2, *shape))
     ratio = (
         ours("match", "epsilon", y, y + error, y, np.full(8, 0.5)).mean()
-        / square_mean(jnp.asarray(error)).mean()
+        / mse_per_clip(jnp.asarray(error)).mean()
     )
     assert float(ratio) == pytest.approx(2.0, rel=0.02)
     same = y + error[:, :1]
@@ -195,7 +195,7 @@ def test_pure_noise_gives_finite_values_and_gradients(mode):
     assert alpha_bar[-1] == 0.0
     x_t, y = (
         np.asarray(f(X0, NOISE, jnp.asarray(alpha_bar), *kind))
-        for f, kind in ((add_noise, ()), (target, ("v_prediction",)))
+        for f, kind in ((add_noise, ()), (prediction_target, ("v_prediction",)))
     )
     np.testing.assert_array_equal(x_t[-1], NOISE[-1])
     np.testing.assert_array_equal(y[-1], -X0[-1])
@@ -236,7 +236,9 @@ def test_min_snr_weight_without_signal_and_without_gamma():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clean_weight_makes_an_error_one_of_the_clean_latents(kind):
-    weights = timestep_weight(jnp.asarray(ALPHA_BAR), kind, LossConfig(clean=True, snr_clip=1e9))
+    weights = timestep_weight(
+        jnp.asarray(ALPHA_BAR), kind, LossConfig(x0_weighting=True, snr_clip=1e9)
+    )
     for i, a in enumerate(ALPHA_BAR):
         apart = clean(X0[i], PREDICTION[i], a, kind) - clean(X0[i], NOISE[i], a, kind)
         assert float(weights[i]) * np.mean((PREDICTION[i] - NOISE[i]) ** 2) == pytest.approx(
@@ -246,10 +248,13 @@ def test_clean_weight_makes_an_error_one_of_the_clean_latents(kind):
 
 def test_clean_weight_is_bounded_for_epsilon_and_keeps_the_last_step_for_v():
     weights = timestep_weight(
-        jnp.asarray(ALPHA_BAR), "epsilon", LossConfig(clean=True, snr_clip=0.5)
+        jnp.asarray(ALPHA_BAR), "epsilon", LossConfig(x0_weighting=True, snr_clip=0.5)
     )
     assert 0 < float((weights == 0.5).mean()) < 1
-    assert float(timestep_weight(jnp.zeros(1), "v_prediction", LossConfig(clean=True))[0]) == 1.0
+    assert (
+        float(timestep_weight(jnp.zeros(1), "v_prediction", LossConfig(x0_weighting=True))[0])
+        == 1.0
+    )
 
 
 # ---- the same world as the samplers' and diffusers'
@@ -261,14 +266,14 @@ def test_clean_weight_is_bounded_for_epsilon_and_keeps_the_last_step_for_v():
     ids=("epsilon", "v", "zero_snr"),
 )
 def test_the_samplers_find_the_clean_latents_in_what_is_trained(schedule):
-    rows = step_rows(sampler("ddim", schedule, 1000))
+    rows = sampler_steps(make_sampler("ddim", schedule, 1000))
     for i, t in enumerate(TIMES):
         row = next(row for row in rows if int(row.t) == t)
         alpha_bar = jnp.asarray(schedule.alphas_cumprod[[t]])
         x0, noise = (jnp.asarray(each[i : i + 1]) for each in (X0, NOISE))
         x_t, y = (
             add_noise(x0, noise, alpha_bar),
-            target(x0, noise, alpha_bar, schedule.prediction_type),
+            prediction_target(x0, noise, alpha_bar, schedule.prediction_type),
         )
         np.testing.assert_allclose(
             predicted_x0(x_t, y, row, schedule.prediction_type), x0, atol=2e-5
@@ -287,14 +292,14 @@ def test_noise_and_velocity_are_those_of_diffusers(zero_snr):
         add_noise(X0, NOISE, alpha_bar), reference.add_noise(x0, noise, t), atol=3e-6
     )  # theirs is a float32 table
     np.testing.assert_allclose(
-        target(X0, NOISE, alpha_bar, "v_prediction"),
+        prediction_target(X0, NOISE, alpha_bar, "v_prediction"),
         reference.get_velocity(x0, noise, t),
         atol=3e-6,
     )
-    assert target(X0, NOISE, alpha_bar, "epsilon") is NOISE
+    assert prediction_target(X0, NOISE, alpha_bar, "epsilon") is NOISE
 
 
 def test_every_loss_is_one_number_a_clip():
     np.testing.assert_allclose(
-        square_mean(jnp.asarray(X0)), [np.mean(clip**2) for clip in X0], rtol=1e-12
+        mse_per_clip(jnp.asarray(X0)), [np.mean(clip**2) for clip in X0], rtol=1e-12
     )

@@ -13,9 +13,9 @@ from diffusers import (
 from ivid2vid_jax.conversion.pytorch.pipeline import unit_noise
 from ivid2vid_jax.diffusion.samplers import (
     frame_noise,
+    make_sampler,
     predicted_x0,
-    sampler,
-    step_rows,
+    sampler_steps,
     update,
 )
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
@@ -35,9 +35,9 @@ def net(x, t):
 
 def ours(name, schedule, steps, eta=0.0):
     """Latents after every step, in variance-preserving coordinates, and the table."""
-    table = sampler(name, schedule, steps, eta)
+    table = make_sampler(name, schedule, steps, eta)
     x, x0, path = NOISE[-1] * table.start, np.zeros(SHAPE, np.float32), []
-    for i, step in enumerate(step_rows(table)):
+    for i, step in enumerate(sampler_steps(table)):
         clean = predicted_x0(x, net(np.asarray(x), step.t), step, schedule.prediction_type)
         x, x0 = update(x, clean, x0, NOISE[i], step), clean
         path.append(np.asarray(x))
@@ -147,16 +147,16 @@ def test_linear_betas(monkeypatch):
 
 def test_spacing_that_a_folder_leaves_open_is_the_samplers_own():
     schedule = NoiseSchedule.from_json(SD)
-    assert sampler("ddim", schedule, 4).steps.t.tolist() == [750, 500, 250, 0]
-    assert sampler("euler_ancestral", schedule, 4).steps.t.tolist() == [999, 666, 333, 0]
-    assert sampler("dpm++", schedule, 4).steps.t.tolist() == [999, 749, 500, 250]
+    assert make_sampler("ddim", schedule, 4).steps.t.tolist() == [750, 500, 250, 0]
+    assert make_sampler("euler_ancestral", schedule, 4).steps.t.tolist() == [999, 666, 333, 0]
+    assert make_sampler("dpm++", schedule, 4).steps.t.tolist() == [999, 749, 500, 250]
 
 
 def test_a_perfect_net_is_followed_to_the_clean_latents():
     clean = RNG.standard_normal(SHAPE).astype(np.float32)
     for name in ("ddim", "euler_ancestral", "dpm++"):
         x, x0 = NOISE[0], np.zeros(SHAPE, np.float32)
-        for step in step_rows(sampler(name, NoiseSchedule(), 5)):
+        for step in sampler_steps(make_sampler(name, NoiseSchedule(), 5)):
             x, x0 = update(x, clean, x0, NOISE[1], step), clean
         np.testing.assert_allclose(x, clean, atol=2e-2 if name == "ddim" else 1e-5)
 
@@ -205,7 +205,7 @@ def test_frames_share_as_much_of_their_noise_as_they_are_told(shared):
 def test_values_out_of_range_are_named(arguments, message):
     name, steps, eta = arguments
     with pytest.raises(ValueError, match=message.replace("+", "\\+")):
-        sampler(name, NoiseSchedule(), steps, eta)
+        make_sampler(name, NoiseSchedule(), steps, eta)
 
 
 @pytest.mark.parametrize(

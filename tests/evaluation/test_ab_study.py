@@ -14,7 +14,7 @@ from ivid2vid_jax import evaluate
 from ivid2vid_jax.evaluation import ab_study, evaluate_clips
 from ivid2vid_jax.evaluation.ab_study import COLUMNS, QUESTIONS, Question
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.utils.intervals import wilson
+from ivid2vid_jax.utils.intervals import wilson_interval
 from tests.evaluation.test_evaluate_clips import save, world  # noqa: F401
 from tests.support import browser
 from tests.support.clips import static
@@ -211,7 +211,7 @@ def test_pairs_not_answers_are_counted_and_each_answer_once(tmp_path):
     files = [rows(f"p{i}", {0: "ours"}) for i in range(9)] + [rows("x", {0: "theirs", 1: "ours"})]
     files += [files[0], rows("x", {0: "ours"}), rows("y", {0: "theirs"})]  # x has thought again
     text = ab_study.tally(tmp_path / "study", files)
-    low, high = wilson(2 * (10 / 11 + 1) / 2, 2)
+    low, high = wilson_interval(2 * (10 / 11 + 1) / 2, 2)
     assert text.startswith("11 participants, 2 pairs; shares are means over pairs")
     assert f"| {QUESTIONS['text']} | 11 | 1 | 0 | 95% [{100 * low:.0f}, {100 * high:.0f}] |" in text
 

@@ -91,7 +91,7 @@ def test_a_folder_with_a_list(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", clip_sets.PRESETS)
+@pytest.mark.parametrize("name", clip_sets.PAPER_SETS)
 def test_the_papers_names_are_folders(tmp_path, name):
     write_list(tmp_path / name, [["a.mp4", "go"]])
     assert [task.id for task in clip_sets.open_set(name, tmp_path)] == ["a"]
@@ -189,5 +189,5 @@ def test_other_things_are_no_sets(tgve):
 
 def test_a_long_list_is_checked_in_little_time(tmp_path):
     begin = time.process_time()
-    tasks = [clip_sets.Task(str(i), tmp_path, "go") for i in range(20_000)]
+    tasks = [clip_sets.EvaluationTask(str(i), tmp_path, "go") for i in range(20_000)]
     assert clip_sets.checked(tasks, tmp_path) is tasks and time.process_time() - begin < 1

@@ -9,7 +9,7 @@ from scipy import linalg
 from ivid2vid_jax.evaluation import distribution_distances
 from ivid2vid_jax.evaluation.distribution_distances import (
     Moments,
-    frechet,
+    frechet_distance,
     kernel_distance,
 )
 from ivid2vid_jax.utils.errors import UserError
@@ -27,7 +27,7 @@ def gaussian(mean, covariance) -> Moments:
 
 def test_identical_sets_have_no_distance():
     rows = np.random.default_rng(0).normal(size=(50, 8))
-    assert frechet(moments(rows), moments(rows)) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(moments(rows), moments(rows)) == pytest.approx(0, abs=1e-9)
     assert (
         kernel_distance(rows, rows)[0] < 0 == kernel_distance(rows, rows)[1]
     )  # unbiased: pairs of a row with itself do not count on one side alone
@@ -38,7 +38,7 @@ def test_shifted_gaussians_in_closed_form():
     rng = np.random.default_rng(0)
     a, b, shift = rng.uniform(0.1, 4, 6), rng.uniform(0.1, 4, 6), rng.normal(size=6)
     turn = linalg.qr(rng.normal(size=(6, 6)))[0]
-    found = frechet(
+    found = frechet_distance(
         gaussian(np.zeros(6), turn @ np.diag(a) @ turn.T),
         gaussian(turn @ shift, turn @ np.diag(b) @ turn.T),
     )
@@ -49,18 +49,22 @@ def test_gaussians_of_any_covariance_equal_the_matrix_root():
     rng = np.random.default_rng(1)
     A, B = (each @ each.T for each in rng.normal(size=(2, 5, 5)))
     wanted = np.trace(A + B - 2 * linalg.sqrtm(A @ B).real)
-    assert frechet(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B)) == pytest.approx(
+    assert frechet_distance(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B)) == pytest.approx(
         wanted, rel=1e-8
     )
 
 
 def test_fewer_rows_than_dimensions_are_finite():
     rng = np.random.default_rng(2)
-    assert 0 < frechet(moments(rng.normal(size=(5, 40))), moments(rng.normal(size=(7, 40)))) < 200
+    assert (
+        0
+        < frechet_distance(moments(rng.normal(size=(5, 40))), moments(rng.normal(size=(7, 40))))
+        < 200
+    )
     with pytest.raises(
         UserError, match="1 features have no covariance: at least 2 are needed, and more than 40"
     ):
-        frechet(moments(rng.normal(size=(1, 40))), moments(rng.normal(size=(7, 40))))
+        frechet_distance(moments(rng.normal(size=(1, 40))), moments(rng.normal(size=(7, 40))))
 
 
 def test_parts_and_hosts_change_nothing():
@@ -138,9 +142,9 @@ def test_drawn_rows_are_of_all_parts():
     parts = [np.arange(0, 3)[:, None], np.zeros((0, 1)), np.arange(3, 10)[:, None]]
     counts, load = [3, 0, 7], parts.__getitem__
     assert kernel_distance(np.arange(8.0).reshape(4, 2), np.ones((9, 2)), subsets=5, most=3)[1] > 0
-    assert distribution_distances.draw(counts, 100, load)[:, 0].tolist() == list(range(10))
+    assert distribution_distances.draw_rows(counts, 100, load)[:, 0].tolist() == list(range(10))
     drawn = np.concatenate(
-        [distribution_distances.draw(counts, 4, load, seed)[:, 0] for seed in range(50)]
+        [distribution_distances.draw_rows(counts, 4, load, seed)[:, 0] for seed in range(50)]
     )
     assert len(drawn) == 200 and set(drawn) == set(range(10))
     with pytest.raises(UserError, match="1 features are too few"):

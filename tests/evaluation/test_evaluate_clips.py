@@ -11,7 +11,7 @@ from PIL import Image
 from ivid2vid_jax import evaluate
 from ivid2vid_jax.data.readers import ClipSettings
 from ivid2vid_jax.evaluation import clip_metrics, evaluate_clips, inception, metrics
-from ivid2vid_jax.evaluation.clip_sets import Task
+from ivid2vid_jax.evaluation.clip_sets import EvaluationTask
 from tests.evaluation.test_clip_sets import write_list
 from tests.support.clips import moving, static
 from tests.support.command import run_command
@@ -171,7 +171,10 @@ def test_shards_that_run_together_have_the_whole_report(world, capsys, monkeypat
         "ssim",
     )
     others, write = (
-        [clip_metrics.Item(f"clip{i}", "", (3, 32, 32), {"ssim": {"edited": 0.5}}) for i in (1, 2)],
+        [
+            clip_metrics.ClipItem(f"clip{i}", "", (3, 32, 32), {"ssim": {"edited": 0.5}})
+            for i in (1, 2)
+        ],
         evaluate_clips.report.write,
     )
 
@@ -262,14 +265,14 @@ def test_clip_scores_do_not_hang_on_the_machine(world, capsys, tmp_path, monkeyp
 
     monkeypatch.setattr(runtime.jax, "default_backend", lambda: "gpu")
     args = evaluate.EvaluateArgs(clip_model=str(save_tiny_clip(tmp_path / "clip")))
-    found, _, left = evaluate_clips.tools(args, ["clip_frames"])
+    found, _, left = evaluate_clips.load_metric_models(args, ["clip_frames"])
     assert (
         found.dtype == np.float32
         and not left
         and clip_scores.load_clip(args.clip_model).dtype == np.float32
     )
     assert (
-        evaluate_clips.tools(
+        evaluate_clips.load_metric_models(
             evaluate.EvaluateArgs(clip_model=args.clip_model, dtype="bfloat16"), ["clip_frames"]
         )[0].dtype
         == clip_scores.jnp.bfloat16
@@ -459,9 +462,9 @@ def test_fid_and_kid_in_parts(world, capsys, monkeypatch):
 def test_a_source_of_several_edits_counts_once(world):
     data, edited, output = world
     save(edited / "again", static(3, 32))
-    tasks = [Task(id, data / "clip0", "x") for id in ("clip0", "again")]
+    tasks = [EvaluationTask(id, data / "clip0", "x") for id in ("clip0", "again")]
     items = list(
-        clip_metrics.Judge(("fid",), edited, output, ClipSettings(), None, Features())
+        clip_metrics.ClipEvaluator(("fid",), edited, output, ClipSettings(), None, Features())
         .run(tasks)
         .values()
     )
@@ -475,7 +478,7 @@ def test_edits_of_one_source_are_no_independent_clips():
     """Four sources with ten edits each that are alike: as uncertain as the four, not as forty; one source tells no interval."""
     values = np.repeat([1.0, 2, 3, 4], 10)
     items = [
-        clip_metrics.Item(str(i), "", (1, 8, 8), {"ssim": {"edited": value}})
+        clip_metrics.ClipItem(str(i), "", (1, 8, 8), {"ssim": {"edited": value}})
         for i, value in enumerate(values)
     ]
     sources = {item.id: f"clip{i // 10}" for i, item in enumerate(items)}

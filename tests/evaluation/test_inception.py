@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ivid2vid_jax.evaluation import inception
-from ivid2vid_jax.evaluation.distribution_distances import Moments, frechet
+from ivid2vid_jax.evaluation.distribution_distances import Moments, frechet_distance
 from ivid2vid_jax.utils.errors import UserError
 from tests.support import inception_reference as reference
 from tests.support.clips import moving
@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def net(weights, monkeypatch):
-    monkeypatch.setattr(inception, "SHA256", inception.sha256(weights))
+    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(weights))
     return inception.Inception(weights)
 
 
@@ -93,7 +93,8 @@ def test_the_frechet_distance_equals_pytorch_fids():
         a.mean(0), np.cov(a, rowvar=False), b[:, ::-1].mean(0), np.cov(b[:, ::-1], rowvar=False)
     )
     assert (
-        frechet(moments(a), moments(b[:, ::-1])) == pytest.approx(wanted, rel=1e-6) and wanted > 1
+        frechet_distance(moments(a), moments(b[:, ::-1])) == pytest.approx(wanted, rel=1e-6)
+        and wanted > 1
     )
 
 
@@ -114,7 +115,7 @@ def test_fid_of_a_few_features_equals_pytorch_fid(net, weights, tmp_path):
             for f in (lambda x: x.mean(0), lambda x: np.cov(x, rowvar=False))
         )
     )
-    found = frechet(*(moments(net.features(clip)[:, COLUMNS]) for clip in (a, b)))
+    found = frechet_distance(*(moments(net.features(clip)[:, COLUMNS]) for clip in (a, b)))
     print(f"FID of four features {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, rel=1e-3) and wanted > 0.01
 
@@ -129,7 +130,7 @@ def test_fid_of_a_folder_equals_pytorch_fid(net, weights, tmp_path):
         wanted = score.calculate_fid_given_paths(
             [str(tmp_path / name) for name in sets()], 6, "cpu", 2048, num_workers=0
         )
-    found = frechet(*(moments(net.features(clip)) for clip in sets().values()))
+    found = frechet_distance(*(moments(net.features(clip)) for clip in sets().values()))
     print(f"FID {found:.6f}, pytorch-fid {wanted:.6f}")
     assert found == pytest.approx(wanted, abs=0.01) and wanted > 1
 
@@ -147,7 +148,7 @@ def test_a_wrong_file_is_refused(weights, tmp_path, monkeypatch):
         inception.Inception(weights)
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"nothing")
-    monkeypatch.setattr(inception, "SHA256", inception.sha256(garbage))
+    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(garbage))
     with pytest.raises(UserError, match="is not a file of PyTorch weights"):
         inception.Inception(garbage)
 

@@ -13,7 +13,7 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.experiments import experiment as experiments
-from ivid2vid_jax.experiments.experiment import Experiment, Made, Outcome, interval
+from ivid2vid_jax.experiments.experiment import EngineTriplets, Experiment, Outcome, interval
 from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
@@ -253,19 +253,19 @@ def test_clips_are_judged_in_the_sentences_that_are_named(world, tmp_path, monke
 def test_an_experiment_is_pointed_at_another_net_and_other_data():
     arms = {"own": TrainConfig(), "made": TrainConfig()}
     found = (
-        Experiment("?", arms, made={"made": Made(SynthesisConfig())})
-        .pointed_at("net", "folder")
+        Experiment("?", arms, synthesized={"made": EngineTriplets(SynthesisConfig())})
+        .with_overrides("net", "folder")
         .arms
     )
     assert [(arm.model, arm.data) for arm in found.values()] == [
         ("net", ("folder",)),
         ("net", ("shapes",)),
     ]
-    assert Experiment("?", arms).pointed_at(None, None).arms == arms
+    assert Experiment("?", arms).with_overrides(None, None).arms == arms
 
 
 @pytest.mark.parametrize(
-    "change", [{"against": "best"}, {"made": {"best": Made(SynthesisConfig())}}]
+    "change", [{"against": "best"}, {"made": {"best": EngineTriplets(SynthesisConfig())}}]
 )
 def test_arms_that_there_are_not_are_named(change):
     with pytest.raises(UserError, match="best of made or against is no arm: a"):
@@ -300,7 +300,10 @@ def test_triplets_are_made_once_for_all_seeds_and_told_of(world, engine, tmp_pat
         return train(config)
 
     strict = dataclasses.replace(engine.filter, direction=0.0)
-    made = {"good": Made(engine), "bad": Made(dataclasses.replace(engine, filter=strict))}
+    made = {
+        "good": EngineTriplets(engine),
+        "bad": EngineTriplets(dataclasses.replace(engine, filter=strict)),
+    }
     asked = dataclasses.replace(experiment, made=made)
     experiments.run(asked, tmp_path, note)
     folders = {arm: tmp_path / arm / "made" / "dataset" for arm in made}
@@ -329,7 +332,9 @@ def test_triplets_are_made_once_for_all_seeds_and_told_of(world, engine, tmp_pat
     )
     with pytest.raises(UserError, match="holds triplets of another recipe"):
         experiments.run(
-            dataclasses.replace(asked, made={"good": Made(dataclasses.replace(engine, seed=5))}),
+            dataclasses.replace(
+                asked, made={"good": EngineTriplets(dataclasses.replace(engine, seed=5))}
+            ),
             tmp_path,
             note,
         )
@@ -343,8 +348,8 @@ def test_clips_are_told_to_show_something_else(engine, tmp_path):
         instructions="rules",
         stages=("clips", "captions", "instructions"),
     )
-    work, told = experiments.making.at_work(
-        Made(ask, lambda id: f"a dog on a beach, clip {id[-1]}"), tmp_path
+    work, told = experiments.making.working_config(
+        EngineTriplets(ask, lambda id: f"a dog on a beach, clip {id[-1]}"), tmp_path
     )
     run_stages(experiments.making.Engine(work))
     lines = [
@@ -370,7 +375,7 @@ def test_a_made_arm_trains_from_its_cache(engine, tiny, tmp_path):
         ("colour",),
         1,
         EditSettings(steps=1, size=16, frames=2),
-        {"a": Made(engine)},
+        {"a": EngineTriplets(engine)},
         "a",
     )
     (found,) = experiments.run(asked, tmp_path / "out", real_train)
@@ -390,10 +395,10 @@ def test_files_hold_experiments_of_equal_steps(path):
     for arm in found.arms.values():
         arm.check()
         arm.loader.check()
-    for made in found.made.values():
+    for made in found.synthesized.values():
         made.engine.check()
         assert made.captions is None or made.captions("shapes-0-000003")
-    for one, other in itertools.combinations(found.made.values(), 2):
+    for one, other in itertools.combinations(found.synthesized.values(), 2):
         same = one.engine.output == other.engine.output
         assert not same or (
             dataclasses.replace(one.engine, filter=other.engine.filter),

@@ -108,12 +108,14 @@ def test_a_seed_repeats_and_another_differs(pipe):
 
 
 def run_loop(pipe, source, windows, sampler_name="euler_ancestral", steps=4, seed=1):
-    from ivid2vid_jax.diffusion.samplers import sampler
+    from ivid2vid_jax.diffusion.samplers import make_sampler
 
-    settings = EditSettings(steps=steps, sampler=sampler_name).resolved(pipe.folder)
-    table = sampler(sampler_name, pipe.schedule, steps)
+    settings = EditSettings(steps=steps, sampler=sampler_name).resolve(pipe.folder)
+    table = make_sampler(sampler_name, pipe.schedule, steps)
     guidance = pipe.guidance(INSTRUCTION, settings)
-    *ticks, latents = pipe.loop(pipe.params["unet"], source, guidance, table, seed, windows)
+    *ticks, latents = pipe.sampling_loop(
+        pipe.params["unet"], source, guidance, table, seed, windows
+    )
     assert len(ticks) == steps * len(windows)
     return latents
 
@@ -132,7 +134,7 @@ def test_windowed_equals_whole_where_windows_see_all_they_need(pipe, name):
 def test_one_window_through_either_loop_is_the_same(pipe, monkeypatch):
     source = RNG.standard_normal((5, 8, 8, 4)).astype(np.float32)
     whole = run_loop(pipe, source, [slice(0, 5)])
-    monkeypatch.setattr(pipe.loop, "one_window", pipe.loop.many_windows)
+    monkeypatch.setattr(pipe.sampling_loop, "sample_one_window", pipe.sampling_loop.sample_windows)
     np.testing.assert_allclose(
         run_loop(pipe, source, [slice(0, 5)]), whole, atol=1e-3 * np.abs(whole).max()
     )
@@ -149,26 +151,26 @@ def test_predictions_are_blended_without_a_jump():
 
 def test_the_loop_transfers_nothing_and_dispatches_once_a_step(pipe):
     source = RNG.standard_normal((4, 8, 8, 4)).astype(np.float32)
-    settings = EditSettings(steps=5, sampler="ddim").resolved(pipe.folder)
-    from ivid2vid_jax.diffusion.samplers import sampler
+    settings = EditSettings(steps=5, sampler="ddim").resolve(pipe.folder)
+    from ivid2vid_jax.diffusion.samplers import make_sampler
 
-    ran = pipe.loop(
+    ran = pipe.sampling_loop(
         pipe.params["unet"],
         source,
         pipe.guidance(INSTRUCTION, settings),
-        sampler("ddim", pipe.schedule, 5),
+        make_sampler("ddim", pipe.schedule, 5),
         0,
         [slice(0, 4)],
     )
     next(ran)
-    calls, compiled = [], pipe.loop.whole
-    pipe.loop.whole = lambda *a: calls.append(1) or compiled(*a)
+    calls, compiled = [], pipe.sampling_loop.whole
+    pipe.sampling_loop.whole = lambda *a: calls.append(1) or compiled(*a)
     try:
         with jax.transfer_guard("disallow"):
             for _ in range(4):
                 assert next(ran) is None
     finally:
-        pipe.loop.whole = compiled
+        pipe.sampling_loop.whole = compiled
     assert len(calls) == 4
     assert next(ran).shape == source.shape
 
@@ -176,18 +178,18 @@ def test_the_loop_transfers_nothing_and_dispatches_once_a_step(pipe):
 def test_nothing_is_compiled_twice(pipe):
     pipe.edit(clip(4), INSTRUCTION, steps=2, size=16)
     before = (
-        pipe.loop.whole._cache_size(),
-        pipe.codec._encode._cache_size(),
-        pipe.codec._decode._cache_size(),
+        pipe.sampling_loop.whole._cache_size(),
+        pipe.vae_codec._encode._cache_size(),
+        pipe.vae_codec._decode._cache_size(),
         pipe._encode_text._cache_size(),
     )
     pipe.edit(
         clip(4), "another instruction", steps=3, size=16, sampler="dpm++", text_scale=3.0, seed=9
     )
     assert before == (
-        pipe.loop.whole._cache_size(),
-        pipe.codec._encode._cache_size(),
-        pipe.codec._decode._cache_size(),
+        pipe.sampling_loop.whole._cache_size(),
+        pipe.vae_codec._encode._cache_size(),
+        pipe.vae_codec._decode._cache_size(),
         pipe._encode_text._cache_size(),
     )
 
@@ -206,7 +208,7 @@ def test_guidance_acts_in_its_interval_alone(pipe):
         and (half != whole).mean() > 0.1
     )
     asked = pipe.guidance(
-        INSTRUCTION, EditSettings(guide_from=0.25, guide_to=0.75, **options).resolved(pipe.folder)
+        INSTRUCTION, EditSettings(guide_from=0.25, guide_to=0.75, **options).resolve(pipe.folder)
     )
     assert [len(each.weights) for each in asked] == [1, 3, 3, 1]
 
@@ -231,7 +233,7 @@ def test_frames_of_a_still_clip_are_alike_under_shared_noise(pipe, sampler, fram
 
 
 def test_settings_come_from_the_folder_then_from_the_package(pipe, monkeypatch):
-    settings = EditSettings().resolved(pipe.folder)
+    settings = EditSettings().resolve(pipe.folder)
     assert (
         settings.text_scale,
         settings.video_scale,
@@ -240,7 +242,7 @@ def test_settings_come_from_the_folder_then_from_the_package(pipe, monkeypatch):
         settings.frames,
     ) == (7.5, 1.5, "ddim", 16, 16)
     monkeypatch.setattr(pipe.folder, "sampling", dict(steps=9, text_scale=3.0, sampler="dpm++"))
-    settings = EditSettings(text_scale=4.0).resolved(pipe.folder)
+    settings = EditSettings(text_scale=4.0).resolve(pipe.folder)
     assert (settings.steps, settings.text_scale, settings.sampler) == (9, 4.0, "dpm++")
 
 
@@ -327,11 +329,9 @@ def test_text_to_image_equals_diffusers(tmp_path, pipe):
     ours = base.generate(
         INSTRUCTION,
         2,
-        EditSettings(steps=8, sampler="ddim", text_scale=4.0, size=16, seed=3).resolved(
-            base.folder
-        ),
+        EditSettings(steps=8, sampler="ddim", text_scale=4.0, size=16, seed=3).resolve(base.folder),
     )
     assert theirs.std() > 0.05 and np.abs(theirs[0] - theirs[1]).max() > 0.1
     np.testing.assert_allclose(ours / 255.0, theirs, atol=0.0025)
     with pytest.raises(UserError, match="edits clips and draws no images"):
-        pipe.generate(INSTRUCTION, 1, EditSettings().resolved(pipe.folder))
+        pipe.generate(INSTRUCTION, 1, EditSettings().resolve(pipe.folder))

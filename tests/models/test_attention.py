@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.models import attention as module
-from ivid2vid_jax.models.attention import attention, choose
+from ivid2vid_jax.models.attention import attention, select_backend
 from tests.support.devices import environment
 
 HEAD_DIMS = (40, 64, 80, 160)
@@ -132,10 +132,10 @@ def test_devices_work_on_their_own_share():
 )
 def test_the_backend_that_fits(device, lengths, head_dim, dtype, chosen, monkeypatch):
     q, k = (jax.ShapeDtypeStruct((2, n, 8, head_dim), dtype) for n in lengths)
-    monkeypatch.setattr(module, "capability", lambda: 9.0)
-    assert choose(q, k, device) == chosen
-    monkeypatch.setattr(module, "capability", lambda: 7.5)
-    assert choose(q, k, device) == (
+    monkeypatch.setattr(module, "cuda_compute_capability", lambda: 9.0)
+    assert select_backend(q, k, device) == chosen
+    monkeypatch.setattr(module, "cuda_compute_capability", lambda: 7.5)
+    assert select_backend(q, k, device) == (
         "chunked" if chosen == "cudnn" else chosen
     )  # a T4 has no flash attention in cuDNN
 

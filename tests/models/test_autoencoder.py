@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ivid2vid_jax.inference import vae_codec
-from ivid2vid_jax.inference.vae_codec import FrameCodec, spans, taper
+from ivid2vid_jax.inference.vae_codec import VAECodec, spans, taper
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components
-from ivid2vid_jax.weights.pipeline_folder import abstract
+from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support import factory
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 def load(module, folder):
     module.save_pretrained(folder)
     config = AutoencoderConfig.from_json(read_json(folder / "config.json"))
-    return config, components.load("vae", folder, abstract("vae", config))
+    return config, components.load_component("vae", folder, param_shapes("vae", config))
 
 
 def check_parity(module, folder, side, tolerance):
@@ -59,7 +59,7 @@ def test_equals_diffusers_at_real_size(tmp_path):
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
     config, params = load(factory.vae(factory.VAE_TINY), tmp_path_factory.mktemp("vae"))
-    return FrameCodec(config, jnp.float32), params
+    return VAECodec(config, jnp.float32), params
 
 
 def test_chunks_do_not_show(codec):

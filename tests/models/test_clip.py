@@ -13,7 +13,7 @@ from ivid2vid_jax.models import CLIPTextConfig, CLIPTextModel
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components
-from ivid2vid_jax.weights.pipeline_folder import abstract, open_clip, save_folder
+from ivid2vid_jax.weights.pipeline_folder import open_clip_folder, param_shapes, save_folder
 from tests.support import factory
 
 TINY_H = factory.TEXT_TINY | dict(hidden_act="gelu", num_hidden_layers=3)
@@ -22,7 +22,7 @@ TINY_H = factory.TEXT_TINY | dict(hidden_act="gelu", num_hidden_layers=3)
 def check_parity(module, folder, length, tolerance):
     module.save_pretrained(folder)
     config = CLIPTextConfig.from_json(read_json(folder / "config.json"))
-    params = components.load("text_encoder", folder, abstract("text_encoder", config))
+    params = components.load_component("text_encoder", folder, param_shapes("text_encoder", config))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
     with torch.no_grad():
         reference = module(torch.from_numpy(ids)).last_hidden_state.numpy()
@@ -105,8 +105,8 @@ def reference(module, pixels, ids):
 
 
 def check_towers(folder, module, tolerance, length=12):
-    config = open_clip(folder).clip
-    params = components.load("clip", folder, abstract("clip", config))
+    config = open_clip_folder(folder).clip
+    params = components.load_component("clip", folder, param_shapes("clip", config))
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(3, config.vision.image_size, config.vision.image_size, 3)).astype(
         np.float32
@@ -165,8 +165,8 @@ def test_the_end_mark_of_openais_configs_is_the_largest_id():
 
 def test_a_saved_clip_is_read_by_transformers(tiny_clip, tmp_path):
     folder, module = tiny_clip
-    ours = open_clip(folder)
-    params = components.load("clip", folder, abstract("clip", ours.clip))
+    ours = open_clip_folder(folder)
+    params = components.load_component("clip", folder, param_shapes("clip", ours.clip))
     save_folder(tmp_path / "saved", ours, {"clip": params})
     again, report = transformers.CLIPModel.from_pretrained(
         tmp_path / "saved", output_loading_info=True

@@ -15,8 +15,8 @@ from ivid2vid_jax.training.init_state import target_unet
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components
-from ivid2vid_jax.weights.inflate import abstract_params, inflate
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder, save_folder
+from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.support import factory, tiny_run
 
 TINY = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
@@ -45,7 +45,7 @@ def test_equals_diffusers_motion_model(tmp_path, middle):
         middle,
         24,
     )
-    params = components.load("unet", tmp_path, abstract_params(config))
+    params = components.load_component("unet", tmp_path, unet_param_shapes(config))
     x, t, context = inputs()
     with torch.no_grad():
         text = torch.from_numpy(context.repeat(x.shape[1], axis=0))
@@ -58,7 +58,7 @@ def test_equals_diffusers_motion_model(tmp_path, middle):
 
 
 def test_norms_by_frame_differ_from_norms_over_the_clip():
-    params = factory.noisy(abstract_params(TINY))
+    params = factory.noisy(unet_param_shapes(TINY))
     over_clip, by_frame = (
         apply(dataclasses.replace(TINY, motion_group_norm=pooled), params, *inputs())
         for pooled in ("clip", "frame")
@@ -69,9 +69,9 @@ def test_norms_by_frame_differ_from_norms_over_the_clip():
 def test_freshly_inflated_equals_2d(tmp_path):
     flat = UNetConfig.from_json(factory.UNET_TINY)
     factory.unet(factory.UNET_TINY).save_pretrained(tmp_path)
-    params = components.load("unet", tmp_path, abstract_params(flat))
+    params = components.load_component("unet", tmp_path, unet_param_shapes(flat))
     np.testing.assert_allclose(
-        apply(TINY, inflate(params, flat, TINY, seed=0), *inputs()),
+        apply(TINY, inflate_params(params, flat, TINY, seed=0), *inputs()),
         apply(flat, params, *inputs()),
         atol=2e-6,
     )
@@ -83,24 +83,24 @@ def test_the_code_of_places_is_diffusers_and_is_never_trained():
         for name, value in factory.motion().state_dict().items()
         if name.endswith(".pe")
     }
-    flat = flax.traverse_util.flatten_dict(abstract_params(TINY))
+    flat = flax.traverse_util.flatten_dict(unet_param_shapes(TINY))
     from ivid2vid_jax.weights import random_init
-    from ivid2vid_jax.weights.inflate import initialise
+    from ivid2vid_jax.weights.inflate import init_unet_params
 
-    made = random_init.fresh(
-        lambda key: initialise(TINY, key), 0, [path for path in flat if path[-1] == "pe"]
+    made = random_init.init_params(
+        lambda key: init_unet_params(TINY, key), 0, [path for path in flat if path[-1] == "pe"]
     )
     assert len(made) == len(theirs) == 6
     for path, table in made.items():
         np.testing.assert_allclose(table, theirs[".".join(path)], atol=2e-6)
-    every = names.flatten({"unet": abstract_params(TINY)})
+    every = names.flatten({"unet": unet_param_shapes(TINY)})
     for pattern in ("unet", "temporal"):
         assert not [name for name in names.trainable(every, (pattern,)) if name.endswith("pe")]
 
 
 def test_order_of_frames_matters_through_the_code_alone():
     """Reversed frames give the reversed result where the table is zero, and another where it is not."""
-    params = factory.noisy(abstract_params(TINY))
+    params = factory.noisy(unet_param_shapes(TINY))
     x, t, context = inputs()
     silent = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0 * leaf if path[-1].key == "pe" else leaf, params
@@ -120,9 +120,9 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
     short = dataclasses.replace(TINY, motion_max_seq_length=4, num_frames=4)
     with pytest.raises(ValueError, match="5 frames at once are more than the 4 places"):
         InflatedUNet3D(short).init(jax.random.key(0), x, t, context)
-    folder = open_folder(tiny)
+    folder = open_pipeline_folder(tiny)
     params = load_params(folder)
-    params["unet"] = inflate(params["unet"], folder.unet, short, 0)
+    params["unet"] = inflate_params(params["unet"], folder.unet, short, 0)
     save_folder(tmp_path / "motion", dataclasses.replace(folder, unet=short), params)
     pipe, clip = ivid2vid_jax.load(tmp_path / "motion"), np.zeros((6, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="frames 5 must be at most 4"):
@@ -133,7 +133,7 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
         UserError,
         match="--net.temporal motion with --loader.frames 33: num_frames 33 is more than the 32 places",
     ):
-        target_unet(config, open_folder(tiny).unet, 4)
+        target_unet(config, open_pipeline_folder(tiny).unet, 4)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.models.sharded_reshape import fold, fold_behind_time, fold_positions, over_frames, over_positions
+from ivid2vid_jax.models.sharded_reshape import fold_time, fold_positions_time_major, fold_positions, shard_over_frames, shard_over_positions
 from ivid2vid_jax.planning import hlo
-from ivid2vid_jax.weights.pipeline_folder import abstract
+from ivid2vid_jax.weights.pipeline_folder import param_shapes
 
 
 def mesh(data, fsdp, frames):
@@ -30,21 +30,21 @@ x = jnp.arange(4 * 8 * 4 * 2 * 3.0).reshape(4, 8, 4, 2, 3)
 for shape in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (1, 2, 2)):
     with jax.set_mesh(mesh(*shape)):
         placed = jax.device_put(x, P(("data", "fsdp"), "frames"))
-        for there in (fold, fold_positions, fold_behind_time):
+        for there in (fold_time, fold_positions, fold_positions_time_major):
 
             def back_and_forth(x, there=there):
-                rows, back = there(x if there is fold else over_positions(x))
-                assert rows.ndim == (4 if there is fold else 3)
+                rows, back = there(x if there is fold_time else shard_over_positions(x))
+                assert rows.ndim == (4 if there is fold_time else 3)
                 doubled = back(2 * rows)
-                rows = rows.swapaxes(0, 1) if there is fold_behind_time else rows
-                return rows.reshape(len(rows), -1).sum(1), doubled if there is fold else over_frames(doubled)
+                rows = rows.swapaxes(0, 1) if there is fold_positions_time_major else rows
+                return rows.reshape(len(rows), -1).sum(1), doubled if there is fold_time else shard_over_frames(doubled)
 
             sums, doubled = jax.jit(back_and_forth)(placed)
             np.testing.assert_array_equal(doubled, 2 * x)
-            axes = (2, 3, 4) if there is fold else (1, 4)
+            axes = (2, 3, 4) if there is fold_time else (1, 4)
             np.testing.assert_array_equal(np.sort(sums), np.sort(np.asarray(x).sum(axes).ravel()))  # every row is whole, in whatever order
             sent = hlo.sent(jax.jit(lambda x: back_and_forth(x)[1]).lower(placed).compile().as_text(), 4)
-            assert not sent or (there is not fold and shape[2] > 1 and set(sent) == {"all-to-all"}), (shape, sent)
+            assert not sent or (there is not fold_time and shape[2] > 1 and set(sent) == {"all-to-all"}), (shape, sent)
 """
 
 NET = """
@@ -53,7 +53,7 @@ config = UNetConfig(
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, attention_head_dim=4, cross_attention_dim=32, norm_num_groups=8,
     temporal=("conv", "attention"),
 )
-net, params, rng = InflatedUNet3D(config, "xla"), abstract("unet", config), np.random.default_rng(0)
+net, params, rng = InflatedUNet3D(config, "xla"), param_shapes("unet", config), np.random.default_rng(0)
 params = jax.tree.map(lambda x: jnp.asarray(0.05 * rng.standard_normal(x.shape), x.dtype), params)
 x, t, text = jnp.asarray(rng.standard_normal((3, 8, 8, 8, 8)), jnp.float32), jnp.full(3, 300), jnp.asarray(rng.standard_normal((3, 5, 32)), jnp.float32)
 run = lambda params, x: net.apply({"params": params}, x, t, text)

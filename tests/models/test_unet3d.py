@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.models.temporal import TimeConv
+from ivid2vid_jax.models.temporal import TemporalConv1D
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components
-from ivid2vid_jax.weights.inflate import abstract_params, inflate
+from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
 from tests.support import factory
 from tests.support.devices import OPTIONS
 
@@ -23,7 +23,7 @@ def load(module, folder: Path):
     """(config, parameters) of a diffusers U-Net, by way of its own files."""
     module.save_pretrained(folder)
     config = UNetConfig.from_json(read_json(folder / "config.json"))
-    return config, components.load("unet", folder, abstract_params(config))
+    return config, components.load_component("unet", folder, unet_param_shapes(config))
 
 
 def inputs(config: UNetConfig, B=2, T=3, side=8, tokens=5):
@@ -103,7 +103,7 @@ def test_equals_diffusers_3d(tmp_path):
 
 def test_a_still_image_is_convolved_in_time_as_between_black_frames():
     x = np.random.default_rng(0).standard_normal((2, 1, 3, 5, 4), np.float32)
-    layer = TimeConv(6, bias_init=jax.nn.initializers.ones)
+    layer = TemporalConv1D(6, bias_init=jax.nn.initializers.ones)
     params = layer.init(jax.random.key(0), x)
     black = np.zeros_like(x)
     between = layer.apply(params, np.concatenate([black, x, black], axis=1))[:, 1:2]
@@ -125,7 +125,7 @@ def inflated(tmp_path_factory):
     target = UNetConfig.from_json(
         config.to_json() | dict(temporal=["conv", "attention"], in_channels=8)
     )
-    return config, params, target, inflate(params, config, target, 0)
+    return config, params, target, inflate_params(params, config, target, 0)
 
 
 def test_freshly_inflated_equals_2d_and_ignores_the_new_channels(inflated):

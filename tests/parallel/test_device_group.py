@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.parallel.device_group import Spread
+from ivid2vid_jax.parallel.device_group import DeviceGroup
 from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 
@@ -18,8 +18,8 @@ import sys
 import jax
 import numpy as np
 
-from ivid2vid_jax import pipeline
-from ivid2vid_jax.parallel.device_group import FRAMES
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.parallel.device_group import FRAMES_AXIS
 
 clip = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 edited = {}
@@ -30,9 +30,9 @@ for devices in (1, 4):
 for frames in (20, 8):
     difference = np.abs(edited[1, frames] - edited[4, frames])
     assert difference.max() <= 2 and difference.mean() < 0.01, (frames, difference.max(), difference.mean())
-shares = {shard.data.shape for shard in pipe.spread.put(np.zeros((20, 8, 8, 4)), FRAMES).addressable_shards}
+shares = {shard.data.shape for shard in pipe.devices.put(np.zeros((20, 8, 8, 4)), FRAMES_AXIS).addressable_shards}
 assert shares == {(5, 8, 8, 4)}, shares
-assert pipeline.load(sys.argv[1]).spread.count == 4
+assert pipeline.load(sys.argv[1]).devices.count == 4
 """
 
 
@@ -56,4 +56,4 @@ def test_devices_that_are_not_there_are_refused(tiny, count):
 
 
 def test_one_device_needs_no_mesh():
-    assert Spread(1).meshes == {}
+    assert DeviceGroup(1).meshes == {}

@@ -24,7 +24,7 @@ from ivid2vid_jax.parallel.processes import DistributedConfig
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support.devices import environment
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_the_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
     ],
 )
 def test_the_largest_axis_that_can_be_is_split(shape, size, spec):
-    assert sharding.fsdp(shape, mesh_of(data=2, fsdp=size)) == spec
+    assert sharding.fsdp_spec(shape, mesh_of(data=2, fsdp=size)) == spec
 
 
 def test_rules_are_taken_in_order_and_large_leaves_that_stay_whole_are_told(caplog):
@@ -146,7 +146,7 @@ def test_rules_are_taken_in_order_and_large_leaves_that_stay_whole_are_told(capl
         "step": np.int32(0),
     }
     with caplog.at_level("INFO"):
-        found = sharding.of_tree({"params": tree}, mesh_of(fsdp=2))["params"]
+        found = sharding.tree_shardings({"params": tree}, mesh_of(fsdp=2))["params"]
     assert {name: s.spec for name, s in found.items()} == {
         "unet/kernel": P("fsdp", None),
         "odd/kernel": P(),
@@ -155,25 +155,27 @@ def test_rules_are_taken_in_order_and_large_leaves_that_stay_whole_are_told(capl
     assert [record.getMessage() for record in caplog.records] == [
         "params/odd/kernel [201, 201] is copied to every device: no axis is a multiple of 2"
     ]
-    ruled = sharding.of_tree(tree, mesh_of(fsdp=2), (("unet", "replicate"), (r".*", "fsdp")))
+    ruled = sharding.tree_shardings(tree, mesh_of(fsdp=2), (("unet", "replicate"), (r".*", "fsdp")))
     assert ruled["unet/kernel"].spec == P()
 
 
 def test_clips_and_frames_of_a_batch_are_split_and_what_does_not_fit_is_refused():
     mesh, clips = mesh_of(2, 2, 4), ("data", "fsdp")
-    assert sharding.of_batch("source", (8, 8, 16, 16, 3), mesh).spec == P(clips, "frames")
-    assert sharding.of_batch("source", (8, 1, 16, 16, 3), mesh).spec == P(clips)  # still images
+    assert sharding.batch_sharding("source", (8, 8, 16, 16, 3), mesh).spec == P(clips, "frames")
+    assert sharding.batch_sharding("source", (8, 1, 16, 16, 3), mesh).spec == P(
+        clips
+    )  # still images
     assert (
-        sharding.of_batch("tokens", (8, 77), mesh).spec
-        == sharding.of_batch("serial", (8,), mesh).spec
+        sharding.batch_sharding("tokens", (8, 77), mesh).spec
+        == sharding.batch_sharding("serial", (8,), mesh).spec
         == P(clips)
     )
     with pytest.raises(
         UserError, match=r"--loader.batch 6 is not a multiple of data x fsdp = 4 of the mesh"
     ):
-        sharding.of_batch("serial", (6,), mesh)
+        sharding.batch_sharding("serial", (6,), mesh)
     with pytest.raises(UserError, match=r"source: 6 frames are not a multiple of --mesh.frames 4"):
-        sharding.of_batch("source", (8, 6, 16, 16, 3), mesh)
+        sharding.batch_sharding("source", (8, 6, 16, 16, 3), mesh)
 
 
 def test_a_process_puts_its_share_of_the_batch(monkeypatch):
@@ -218,7 +220,7 @@ def test_a_process_puts_its_share_of_the_batch(monkeypatch):
     ],
 )
 def test_a_cluster_is_known_by_its_environment(variables, found):
-    assert processes.cluster(variables) is found
+    assert processes.in_cluster(variables) is found
 
 
 @pytest.fixture
@@ -243,8 +245,8 @@ def meeting(monkeypatch):
 
 def test_flags_name_the_coordinator_and_the_port_is_one_that_firewalls_pass(meeting):
     options = {"cluster_detection_method": "deactivate"}
-    processes.initialise(DistributedConfig("10.0.0.2", 4, 3))
-    processes.initialise(DistributedConfig("10.0.0.2:9000", 2, 0))
+    processes.initialize_distributed(DistributedConfig("10.0.0.2", 4, 3))
+    processes.initialize_distributed(DistributedConfig("10.0.0.2:9000", 2, 0))
     assert meeting == [(("10.0.0.2:8476", 4, 3), options), (("10.0.0.2:9000", 2, 0), options)]
 
 
@@ -264,27 +266,27 @@ def test_incomplete_flags_are_refused(meeting, flags):
         UserError,
         match="coordinator, --distributed.processes and --distributed.process go together",
     ):
-        processes.initialise(DistributedConfig(*flags))
+        processes.initialize_distributed(DistributedConfig(*flags))
     assert not meeting
 
 
 @pytest.mark.parametrize("process", [2, -1])
 def test_a_process_out_of_range_is_refused(meeting, process):
     with pytest.raises(UserError, match=f"--distributed.process {process} must be between 0 and 1"):
-        processes.initialise(DistributedConfig("host", 2, process))
+        processes.initialize_distributed(DistributedConfig("host", 2, process))
     assert not meeting
 
 
 def test_a_single_process_is_left_alone_and_a_cluster_found(meeting, monkeypatch):
-    processes.initialise(DistributedConfig())
+    processes.initialize_distributed(DistributedConfig())
     assert not meeting and "JAX_COORDINATOR_PORT" not in os.environ
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    processes.initialise(DistributedConfig(off=True))
+    processes.initialize_distributed(DistributedConfig(off=True))
     assert not meeting
-    processes.initialise(DistributedConfig())
+    processes.initialize_distributed(DistributedConfig())
     assert meeting == [((), {})] and os.environ["JAX_COORDINATOR_PORT"] == "8476"
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    processes.initialise(DistributedConfig())
+    processes.initialize_distributed(DistributedConfig())
     assert len(meeting) == 1
 
 
@@ -294,12 +296,12 @@ def test_a_cluster_that_cannot_be_joined_is_an_error_and_a_lone_tpu_is_not(meeti
 
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     monkeypatch.setattr(processes, "has_tpu", lambda: True)
-    processes.initialise(DistributedConfig())
+    processes.initialize_distributed(DistributedConfig())
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     with pytest.raises(
         UserError, match=r"could not find each other \(no coordinator\); name them by --distributed"
     ):
-        processes.initialise(DistributedConfig())
+        processes.initialize_distributed(DistributedConfig())
 
 
 # ---- whole runs, by the command
@@ -440,7 +442,10 @@ def test_two_processes_leave_behind_what_one_does(alone, together):
     with Checkpoints(together) as one, Checkpoints(alone) as other:
         assert one.steps() == other.steps() == [2, 4, 6]
     for found, wanted in zip(
-        *(jax.tree.leaves(load_params(open_folder(run / "pipeline"))) for run in (together, alone)),
+        *(
+            jax.tree.leaves(load_params(open_pipeline_folder(run / "pipeline")))
+            for run in (together, alone)
+        ),
         strict=True,
     ):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
@@ -457,7 +462,9 @@ def test_two_processes_start_from_a_model_as_one_does(alone, tmp_path):
         Run(tmp_path / str(count), processes=count, devices=8 // count).end()
     for name in ("loss", "param_norm"):
         close(curve(runs[2], name=name), curve(runs[1], name=name), 1e-5)
-    kept, stored = (load_params(open_folder(run / "pipeline"))["vae"] for run in (runs[2], alone))
+    kept, stored = (
+        load_params(open_pipeline_folder(run / "pipeline"))["vae"] for run in (runs[2], alone)
+    )
     assert jax.tree.all(jax.tree.map(np.array_equal, kept, stored))
 
 

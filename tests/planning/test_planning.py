@@ -16,9 +16,9 @@ from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.planning import chips, hlo, programs, report, stages
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.utils.cli import recipe
+from ivid2vid_jax.utils.cli import recipe_loader
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import abstract
+from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support import flops_formula as formula
 from tests.support.command import run_command
 
@@ -131,7 +131,7 @@ def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
         Shape((2, 77, config.cross_attention_dim), jnp.float32),
     )
     counted = flops.count(
-        lambda p, *args: net.apply({"params": p}, *args), abstract("unet", config), *args
+        lambda p, *args: net.apply({"params": p}, *args), param_shapes("unet", config), *args
     )
     assert counted.useful == pytest.approx(formula.unet_forward(config, 2, 8, 32, 32, 77), rel=0.05)
 
@@ -147,7 +147,7 @@ def test_every_parameter_belongs_to_one_layer():
     for stage in found:
         params = jax.eval_shape(stage.module.init, jax.random.key(0), *stage.args)["params"]
         count += stage.count * sum(x.size for x in jax.tree.leaves(params))
-    assert count == sum(x.size for x in jax.tree.leaves(abstract("unet", SD15)))
+    assert count == sum(x.size for x in jax.tree.leaves(param_shapes("unet", SD15)))
     assert {stage.path.split("/")[-1].split(".")[0] for stage in found if stage.trained} == {
         "transformer_in",
         "temp_convs",
@@ -246,13 +246,13 @@ def test_traffic_is_read_from_the_compilers_text():
 )
 def test_slices_that_are_none_are_refused(name, message):
     with pytest.raises(UserError, match=message):
-        chips.Slice(name)
+        chips.TPUSlice(name)
 
 
 @pytest.fixture
 def on_cpu(monkeypatch, tmp_path):
     """CPU devices in the place of chips, the tiny recipe in that of the default."""
-    monkeypatch.setattr(chips.Slice, "devices", lambda self: jax.devices("cpu")[:1] * 1)
+    monkeypatch.setattr(chips.TPUSlice, "devices", lambda self: jax.devices("cpu")[:1] * 1)
     monkeypatch.setattr(chips, "cache_folder", lambda: tmp_path / "cache")
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from tests.support.sharded_run import recipe\n\nconfig = recipe('unused')\n")
@@ -303,11 +303,11 @@ def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
 @pytest.mark.parametrize(("effort", "seconds"), [(0, 3.0), (-1, 2.0)])
 def test_traffic_at_low_effort_bounds_nothing(effort, seconds):
     """Arithmetic 2 s, HBM 3 s: with the compiler's low effort a run may move less, so the least time is the arithmetic's."""
-    where = chips.Slice("v5e:1x1")
-    told = report.Plan(
+    where = chips.TPUSlice("v5e:1x1")
+    told = report.StepPlan(
         {"parameters": 1}, 2 * where.chip.flops, 3 * where.chip.bandwidth, {}, False, 0.0
     )
-    words = report.text(told, where, "clips", 6, 100, 0.5, None, False, effort)
+    words = report.plan_text(told, where, "clips", 6, 100, 0.5, None, False, effort)
     assert f"at least {seconds:.4f} s a step; at most {6 / seconds:.2f} clips a second" in words
     assert ("at most: --effort 0" in words) == (
         effort < 0
@@ -334,11 +334,11 @@ def test_a_program_that_does_not_fit_is_refused_with_what_helps(
 
 def test_a_sampling_step_is_traced_whole(on_cpu):
     """What --edit --full compiles: it leaves latents as it finds them, and its arithmetic is that of three branches."""
-    config = recipe(TrainConfig)(on_cpu)
+    config = recipe_loader(TrainConfig)(on_cpu)
     mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
     counted = []
     for branches in (1, 3):
-        program = programs.editing(config, programs.folder_of(config), mesh, branches)
+        program = programs.editing_program(config, programs.folder_of(config), mesh, branches)
         with jax.set_mesh(mesh):
             after = jax.eval_shape(program.function, *program.args)
             counted.append(flops.count(program.function, *program.args).useful)
@@ -402,5 +402,5 @@ def test_known_models_need_no_files():
     folder = programs.folder_of(config)
     assert folder.unet.in_channels == 8 and folder.unet.temporal == ("conv", "attention")
     assert (
-        sum(np.prod(x.shape) for x in jax.tree.leaves(abstract("vae", folder.vae))) == 83653863
+        sum(np.prod(x.shape) for x in jax.tree.leaves(param_shapes("vae", folder.vae))) == 83653863
     )  # Stable Diffusion's autoencoder

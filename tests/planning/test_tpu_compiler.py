@@ -37,7 +37,7 @@ def texts(monkeypatch):
 @pytest.fixture
 def compiled(texts):
     """(cost, the compiler's text) of SD 1.5's first spatial transformer on one v5e chip; remat: None for the forward pass alone."""
-    mesh = make_mesh(MeshConfig(), chips.Slice("v5e:1x1").devices())
+    mesh = make_mesh(MeshConfig(), chips.TPUSlice("v5e:1x1").devices())
     shape = jax.ShapeDtypeStruct
 
     def compile(attention: str, remat: str | None):
@@ -92,9 +92,9 @@ def test_plain_attention_holds_them(compiled):
 def test_split_weights_are_gathered_whole(texts):
     """By itself the compiler multiplies by them piece by piece, in loops that move all activations at every turn: on 16 chips 52 GB a
     clip instead of 10."""
-    mesh = make_mesh(MeshConfig(fsdp=4), chips.Slice("v5e:2x2").devices())
+    mesh = make_mesh(MeshConfig(fsdp=4), chips.TPUSlice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
-    layer = stages.Stage(
+    layer = stages.LayerStage(
         TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True
     )
     cost = stages.compile_stage(layer, mesh, "block")

@@ -72,7 +72,7 @@ def unet_forward(
         for _ in range(config.layers_per_block):
             total += (
                 resnet(level, channels, outputs)
-                + config.attends(level) * transformer(level, outputs)
+                + config.has_attention(level) * transformer(level, outputs)
                 + motion(level)
             )
             channels = outputs
@@ -89,7 +89,7 @@ def unet_forward(
         for _ in range(config.layers_per_block + 1):
             total += (
                 resnet(level, channels + skips.pop(), widths[level])
-                + config.attends(level) * transformer(level, widths[level])
+                + config.has_attention(level) * transformer(level, widths[level])
                 + motion(level)
             )
             channels = widths[level]

@@ -25,10 +25,10 @@ from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.training import init_state, run_folder
-from ivid2vid_jax.training.compiled_step import StepProgram
+from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.loop import Tokenize
-from ivid2vid_jax.training.objectives import objective
+from ivid2vid_jax.training.loop import Tokenizer
+from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import (
     learning_rate,
     make_optimizer,
@@ -69,14 +69,18 @@ class Case:
 
     def __init__(self, home: Path, dtype: str):
         self.config = config = recipe(home, optim__dtype=dtype)
-        folder, _ = init_state.plan(config, lambda: run_folder.texts(config), home)
-        tokenize = Tokenize(
+        folder, _ = init_state.plan_networks(config, lambda: run_folder.texts(config), home)
+        tokenize = Tokenizer(
             load_tokenizer(home / "tokenizer"), folder.text_encoder.max_position_embeddings
         )
         with Loader(config.loader, config.data, "edit", tokenize, config.seed) as loader:
             self.batch = next(loader)[0]
-        self.objective = objective(config, folder, tokenize(""), init_state.dtype(config))
-        begun = init_state.start(config, folder, None, make_mesh(MeshConfig(), jax.devices()[:1]))
+        self.objective = make_objective(
+            config, folder, tokenize(""), init_state.compute_dtype_of(config)
+        )
+        begun = init_state.load_initial_weights(
+            config, folder, None, make_mesh(MeshConfig(), jax.devices()[:1])
+        )
         self.trained, self.frozen = stirred(begun.trained), jax.device_get(begun.frozen)
 
     def step(self, sizes: tuple[int, ...], accumulation: int = 1) -> tuple[dict, dict]:
@@ -85,12 +89,12 @@ class Case:
         config = dataclasses.replace(self.config.optim, accumulation=accumulation)
         optimizer = make_optimizer(config, self.config.steps)
         make = partial(new_state, optimizer=optimizer, config=config, seed=self.config.seed)
-        placed = sharding.of_tree(jax.eval_shape(make, self.trained), mesh)
+        placed = sharding.tree_shardings(jax.eval_shape(make, self.trained), mesh)
         with jax.set_mesh(mesh):
             state = jax.jit(make, out_shardings=placed)(self.trained)
-            frozen = jax.device_put(self.frozen, sharding.of_tree(self.frozen, mesh))
+            frozen = jax.device_put(self.frozen, sharding.tree_shardings(self.frozen, mesh))
             batch = sharding.put_batch(self.batch, mesh)
-            program = StepProgram(
+            program = CompiledStep(
                 self.objective, optimizer, config, learning_rate(config, self.config.steps), placed
             )
             program.compile(state, frozen, batch)
@@ -180,7 +184,7 @@ def worst(found: dict, wanted: dict) -> tuple[float, str]:
 
 def main(home: str, dtype: str, *meshes: str) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    sharding.SMALL = SMALL
+    sharding.MIN_SHARDED_SIZE = SMALL
     case, first = Case(Path(home), dtype), None
     print(json.dumps(case.floats()), flush=True)
     for mesh in meshes:

@@ -7,7 +7,7 @@ import pytest
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.synthesis import clip_cutting
-from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig, cut
+from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig, cut_video
 from ivid2vid_jax.utils.errors import UserError
 from tests.video.test_video import write
 
@@ -56,7 +56,7 @@ def film(tmp_path, frames, name="film.mp4"):
 def test_a_video_becomes_clips_and_reasons(tmp_path):
     still = np.repeat(scene(2)[:1], 8, axis=0)
     path = film(tmp_path, np.concatenate([scene(0, 8), still, scene(1, 12)]))
-    status, facts = cut(path, "folder/film.mp4", CONFIG, tmp_path / "clips")
+    status, facts = cut_video(path, "folder/film.mp4", CONFIG, tmp_path / "clips")
     assert status == "accepted" and [each["id"] for each in facts["clips"]] == [
         "folder%2Ffilm.mp4-0",
         "folder%2Ffilm.mp4-1",
@@ -75,10 +75,10 @@ def test_a_video_becomes_clips_and_reasons(tmp_path):
         "folder%2Ffilm.mp4-0.npy",
         "folder%2Ffilm.mp4-1.npy",
     ]
-    assert cut(path, "folder/film.mp4", CONFIG, tmp_path / "clips") == (status, facts)
+    assert cut_video(path, "folder/film.mp4", CONFIG, tmp_path / "clips") == (status, facts)
     assert (
         len(
-            cut(
+            cut_video(
                 path,
                 "x.mp4",
                 ClipsConfig(frames=8, size=64, least=64, per_video=1),
@@ -102,7 +102,7 @@ def test_videos_that_give_no_clip_say_why(tmp_path, frames, change, reason):
     path = film(tmp_path, scene(0, frames)) if frames else tmp_path / "film.mp4"
     if not frames:
         path.touch()
-    status, facts = cut(
+    status, facts = cut_video(
         path,
         "film.mp4",
         ClipsConfig(**dict(frames=8, fps=8, size=64, least=64) | change),
@@ -112,7 +112,7 @@ def test_videos_that_give_no_clip_say_why(tmp_path, frames, change, reason):
 
 
 def test_real_clips_are_one_shot(clip, tmp_path):
-    status, facts = cut(clip, clip.name, ClipsConfig(frames=8, size=128), tmp_path)
+    status, facts = cut_video(clip, clip.name, ClipsConfig(frames=8, size=128), tmp_path)
     assert status == "accepted", facts
     assert {each["shot"] for each in facts["clips"] + facts["refused"]} == {0} and all(
         each["motion"] > 0.9 for each in facts["clips"]
@@ -126,11 +126,14 @@ def test_repetitions_are_named(tmp_path):
     )
     lines = []
     for name, frames in (("a", scene(0)), ("b", scene(1)), ("c", noisy)):
-        _, facts = cut(
+        _, facts = cut_video(
             film(tmp_path, frames, f"{name}.mp4"), f"{name}.mp4", CONFIG, tmp_path / "clips"
         )
         lines.append({"id": name, **facts})
-    assert clip_cutting.unlike(lines, CONFIG) == (["a.mp4-0", "b.mp4-0"], {"c.mp4-0": "a.mp4-0"})
+    assert clip_cutting.near_duplicates(lines, CONFIG) == (
+        ["a.mp4-0", "b.mp4-0"],
+        {"c.mp4-0": "a.mp4-0"},
+    )
 
 
 def test_thousands_of_clips_are_compared_as_one_by_one():
@@ -152,16 +155,24 @@ def test_thousands_of_clips_are_compared_as_one_by_one():
     for clip in (clip for line in lines for clip in line["clips"]):
         bits = int(clip["fingerprint"], 16)
         near = next(
-            (id for id, other in kept.items() if (bits ^ other).bit_count() <= CONFIG.alike), None
+            (
+                id
+                for id, other in kept.items()
+                if (bits ^ other).bit_count() <= CONFIG.near_duplicate_bits
+            ),
+            None,
         )
         if near:
             repeats[clip["id"]] = near
         else:
             kept[clip["id"]] = bits
     began = time.monotonic()
-    assert clip_cutting.unlike(lines, CONFIG) == (list(kept), repeats) and 400 < len(kept) < 2500
+    assert (
+        clip_cutting.near_duplicates(lines, CONFIG) == (list(kept), repeats)
+        and 400 < len(kept) < 2500
+    )
     assert time.monotonic() - began < 1, "took 3 s in plain Python"
-    assert clip_cutting.unlike([], CONFIG) == ([], {})
+    assert clip_cutting.near_duplicates([], CONFIG) == ([], {})
 
 
 def test_ids_are_files_names_and_no_two_alike():

@@ -14,18 +14,18 @@ from jax import random
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.diffusion.denoiser import Condition
-from ivid2vid_jax.diffusion.inversion import rises
-from ivid2vid_jax.diffusion.samplers import sampler
+from ivid2vid_jax.diffusion.inversion import inversion_steps
+from ivid2vid_jax.diffusion.samplers import make_sampler
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.synthesis.editors import (
-    Count,
+    EditTask,
+    ProgressCounter,
     SharedNoise,
     SharedNoiseConfig,
-    Task,
     TuneAVideo,
     TuneAVideoConfig,
-    ascent,
-    descent,
+    inversion_schedule,
+    sampling_schedule,
     steps_left,
 )
 from ivid2vid_jax.training.params import flatten, unflatten
@@ -37,7 +37,7 @@ from tests.synthesis import test_tune_a_video
 RNG = np.random.default_rng(0)
 CLIPS = RNG.integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
 TASKS = [
-    Task(clip, f"the red cat {i}", ("the cat", "red")[: 1 + i % 2], seed=i)
+    EditTask(clip, f"the red cat {i}", ("the cat", "red")[: 1 + i % 2], seed=i)
     for i, clip in enumerate(CLIPS)
 ]
 QUICK = TuneAVideoConfig(steps=3, inversion=2, sampling=2, lr=1e-3)
@@ -134,12 +134,18 @@ def test_tuning_learns_its_clip_and_leaves_the_base_alone(pipe):
     )
     before = {name: np.array(value) for name, value in editor.base.items()}
     latents = (
-        np.stack([pipe.codec.encode(pipe.params["vae"], iter(TASKS[0].clip))])
+        np.stack([pipe.vae_codec.encode(pipe.params["vae"], iter(TASKS[0].clip))])
         * pipe.folder.vae.scaling_factor
     )
     keys = jnp.stack([random.key(0)])
     tuned, _ = editor.prepare(
-        editor.base, TASKS[:1], latents, keys, sampler("ddim", pipe.schedule, 1), 0, Count(None, 0)
+        editor.base,
+        TASKS[:1],
+        latents,
+        keys,
+        make_sampler("ddim", pipe.schedule, 1),
+        0,
+        ProgressCounter(None, 0),
     )
 
     def error(weights):
@@ -183,9 +189,11 @@ def test_a_clip_is_edited_the_same_in_any_company(pipe, tuned):
 def test_equal_frames_under_one_noise_stay_equal(pipe):
     still = np.repeat(CLIPS[0][:1], 5, axis=0)
     config = SharedNoiseConfig(sampling=3, strength=0.7)
-    edited = SharedNoise(pipe, config, devices=1)([Task(still, "a", ("the red cat",), 0)])[0][0]
+    edited = SharedNoise(pipe, config, devices=1)([EditTask(still, "a", ("the red cat",), 0)])[0][0]
     assert np.abs(edited - edited[:1].astype(int)).max() <= 1
-    other = SharedNoise(pipe, config, devices=1)([Task(CLIPS[0], "a", ("the red cat",), 0)])[0][0]
+    other = SharedNoise(pipe, config, devices=1)([EditTask(CLIPS[0], "a", ("the red cat",), 0)])[0][
+        0
+    ]
     assert np.abs(other - other[:1].astype(int)).max() > 1
 
 
@@ -205,7 +213,7 @@ def test_a_clip_comes_back_from_its_own_noise():
         pipeline.load("shapes-base", devices=1),
         shapes.triplet(shapes.sample_spec(5, 0, size=64, frames=4)),
     )
-    task = Task(clip.source, clip.source_caption, (clip.source_caption,), 0)
+    task = EditTask(clip.source, clip.source_caption, (clip.source_caption,), 0)
 
     def psnr(**changes):
         [[edited]] = SharedNoise(
@@ -248,8 +256,8 @@ def test_inversion_ends_where_sampling_begins(pipe, inversion):
     """For every strength, whatever the numbers of steps; with equal numbers the steps are sampling's own."""
     for strength in (0.1, 0.5, 0.8, 1.0):
         config = SharedNoiseConfig(sampling=6, strength=strength, inversion=inversion)
-        table, first = descent(pipe.schedule, config)
-        *_, last = steps = ascent(pipe.schedule, config)
+        table, first = sampling_schedule(pipe.schedule, config)
+        *_, last = steps = inversion_schedule(pipe.schedule, config)
         for mine, theirs in (
             (last.t, "t"),
             (last.alpha_after, "alpha"),
@@ -261,9 +269,9 @@ def test_inversion_ends_where_sampling_begins(pipe, inversion):
             "one step begins where the last one ended"
         )
         if inversion == 6:
-            assert steps == rises(pipe.schedule, 6)[: len(steps)] and len(steps) == steps_left(
-                config
-            )
+            assert steps == inversion_steps(pipe.schedule, 6)[: len(steps)] and len(
+                steps
+            ) == steps_left(config)
 
 
 def test_a_text_scale_of_one_is_the_caption_alone(pipe):
@@ -271,7 +279,7 @@ def test_a_text_scale_of_one_is_the_caption_alone(pipe):
 
     def edited(scale, caption="the red cat"):
         [[found]] = SharedNoise(pipe, SharedNoiseConfig(sampling=3, text_scale=scale), devices=1)(
-            [Task(CLIPS[0], "a", (caption,), 0)]
+            [EditTask(CLIPS[0], "a", (caption,), 0)]
         )
         return found.astype(int)
 
@@ -301,10 +309,12 @@ def test_what_cannot_be_edited_is_named(pipe, tiny):
         SharedNoise(pipe, SharedNoiseConfig(strength=0.0))
     with pytest.raises(UserError, match="one shape"):
         SharedNoise(pipe, SharedNoiseConfig(), devices=1)(
-            [TASKS[0], Task(CLIPS[1][:4], "a", ("b",), 0)]
+            [TASKS[0], EditTask(CLIPS[1][:4], "a", ("b",), 0)]
         )
     with pytest.raises(UserError, match="clips of 16x15 pixels: .* takes multiples of 2 alone"):
-        SharedNoise(pipe, SharedNoiseConfig(), devices=1)([Task(CLIPS[0][:, :15], "a", ("b",), 0)])
+        SharedNoise(pipe, SharedNoiseConfig(), devices=1)(
+            [EditTask(CLIPS[0][:, :15], "a", ("b",), 0)]
+        )
     for editor, config, message in (
         (SharedNoise, SharedNoiseConfig(sampling=0), "sampling 0 must be between 1 and 1000"),
         (SharedNoise, SharedNoiseConfig(inversion=1001), "inversion 1001"),
@@ -318,10 +328,10 @@ SCRIPT = """
 import sys, re
 import jax, numpy as np
 from jax import random
-from ivid2vid_jax.diffusion.samplers import step_rows
-from ivid2vid_jax.inference.sampling_loop import State
-from ivid2vid_jax import pipeline
-from ivid2vid_jax.synthesis.editors import TuneAVideo, ascent, descent
+from ivid2vid_jax.diffusion.samplers import sampler_steps
+from ivid2vid_jax.inference.sampling_loop import SamplerState
+from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.synthesis.editors import TuneAVideo, inversion_schedule, sampling_schedule
 from tests.synthesis.test_editors import QUICK, TASKS
 assert jax.device_count() == 4
 pipe = pipeline.load(sys.argv[1], devices=1)
@@ -333,12 +343,12 @@ tuned = {name: np.stack([value] * 4) for name, value in editor.trained.items()}
 state = jax.vmap(editor.optimizer.init)(tuned)
 latents = np.zeros((4, 5, 8, 8, 4), np.float32)
 text = np.zeros((4, 77, 32), np.float32)
-tuned, state, x, told, both, keys, run = editor.put((tuned, state, latents, text, np.stack([text] * 2, 1), jax.numpy.stack([random.key(0)] * 4), State(latents, latents)))
-table, first = descent(editor.schedule, QUICK)
+tuned, state, x, told, both, keys, run = editor.put((tuned, state, latents, text, np.stack([text] * 2, 1), jax.numpy.stack([random.key(0)] * 4), SamplerState(latents, latents)))
+table, first = sampling_schedule(editor.schedule, QUICK)
 programs = {
     "tune": editor.tune_step.lower(editor.placed, tuned, state, x, told, keys, np.int32(0)),
-    "rise": editor.rise_step.lower(editor.placed, tuned, x, told, jax.device_put(ascent(editor.schedule, QUICK)[0])),
-    "sample": editor.sample_step.lower(editor.placed, tuned, run, both, keys, step_rows(table)[first], np.ones(2, np.float32)),
+    "rise": editor.rise_step.lower(editor.placed, tuned, x, told, jax.device_put(inversion_schedule(editor.schedule, QUICK)[0])),
+    "sample": editor.sample_step.lower(editor.placed, tuned, run, both, keys, sampler_steps(table)[first], np.ones(2, np.float32)),
 }
 for name, program in programs.items():
     text = program.compile().as_text()

@@ -5,17 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ivid2vid_jax.evaluation.clip_scores import Scores, score, scorer
-from ivid2vid_jax.synthesis.filter import FilterConfig, best, calibrated, refusal
+from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_scorer, clip_similarities
+from ivid2vid_jax.synthesis.filter import (
+    FilterConfig,
+    calibrate_thresholds,
+    keep_best,
+    rejection_reason,
+)
 
 E = np.eye(4)
-GOOD = Scores(0.6, 0.3, 0.3, 0.3, 0.9)
+GOOD = CLIPScores(0.6, 0.3, 0.3, 0.3, 0.9)
 
 
 def test_known_angles():
     """Frames turn from axis 0 to axis 1 while the captions do; lengths do not matter."""
     half = (E[0] + E[1]) / np.sqrt(2)
-    found = score(
+    found = clip_similarities(
         3 * np.stack([E[0], E[0]]), np.stack([2 * E[1], half]), 5 * np.stack([E[0], E[1]])
     )
     root = np.sqrt(0.5)
@@ -27,7 +32,8 @@ def test_known_angles():
 
 def test_nothing_changed_has_no_direction():
     assert (
-        score(E[:2], E[:2], E[:2]).direction == 0 and score(E[:1], E[1:2], E[:2]).consistency == 1
+        clip_similarities(E[:2], E[:2], E[:2]).direction == 0
+        and clip_similarities(E[:1], E[1:2], E[:2]).consistency == 1
     )
 
 
@@ -47,7 +53,7 @@ def test_nothing_changed_has_no_direction():
     ],
 )
 def test_thresholds(change, reason):
-    assert refusal(dataclasses.replace(GOOD, **change), FilterConfig()) == reason
+    assert rejection_reason(dataclasses.replace(GOOD, **change), FilterConfig()) == reason
 
 
 def test_the_best_of_a_prompt_are_kept_in_any_order():
@@ -57,7 +63,7 @@ def test_the_best_of_a_prompt_are_kept_in_any_order():
         for i, d in enumerate((0.3, 0.5, 0.5, 0.2))
     ]
     for order in (lines, lines[::-1]):
-        kept, dropped = best(order, 2)
+        kept, dropped = keep_best(order, 2)
         assert (
             kept == {"a1", "a2", "b1", "b2"}
             and set(dropped) == {"a0", "a3", "b0", "b3"}
@@ -70,16 +76,18 @@ def test_calibration_keeps_true_edits_and_turns_false_ones_away():
 
     def drawn(direction):
         return [
-            Scores(*(rng.normal(mean, 0.05) for mean in (0.8, 0.4, 0.4, direction, 0.9)))
+            CLIPScores(*(rng.normal(mean, 0.05) for mean in (0.8, 0.4, 0.4, direction, 0.9)))
             for _ in range(200)
         ]
 
     true, false = drawn(0.5), drawn(0.1)
-    config = calibrated(true, false, FilterConfig(), recall=0.98)
-    passed = [np.mean([not refusal(each, config) for each in group]) for group in (true, false)]
+    config = calibrate_thresholds(true, false, FilterConfig(), recall=0.98)
+    passed = [
+        np.mean([not rejection_reason(each, config) for each in group]) for group in (true, false)
+    ]
     assert passed[0] > 0.9 and passed[1] < 0.01
     with pytest.raises(ValueError, match="tells no false edit"):
-        calibrated(
+        calibrate_thresholds(
             true,
             [
                 dataclasses.replace(
@@ -90,7 +98,7 @@ def test_calibration_keeps_true_edits_and_turns_false_ones_away():
             FilterConfig(),
         )
     with pytest.raises(ValueError, match="too few"):
-        calibrated(true[:5], false, FilterConfig())
+        calibrate_thresholds(true[:5], false, FilterConfig())
 
 
 def test_a_clip_model_is_asked_once_a_clip():
@@ -105,6 +113,6 @@ def test_a_clip_model_is_asked_once_a_clip():
             return np.stack([E[0 if "dark" in text else 1] for text in texts])
 
     dark, light = np.zeros((3, 8, 8, 3), np.uint8), np.full((3, 8, 8, 3), 255, np.uint8)
-    assert scorer(Fake())(dark, light, "a dark clip", "a light clip") == Scores(
+    assert clip_scorer(Fake())(dark, light, "a dark clip", "a light clip") == CLIPScores(
         0.0, 1.0, 1.0, pytest.approx(1.0), 1.0
     ) and asked == [6]

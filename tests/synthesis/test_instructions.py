@@ -14,10 +14,10 @@ from ivid2vid_jax.synthesis.instructions import (
     Proposal,
     by_chat,
     by_rules,
+    filter_proposals,
     parse,
-    sift,
 )
-from ivid2vid_jax.synthesis.manifest import Manifest, part_of, settle
+from ivid2vid_jax.synthesis.manifest import Manifest, run_pending, shard_index
 from ivid2vid_jax.utils.errors import UserError
 from tests.support.chat_server import CAPTION, EDITS, Server, completion
 
@@ -159,7 +159,7 @@ def test_what_no_further_request_can_change_ends_the_stage(serve, tmp_path, act,
     chat = serve(act).chat()
     manifest = Manifest(tmp_path, "instructions")
     with pytest.raises(UserError, match=message):
-        settle(manifest, {"a": "1", "b": "1"}, lambda id: by_chat(chat, CAPTION, ["object"]))
+        run_pending(manifest, {"a": "1", "b": "1"}, lambda id: by_chat(chat, CAPTION, ["object"]))
     assert not manifest.lines
 
 
@@ -186,7 +186,7 @@ def test_nothing_is_lost_or_asked_twice(serve, tmp_path):
     ids = [f"clip{i:02d}" for i in range(20)]
     marks = dict.fromkeys(ids, "1")
     server = serve(*[GOOD] * 7, *[500] * 4, *[GOOD] * 7, 400, GOOD)
-    settle(
+    run_pending(
         Manifest(tmp_path, "instructions"),
         marks,
         lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]),
@@ -196,13 +196,13 @@ def test_nothing_is_lost_or_asked_twice(serve, tmp_path):
         "failed: status 500 (no luck: 500)": 2,
         "failed: status 400 (no luck: 400)": 1,
     }
-    failed = [id for id in ids if not first.settled(id, "1")]
+    failed = [id for id in ids if not first.is_done(id, "1")]
     assert len(failed) == 3 and len(first.accepted(marks)) == 17
     with open(first.file, "a") as lines:
         lines.write('{"id": "clip')
     before = len(server.asked)
     second = Manifest(tmp_path, "instructions")
-    settle(
+    run_pending(
         second, marks, lambda id: by_chat(server.chat(), f"{id}: {CAPTION}", ["object"]), workers=3
     )
     again = [
@@ -218,9 +218,9 @@ def test_nothing_is_lost_or_asked_twice(serve, tmp_path):
 def test_shards_share_the_items_and_see_each_others(tmp_path):
     marks = {f"clip{i}": "1" for i in range(40)}
     for index in range(3):
-        mine = {id: mark for id, mark in marks.items() if part_of(id, (index, 3))}
+        mine = {id: mark for id, mark in marks.items() if shard_index(id, (index, 3))}
         assert 5 < len(mine) < 25
-        settle(
+        run_pending(
             Manifest(tmp_path, "captions", (index, 3)), mine, lambda id: ("accepted", {"by": index})
         )  # noqa: B023
     lines = Manifest(tmp_path, "captions").accepted(marks)
@@ -240,7 +240,7 @@ def test_an_item_is_done_again_where_what_decides_it_has_changed(tmp_path):
         return "accepted", {}
 
     for marks in ({"a": "1", "b": "1"}, {"a": "1", "b": "2"}, {"a": "1", "b": "2"}):
-        settle(Manifest(tmp_path, "captions"), marks, work)
+        run_pending(Manifest(tmp_path, "captions"), marks, work)
     assert done == ["a", "b", "b"]
     assert [
         line["id"] for line in Manifest(tmp_path, "captions").accepted({"a": "2", "b": "2"})
@@ -248,7 +248,7 @@ def test_an_item_is_done_again_where_what_decides_it_has_changed(tmp_path):
 
 
 def test_edit_types_take_turns():
-    asked = [name for index in range(50) for name in instructions.wanted_types(index, 3)]
+    asked = [name for index in range(50) for name in instructions.target_types(index, 3)]
     assert {asked.count(name) for name in instructions.TYPES} == {30}
 
 
@@ -293,7 +293,7 @@ def test_replies_are_read_through_what_models_put_around_them(wrap):
     ],
 )
 def test_no_ops_and_repetitions_are_refused(proposal, reason):
-    taken, refused = sift([Proposal(**EDITS[0]), proposal], CAPTION, 2)
+    taken, refused = filter_proposals([Proposal(**EDITS[0]), proposal], CAPTION, 2)
     assert len(taken) == 1 and reason in refused[0]["reason"]
 
 

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.weights.inflate import abstract_params, inflate
+from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
 from ivid2vid_jax.weights.torch_keys import torch_key
 from tests.support import factory
 
@@ -93,7 +93,7 @@ def ours(net, config=TARGET):
     """Its weights as our tree, by the one rule, every key on both sides."""
     state = {name: value.numpy() for name, value in net.state_dict().items()}
     leaves = {}
-    for path, leaf in flax.traverse_util.flatten_dict(abstract_params(config)).items():
+    for path, leaf in flax.traverse_util.flatten_dict(unet_param_shapes(config)).items():
         value = state.pop(torch_key(path))
         value = (
             value.transpose(2, 3, 1, 0)
@@ -140,7 +140,7 @@ def test_freshly_inflated_it_shows_equal_frames_as_the_2d_net_shows_one(inputs):
     params = ours(factory.unet(factory.UNET_TINY | dict(in_channels=4)), CONFIG)
     still = np.repeat(x[:, :1], T, axis=1)
     found = InflatedUNet3D(TARGET).apply(
-        {"params": inflate(params, CONFIG, TARGET, seed=0)}, still, t, text
+        {"params": inflate_params(params, CONFIG, TARGET, seed=0)}, still, t, text
     )
     one = InflatedUNet3D(CONFIG).apply({"params": params}, x[:, :1], t, text)
     assert factory.relative(found, np.repeat(one, T, axis=1)) < 1e-5

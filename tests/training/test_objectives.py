@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.models import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from ivid2vid_jax.training.init_state import PREPROCESSOR
-from ivid2vid_jax.training.objectives import MOST_SCALE, Contrastive
-from ivid2vid_jax.weights.pipeline_folder import ClipFolder, initialiser
+from ivid2vid_jax.training.init_state import DEFAULT_PREPROCESSOR
+from ivid2vid_jax.training.objectives import MAX_LOGIT_SCALE, Contrastive
+from ivid2vid_jax.weights.pipeline_folder import ClipFolder, param_initializer
 
 TEXT = CLIPTextConfig(
     vocab_size=32,
@@ -34,8 +34,12 @@ def world():
     tokens[:, -1] = 31
     tokens[3] = tokens[1]
     batch = {"clip": rng.integers(0, 256, (5, 2, 16, 16, 3), np.uint8), "tokens": tokens}
-    params = {"clip": initialiser("clip", CLIP)(jax.random.key(1))}
-    return Contrastive(ClipFolder(None, CLIP, PREPROCESSOR, None), jnp.float32), params, batch
+    params = {"clip": param_initializer("clip", CLIP)(jax.random.key(1))}
+    return (
+        Contrastive(ClipFolder(None, CLIP, DEFAULT_PREPROCESSOR, None), jnp.float32),
+        params,
+        batch,
+    )
 
 
 def embedded(params, batch):
@@ -88,11 +92,11 @@ def test_the_scale_is_held_below_its_limit(world):
             train=True,
         ).total.mean()
 
-    assert float(loss(np.log(MOST_SCALE) + 1.0)) == pytest.approx(
-        float(loss(np.log(MOST_SCALE))), rel=1e-5
+    assert float(loss(np.log(MAX_LOGIT_SCALE) + 1.0)) == pytest.approx(
+        float(loss(np.log(MAX_LOGIT_SCALE))), rel=1e-5
     )
-    assert float(loss(np.log(MOST_SCALE) - 1.0)) != pytest.approx(
-        float(loss(np.log(MOST_SCALE))), rel=1e-2
+    assert float(loss(np.log(MAX_LOGIT_SCALE) - 1.0)) != pytest.approx(
+        float(loss(np.log(MAX_LOGIT_SCALE))), rel=1e-2
     )
 
 
@@ -101,7 +105,7 @@ def test_pixels_are_normalised_as_the_folder_says(world):
     other = dataclasses.replace(
         objective,
         folder=dataclasses.replace(
-            objective.folder, preprocessor=PREPROCESSOR | {"image_mean": [0.2, 0.5, 0.5]}
+            objective.folder, preprocessor=DEFAULT_PREPROCESSOR | {"image_mean": [0.2, 0.5, 0.5]}
         ),
     )
     assert not np.allclose(

@@ -20,10 +20,10 @@ from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.training import init_state
-from ivid2vid_jax.training.compiled_step import StepProgram
-from ivid2vid_jax.training.config import DropConfig, OptimConfig
-from ivid2vid_jax.training.loop import Tokenize
-from ivid2vid_jax.training.objectives import Autoencoding, Losses, dropped, objective
+from ivid2vid_jax.training.compiled_step import CompiledStep
+from ivid2vid_jax.training.config import CondDropoutConfig, OptimConfig
+from ivid2vid_jax.training.loop import Tokenizer
+from ivid2vid_jax.training.objectives import Autoencoding, Losses, condition_dropout, make_objective
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
 from ivid2vid_jax.training.step import (
     clip_keys,
@@ -34,7 +34,7 @@ from ivid2vid_jax.training.step import (
     train_step,
 )
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import abstract
+from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support.tiny_run import tiny
 
 RNG = np.random.default_rng(0)
@@ -73,7 +73,7 @@ class World:
 
     def objective(self, null=None, **changes):
         config = dataclasses.replace(tiny(self.config.output, **changes), net=self.config.net)
-        return objective(config, self.folder, self.null if null is None else null, jnp.float32)
+        return make_objective(config, self.folder, self.null if null is None else null, jnp.float32)
 
     @functools.cached_property
     def program(self):
@@ -86,7 +86,7 @@ class World:
                 seen.update(x_t=x_t, t=t, text=cond.text, source=cond.source)
                 return stand_in(x_t, t, cond)
 
-            made = self.objective(null, loss=loss, drop=DropConfig(*drop))
+            made = self.objective(null, loss=loss, drop=CondDropoutConfig(*drop))
             made.denoise = made.denoise_train = net
             made.alphas_cumprod = alpha_bar
             return made.losses(params, batch, keys, train, t), seen
@@ -146,12 +146,12 @@ def world(tmp_path_factory):
         config.net, unet=unet, vae=dataclasses.replace(config.net.vae, scaling_factor=SCALING)
     )
     config = dataclasses.replace(config, net=net)
-    folder, _ = init_state.plan(config, lambda: ["make the red circle blue"], run)
-    tokenize = Tokenize(
+    folder, _ = init_state.plan_networks(config, lambda: ["make the red circle blue"], run)
+    tokenize = Tokenizer(
         load_tokenizer(run / "tokenizer"), folder.text_encoder.max_position_embeddings
     )
     params = {
-        name: unflatten(drawn(flatten(abstract(name, getattr(folder, name)))))
+        name: unflatten(drawn(flatten(param_shapes(name, getattr(folder, name)))))
         for name in ("vae", "text_encoder")
     }
     texts = [
@@ -238,11 +238,11 @@ def in_four_sigma(hits, rate):
 
 def test_dropout_is_decided_by_one_draw():
     r = jnp.asarray([0, 0.0499, 0.0501, 0.0999, 0.1001, 0.1499, 0.1501, 0.999])
-    text, video = dropped(r, DropConfig())
+    text, video = condition_dropout(r, CondDropoutConfig())
     assert text.tolist() == [True] * 4 + [False] * 4
     assert video.tolist() == [False, False, True, True, True, True, False, False]
-    text, video = dropped(
-        random.uniform(random.key(1), (N,)), DropConfig(text=0.1, both=0.02, video=0.3)
+    text, video = condition_dropout(
+        random.uniform(random.key(1), (N,)), CondDropoutConfig(text=0.1, both=0.02, video=0.3)
     )
     for hits, rate in ((text & ~video, 0.1), (text & video, 0.02), (video & ~text, 0.3)):
         assert in_four_sigma(np.asarray(hits), rate)
@@ -684,7 +684,7 @@ def shapes(world):
     """Parameters by name, as shapes: of the world's nets, every kind of temporal layer among them."""
     return flatten(
         {
-            name: abstract(name, getattr(world.folder, name))
+            name: param_shapes(name, getattr(world.folder, name))
             for name in ("unet", "vae", "text_encoder")
         }
     )
@@ -692,7 +692,7 @@ def shapes(world):
 
 def test_presets_pick_what_they_say(world, shapes):
     image_net = dataclasses.replace(world.folder.unet, temporal=())
-    image_names = {f"unet/{name}" for name in flatten(abstract("unet", image_net))}
+    image_names = {f"unet/{name}" for name in flatten(param_shapes("unet", image_net))}
     unet = {name for name in shapes if name.split("/")[0] == "unet"}
     assert trainable(shapes, ("temporal",)) == unet - image_names and len(unet - image_names) > 20
     assert trainable(shapes, ("unet",)) == unet and trainable(shapes, ("spatial",)) == image_names
@@ -823,16 +823,16 @@ def test_the_real_nets_step(world, shapes, placed):
         state = new_state(
             {name: jnp.array(weights[name]) for name in sorted(chosen)}, optimizer, config, 0
         )
-        program = StepProgram(
+        program = CompiledStep(
             world.objective(optim__remat=remat),
             optimizer,
             config,
             learning_rate(config, 5),
             jax.tree.map(lambda _: placed, state),
         )
-        assert not program.knows(batch)
+        assert not program.is_compiled_for(batch)
         program.compile(state, frozen, batch)
-        assert program.knows(batch)
+        assert program.is_compiled_for(batch)
         state, metrics = program(state, frozen, batch)
         return *jax.device_get((state, metrics)), program.flops
 

@@ -12,7 +12,7 @@ from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.utils.errors import UserError
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support import factory
 from tests.support.tiny_run import tiny as config_of
 from tests.test_train import (
@@ -102,7 +102,7 @@ def test_an_editor_goes_on_to_the_bit(tmp_path):
     assert told(parts) == told(whole)
     assert {path.suffix for path in (whole / "samples" / "8").iterdir()} == {".gif", ".png"}
     assert {"noise_loss", "frame_loss", "loss"} <= read_metrics(whole, "validation")[-1].keys()
-    weights = flatten(load_params(open_folder(whole / "pipeline")))
+    weights = flatten(load_params(open_pipeline_folder(whole / "pipeline")))
     averages = {
         name.removeprefix("ema/"): leaf
         for name, leaf in state(whole, 8).items()
@@ -144,7 +144,8 @@ def plain(tmp_path_factory):
 
 def weights_of(path) -> dict[str, np.ndarray]:
     return {
-        name: np.asarray(leaf) for name, leaf in flatten(load_params(open_folder(path))).items()
+        name: np.asarray(leaf)
+        for name, leaf in flatten(load_params(open_pipeline_folder(path))).items()
     }
 
 
@@ -181,7 +182,7 @@ def test_an_editor_from_a_text_to_image_model_and_from_that_run(plain, tmp_path)
     )
     for name in fresh:  # an average of equal numbers is rounded
         np.testing.assert_allclose(again[name], ours[name], rtol=1e-6)
-    assert open_folder(second / "pipeline").unet.temporal == ("conv", "attention")
+    assert open_pipeline_folder(second / "pipeline").unet.temporal == ("conv", "attention")
 
 
 def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
@@ -199,7 +200,7 @@ def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
             )
         )
         assert {path.name for path in (run / "samples" / "2").iterdir()} == {"0.gif", "0_sheet.png"}
-        folder = open_folder(run / "pipeline")
+        folder = open_pipeline_folder(run / "pipeline")
         assert folder.unet.in_channels == 4 and folder.unet.temporal == () and steps_of(run) == [2]
         assert all(np.isfinite(record["loss"]) for record in read_metrics(run, "train"))
     with pytest.raises(

@@ -35,7 +35,9 @@ def another_machine(tmp_path, monkeypatch):
 
 
 def test_a_local_name_is_left_alone(tmp_path):
-    assert storage.fetched(str(tmp_path)) == str(tmp_path) and storage.here("a/b").parts == (
+    assert storage.fetch_folder(str(tmp_path)) == str(tmp_path) and storage.local_path(
+        "a/b"
+    ).parts == (
         "a",
         "b",
     )
@@ -44,7 +46,7 @@ def test_a_local_name_is_left_alone(tmp_path):
         and not storage.is_remote(tmp_path)
         and storage.is_remote("gs://b/x")
     )
-    with storage.mirrored(str(tmp_path), True) as push:
+    with storage.mirror_run(str(tmp_path), True) as push:
         push()
     assert list(tmp_path.iterdir()) == []
 
@@ -57,18 +59,18 @@ def test_only_what_has_changed_travels(bucket, monkeypatch):
         "get_file",
         lambda path, to, get=bucket.get_file: (moved.append(path), get(path, to)),
     )
-    folder = storage.here("memory://bucket/data")
-    assert storage.fetched("memory://bucket/data/") == str(folder)
+    folder = storage.local_path("memory://bucket/data")
+    assert storage.fetch_folder("memory://bucket/data/") == str(folder)
     assert (
         (folder / "a").read_bytes() == b"one"
         and (folder / "sub" / "b").read_bytes() == b"two"
         and len(moved) == 2
     )
-    storage.fetched("memory://bucket/data")
+    storage.fetch_folder("memory://bucket/data")
     assert len(moved) == 2
     bucket.pipe("/bucket/data/a", b"six")  # as long as before
     (folder / "sub" / "b").write_bytes(b"spoilt")
-    storage.fetched("memory://bucket/data")
+    storage.fetch_folder("memory://bucket/data")
     assert (
         (folder / "a").read_bytes() == b"six"
         and (folder / "sub" / "b").read_bytes() == b"two"
@@ -90,23 +92,23 @@ def test_a_fetch_that_breaks_off_leaves_no_half_file_and_goes_on(bucket, monkeyp
         UserError,
         match=r"memory://bucket/data: could not be fetched \(OSError: connection reset\); look at its name",
     ):
-        storage.fetched("memory://bucket/data")
-    folder = storage.here("memory://bucket/data")
+        storage.fetch_folder("memory://bucket/data")
+    folder = storage.local_path("memory://bucket/data")
     assert (folder / "a").exists() and not (folder / "b").exists()
     monkeypatch.setattr(bucket, "get_file", get)
-    assert storage.fetched("memory://bucket/data") and (folder / "b").read_bytes() == b"two"
+    assert storage.fetch_folder("memory://bucket/data") and (folder / "b").read_bytes() == b"two"
 
 
 def test_an_empty_or_unknown_bucket_is_an_error(bucket):
     with pytest.raises(UserError, match="memory://bucket/none: there is nothing in this folder"):
-        storage.fetched("memory://bucket/none")
+        storage.fetch_folder("memory://bucket/none")
     with pytest.raises(UserError, match="nosuch://bucket/x: cannot be reached"):
-        storage.fetched("nosuch://bucket/x")
+        storage.fetch_folder("nosuch://bucket/x")
 
 
 def test_what_is_written_goes_to_the_bucket_and_to_the_next_machine(bucket, tmp_path, monkeypatch):
-    with storage.mirrored(URL, True) as push:
-        home = storage.here(URL)
+    with storage.mirror_run(URL, True) as push:
+        home = storage.local_path(URL)
         for name in ("config.json", "lock", "pipeline/unet/config.json", "checkpoints/1/state"):
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             (home / name).write_text("1")
@@ -118,9 +120,11 @@ def test_what_is_written_goes_to_the_bucket_and_to_the_next_machine(bucket, tmp_
     ]
     assert bucket.cat("/bucket/run/config.json") == b"2"
     another_machine(tmp_path, monkeypatch)
-    with storage.mirrored(URL, False):
-        assert (storage.here(URL) / "config.json").read_text() == "2" and storage.here(URL) != home
-        (storage.here(URL) / "config.json").write_text("3")
+    with storage.mirror_run(URL, False):
+        assert (storage.local_path(URL) / "config.json").read_text() == "2" and storage.local_path(
+            URL
+        ) != home
+        (storage.local_path(URL) / "config.json").write_text("3")
     assert bucket.cat("/bucket/run/config.json") == b"2", "only the first process writes"
 
 
@@ -153,7 +157,7 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, tmp_path, monkeypa
     assert [line["step"] for line in read_metrics(run, "train")] == [1, 2, 3, 4]
     assert json.loads(bucket.cat("/bucket/run/pipeline/training.json")) == {"step": 4}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
-    home = hub.resolve(URL)
+    home = hub.resolve_model(URL)
     assert (
         home.name == "pipeline" and (home / "vae" / "diffusion_pytorch_model.safetensors").is_file()
     )

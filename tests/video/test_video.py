@@ -10,7 +10,7 @@ from PIL import Image
 from ivid2vid_jax.data.dataset import to_mp4
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video import compare, windows
-from ivid2vid_jax.video.fit import Fit
+from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.write import check_output, write_clip
 
@@ -167,21 +167,21 @@ def test_sound_is_cut_with_the_clip(skiing, tmp_path, ending, codec):
 
 
 def test_fit_keeps_the_aspect_and_restores_the_size():
-    fit = Fit.plan((718, 404), 256, 64)
+    fit = ResizePlan.plan((718, 404), 256, 64)
     assert fit.inner == (256, 144) and fit.padded == (256, 192)
     frame = RNG.integers(0, 256, (718, 404, 3), np.uint8)
     assert fit.apply(frame).shape == (256, 192, 3)
     assert fit.restore(fit.apply(frame)).shape == (718, 404, 3)
-    exact = Fit.plan((64, 64), 64, 64)
+    exact = ResizePlan.plan((64, 64), 64, 64)
     small = RNG.integers(0, 256, (64, 64, 3), np.uint8)
     np.testing.assert_array_equal(exact.restore(exact.apply(small)), small)
     with pytest.raises(UserError, match="size 32 is too small: this model needs at least 64"):
-        Fit.plan((100, 100), 32, 64)
+        ResizePlan.plan((100, 100), 32, 64)
 
 
 def test_fit_does_not_shift_colours():
     flat = np.full((90, 160, 3), (200, 30, 120), np.uint8)
-    fit = Fit.plan((90, 160), 64, 16)
+    fit = ResizePlan.plan((90, 160), 64, 16)
     np.testing.assert_array_equal(fit.restore(fit.apply(flat)), flat)
 
 
@@ -190,7 +190,7 @@ def test_fit_does_not_shift_colours():
     [(1, 16, None), (16, 16, None), (17, 16, None), (80, 16, None), (100, 8, 2), (9, 8, 7)],
 )
 def test_windows_cover_the_clip(length, window, overlap):
-    cut = windows.plan(length, window, overlap)
+    cut = windows.plan_windows(length, window, overlap)
     assert cut[0].start == 0 and cut[-1].stop == length
     assert {w.stop - w.start for w in cut} == {min(length, window)}
     shared = window // 4 if overlap is None else overlap
@@ -200,7 +200,7 @@ def test_windows_cover_the_clip(length, window, overlap):
 def test_windows_out_of_range():
     for window, overlap in [(0, None), (8, 8), (8, -1)]:
         with pytest.raises(ValueError, match="window="):
-            windows.plan(20, window, overlap)
+            windows.plan_windows(20, window, overlap)
 
 
 def bad_file(tmp_path, kind, skiing=None):
@@ -308,7 +308,7 @@ def test_compare_writes_both_pictures(tmp_path):
     path = write(tmp_path / "in.mp4")
     times = read(path)[2]
     edited = write(tmp_path / "out.mp4", 255 - moving_square())
-    pair, sheet = compare.write(
+    pair, sheet = compare.write_comparison(
         open_clip(path), edited, "make it " + "very " * 100 + "dark", times, Fraction(10)
     )
     _, frames, _ = read(pair)

@@ -20,12 +20,12 @@ from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, hub, safetensors_io, torch_keys
-from ivid2vid_jax.weights.inflate import inflate
+from ivid2vid_jax.weights.inflate import inflate_params
 from ivid2vid_jax.weights.pipeline_folder import (
     CONFIGS,
-    abstract,
     load_params,
-    open_folder,
+    open_pipeline_folder,
+    param_shapes,
     save_folder,
 )
 from tests.support import factory
@@ -37,10 +37,10 @@ def tensors(folder):
     out = {}
     for component in CONFIGS:
         stem = components.STEMS[component]
-        paths = safetensors_io.find(folder / component, stem)
+        paths = safetensors_io.find_files(folder / component, stem)
         for path in paths:
             out |= {
-                f"{component}/{components.canonical(component, k)}": v
+                f"{component}/{components.canonical_key(component, k)}": v
                 for k, v in load_file(path).items()
                 if not k.endswith("position_ids")
             }
@@ -55,10 +55,10 @@ def assert_equal_bits(a, b):
 
 
 def round_trip(path, work, **options):
-    folder = open_folder(path)
+    folder = open_pipeline_folder(path)
     save_folder(work / "out", folder, load_params(folder), **options)
     assert_equal_bits(tensors(path), tensors(work / "out"))
-    again = open_folder(work / "out")
+    again = open_pipeline_folder(work / "out")
     assert (again.unet, again.vae, again.text_encoder) == (
         folder.unet,
         folder.vae,
@@ -133,7 +133,7 @@ def test_half_precision_and_variants(tmp_path):
         parts[name].half()
     source = factory.save(tmp_path / "fp16", parts, variant="fp16")
     assert (source / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    folder = open_folder(source)
+    folder = open_pipeline_folder(source)
     assert jax.tree.leaves(load_params(folder, variant="fp16"))[0].dtype == np.float16
     params = load_params(folder)  # only fp16 files are there: taken without being asked for
     save_folder(tmp_path / "out", folder, params, variant="fp16")
@@ -148,14 +148,14 @@ def test_bfloat16_is_read(tmp_path):
     module = factory.unet(factory.UNET_TINY).bfloat16()
     module.save_pretrained(tmp_path)
     config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
-    params = components.load("unet", tmp_path, abstract("unet", config))
+    params = components.load_component("unet", tmp_path, param_shapes("unet", config))
     bias = np.asarray(params["conv_in"]["bias"].astype(np.float32))
     np.testing.assert_array_equal(bias, module.conv_in.bias.detach().float().numpy())
 
 
 def edit_tensors(folder, component, change):
     """Rewrites a component's file with its tensors changed."""
-    path = safetensors_io.find(folder / component, components.STEMS[component])[0]
+    path = safetensors_io.find_files(folder / component, components.STEMS[component])[0]
     held = load_file(path)
     change(held)
     save_file(held, path, metadata={"format": "pt"})
@@ -193,7 +193,7 @@ def test_keys_that_do_not_fit_are_named(tiny, tmp_path, change, message):
     folder = shutil.copytree(tiny, tmp_path / "broken")
     edit_tensors(folder, "unet", change)
     with pytest.raises(UserError, match=message):
-        load_params(open_folder(folder))
+        load_params(open_pipeline_folder(folder))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -209,7 +209,7 @@ def test_text_encoder_keys_with_and_without_prefix(tiny, tmp_path, prefix):
         )
 
     edit_tensors(folder, "text_encoder", rename)
-    params = load_params(open_folder(folder))
+    params = load_params(open_pipeline_folder(folder))
     assert_equal_bits(
         {
             k: np.asarray(v)
@@ -218,11 +218,11 @@ def test_text_encoder_keys_with_and_without_prefix(tiny, tmp_path, prefix):
         {
             k: np.asarray(v)
             for k, v in flax.traverse_util.flatten_dict(
-                load_params(open_folder(tiny))["text_encoder"], sep="."
+                load_params(open_pipeline_folder(tiny))["text_encoder"], sep="."
             ).items()
         },
     )
-    save_folder(tmp_path / "out", open_folder(folder), params)
+    save_folder(tmp_path / "out", open_pipeline_folder(folder), params)
     assert all(
         key.startswith("text_model.")
         for key in load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")
@@ -249,8 +249,8 @@ def test_old_autoencoder_attention_names(tiny, tmp_path):
     assert_equal_bits(tensors(folder), tensors(tiny))
     jax.tree.map(
         np.testing.assert_array_equal,
-        load_params(open_folder(folder))["vae"],
-        load_params(open_folder(tiny))["vae"],
+        load_params(open_pipeline_folder(folder))["vae"],
+        load_params(open_pipeline_folder(tiny))["vae"],
     )
 
 
@@ -337,11 +337,11 @@ def test_a_missing_shard_is_named(tmp_path):
     victim = sorted((folder / "unet").glob("*-of-*.safetensors"))[1]
     victim.unlink()
     with pytest.raises(UserError, match=f"names the shard {victim.name}, which is not in"):
-        load_params(open_folder(folder))
+        load_params(open_pipeline_folder(folder))
 
 
 def test_writing_never_overwrites_and_leaves_nothing_half(tiny, tmp_path):
-    folder = open_folder(tiny)
+    folder = open_pipeline_folder(tiny)
     params = load_params(folder)
     with pytest.raises(UserError, match="exists already"):
         save_folder(tiny, folder, params)
@@ -352,12 +352,12 @@ def test_writing_never_overwrites_and_leaves_nothing_half(tiny, tmp_path):
 
 def test_arrays_are_placed_into_given_shardings(tiny):
     device = jax.devices()[-1]
-    folder = open_folder(tiny)
+    folder = open_pipeline_folder(tiny)
     single = jax.sharding.SingleDeviceSharding(device)
-    tree = jax.tree.map(lambda _: single, abstract("unet", folder.unet))
+    tree = jax.tree.map(lambda _: single, param_shapes("unet", folder.unet))
     for sharding in (single, tree):
-        params = components.load(
-            "unet", tiny / "unet", abstract("unet", folder.unet), shardings=sharding
+        params = components.load_component(
+            "unet", tiny / "unet", param_shapes("unet", folder.unet), shardings=sharding
         )
         assert all(leaf.sharding == single for leaf in jax.tree.leaves(params))
 
@@ -381,47 +381,49 @@ def test_name_rule_is_its_own_inverse():
 
 def test_inflation_refuses_another_net():
     small = UNetConfig.from_json(factory.UNET_TINY)
-    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract("unet", small))
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), param_shapes("unet", small))
     deeper = UNetConfig.from_json(factory.UNET_TINY | dict(layers_per_block=2))
     with pytest.raises(
         ValueError,
         match="differs from the stored one in more than temporal layers: down_blocks.0.attentions.1",
     ):
-        inflate(params, small, deeper, 0)
+        inflate_params(params, small, deeper, 0)
     with pytest.raises(ValueError, match="cannot be narrowed to 4"):
-        inflate(params, small, UNetConfig.from_json(factory.UNET_TINY | dict(in_channels=4)), 0)
+        inflate_params(
+            params, small, UNetConfig.from_json(factory.UNET_TINY | dict(in_channels=4)), 0
+        )
 
 
 def test_inflated_folder_round_trip(tiny, tmp_path):
-    folder = open_folder(tiny)
+    folder = open_pipeline_folder(tiny)
     params = load_params(folder)
     target = UNetConfig.from_json(
         folder.unet.to_json() | dict(temporal=["conv", "attention"], num_frames=8)
     )
-    params["unet"] = inflate(params["unet"], folder.unet, target, 0)
+    params["unet"] = inflate_params(params["unet"], folder.unet, target, 0)
     folder.unet = target
     folder.sampling = dict(steps=7, text_scale=3.0)
     save_folder(tmp_path / "video", folder, params)
     index = read_json(tmp_path / "video" / "model_index.json")
     assert index["_class_name"] == "InstructVid2VidPipeline"
-    again = open_folder(tmp_path / "video")
+    again = open_pipeline_folder(tmp_path / "video")
     assert again.unet == target and again.sampling == folder.sampling
     jax.tree.map(np.testing.assert_array_equal, load_params(again)["unet"], params["unet"])
 
 
 def test_where_a_model_is_looked_for(tiny, tmp_path):
-    assert hub.resolve(tiny) == tiny
+    assert hub.resolve_model(tiny) == tiny
     shutil.copytree(tiny, tmp_path / "run" / "pipeline")
-    assert hub.resolve(tmp_path / "run") == tmp_path / "run" / "pipeline"
+    assert hub.resolve_model(tmp_path / "run") == tmp_path / "run" / "pipeline"
     with pytest.raises(UserError, match="no such model folder"):
-        hub.resolve(tmp_path / "nothing")
+        hub.resolve_model(tmp_path / "nothing")
     with pytest.raises(UserError, match="could not be had from the Hugging Face hub"):
-        hub.resolve("nobody/such-a-model")
+        hub.resolve_model("nobody/such-a-model")
 
 
 MEMORY = f"""
 import sys, jax
-from ivid2vid_jax.weights.pipeline_folder import load_params, open_folder
+from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 jax.devices()
 {PEAK}
 params = load_params(open_folder(sys.argv[1]))

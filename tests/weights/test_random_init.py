@@ -9,7 +9,7 @@ import pytest
 from ivid2vid_jax.models import CLIPTextConfig, CLIPTextModel
 from ivid2vid_jax.models.layers import ResnetBlock
 from ivid2vid_jax.models.temporal import TemporalConvLayer, TemporalTransformer
-from ivid2vid_jax.weights.random_init import fresh
+from ivid2vid_jax.weights.random_init import init_params
 
 CLIP = jnp.zeros((1, 2, 4, 4, 64))
 TEXT = CLIPTextConfig(
@@ -31,7 +31,7 @@ MODULES = {
 @pytest.mark.parametrize("name", MODULES)
 def test_as_flax_initialises(name):
     init = MODULES[name]
-    theirs, ours = flax.traverse_util.flatten_dict(init(jax.random.key(1))), fresh(init, 0)
+    theirs, ours = flax.traverse_util.flatten_dict(init(jax.random.key(1))), init_params(init, 0)
     assert {path: leaf.shape for path, leaf in theirs.items()} == {
         path: leaf.shape for path, leaf in ours.items()
     }
@@ -53,7 +53,7 @@ def test_as_flax_initialises(name):
 
 def test_a_leaf_hangs_on_seed_and_name_alone():
     init = MODULES["resnet"]
-    every, some = fresh(init, 0), fresh(init, 0, [("conv1", "kernel")])
+    every, some = init_params(init, 0), init_params(init, 0, [("conv1", "kernel")])
     np.testing.assert_array_equal(every["conv1", "kernel"], some["conv1", "kernel"])
     assert not np.array_equal(every["conv1", "kernel"], every["conv2", "kernel"])
-    assert not np.array_equal(every["conv1", "kernel"], fresh(init, 1)["conv1", "kernel"])
+    assert not np.array_equal(every["conv1", "kernel"], init_params(init, 1)["conv1", "kernel"])

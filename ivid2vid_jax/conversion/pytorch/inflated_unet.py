@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-class PositionCode(nn.Module):
+class PositionalEncoding(nn.Module):
     """Adds each place's code to [N, L, width]; the table is stored with the weights."""
 
     def __init__(self, length, width):
@@ -131,12 +131,14 @@ class TransformerBlock(nn.Module):
         context=None,
         sparse_causal=False,
         along_time=False,
-        places=0,
+        max_positions=0,
         upcast=False,
     ):
         super().__init__()
         self.sparse_causal, self.along_time = sparse_causal, along_time
-        self.pos_embed = PositionCode(places, width) if places else nn.Identity()
+        self.pos_embed = (
+            PositionalEncoding(max_positions, width) if max_positions else nn.Identity()
+        )
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attn1 = Attention(width, heads, upcast=upcast)
         self.attn2 = Attention(width, heads, context, upcast)
@@ -198,11 +200,13 @@ class SpatialTransformer(nn.Module):
 class TemporalTransformer(nn.Module):
     """Attention along time at every position: a motion module where `places` is given."""
 
-    def __init__(self, config, width, heads, inner, pooled=True, places=0):
+    def __init__(self, config, width, heads, inner, pooled=True, max_positions=0):
         super().__init__()
         self.norm = GroupNorm(config.norm_num_groups, width, 1e-6, pooled)
         self.proj_in = nn.Linear(width, inner)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, heads, places=places)])
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(inner, heads, max_positions=max_positions)]
+        )
         self.proj_out = nn.Linear(inner, width)
 
     def forward(self, x, T):

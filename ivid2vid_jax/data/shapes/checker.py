@@ -22,13 +22,11 @@ from ivid2vid_jax.data.shapes.scene import (
     VALUES,
     Scene,
     Spec,
-    apply,
+    apply_edit,
 )
 from ivid2vid_jax.utils.errors import UserError
 
-LEAST_CELLS = (
-    24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
-)
+MIN_CELLS = 24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = L
                 f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {expected}"
             )
     mask, drawn = edit_mask(spec), render(spec.edited, spec.size, spec.frames)
-    wanted = wanted_clip(source, spec, mask, drawn)
+    wanted = target_clip(source, spec, mask, drawn)
     found_cells, wanted_cells = cells(edited), cells(wanted)
     toward, nearest = toward_alternatives(
         found_cells - wanted_cells, alternatives(source, wanted, spec, drawn)
@@ -88,7 +86,7 @@ def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = L
     )
 
 
-def wanted_clip(
+def target_clip(
     source: np.ndarray, spec: Spec, mask: np.ndarray | None, drawn: np.ndarray
 ) -> np.ndarray:
     """The true edit of the source that was passed in: as drawn where the edit may change it, and else as it is."""
@@ -166,7 +164,7 @@ def rival_scenes(spec: Spec):
             for value in VALUES[attribute]
             if value != getattr(edit.added, attribute)
         ]
-    return [(name, apply(scene, rival)) for name, rival in rivals]
+    return [(name, apply_edit(scene, rival)) for name, rival in rivals]
 
 
 def toward_alternatives(error: np.ndarray, directions) -> tuple[np.ndarray, str]:
@@ -216,7 +214,7 @@ def cells(clip: np.ndarray) -> np.ndarray:
     """[T, H, W, C] -> [T, n, n, C] float32: the means of square cells, 2 pixels wide at size 64; H a multiple of 8."""
     means = np.asarray(clip, np.float32)
     for _ in range(3):
-        if means.shape[1] >= 2 * LEAST_CELLS:
+        if means.shape[1] >= 2 * MIN_CELLS:
             means = pairs(means, step=2)
     return means
 

@@ -6,7 +6,7 @@ from ivid2vid_jax.data.shapes.scene import (
     Edit,
     Object,
     Scene,
-    apply,
+    apply_edit,
 )
 
 LOOKS = {style: style for style in ALL_STYLES} | {"outline": "outlined"}
@@ -103,7 +103,7 @@ def edit_towards(scene: Scene, wanted: str) -> Edit | None:
         for value in values
     ]
     edits += [Edit(style, 0) for style in ALL_STYLES]
-    made = ((edit, apply(scene, edit)) for edit in edits)
+    made = ((edit, apply_edit(scene, edit)) for edit in edits)
     return next(
         (edit for edit, edited in made if edited != scene and caption(edited) == wanted), None
     )

@@ -52,8 +52,8 @@ UNSEEN_STYLE = "sepia"  # a kind that can be asked for but that no default draws
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
 ALL_KINDS = (*CROWDED_KINDS, UNSEEN_STYLE)
 
-LEAST_CONTRAST = 100.0  # Euclidean RGB distance between an object and the background: 25 times the noise that the checker must bear
-LEAST_LUMA_CONTRAST = 20.0  # grey levels, so that it is still seen where the colour is taken away
+MIN_CONTRAST = 100.0  # Euclidean RGB distance between an object and the background: 25 times the noise that the checker must bear
+MIN_LUMA_CONTRAST = 20.0  # grey levels, so that it is still seen where the colour is taken away
 WAVE = 20.0  # grey levels by which a background is uneven, so that a pan is seen
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -127,7 +127,7 @@ class Spec:
 
     @property
     def edited(self) -> Scene:
-        return apply(self.scene, self.edit)
+        return apply_edit(self.scene, self.edit)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -148,7 +148,7 @@ def object_from(fields: dict) -> Object:
     return Object(**{**fields, "path": path})
 
 
-def apply(scene: Scene, edit: Edit) -> Scene:
+def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """The scene as the edit wants it. Raises UserError for an unknown kind."""
     objects = list(scene.objects)
     if edit.kind in ATTRIBUTES:
@@ -171,6 +171,4 @@ def contrasts(colour: str, background: str) -> bool:
     steps = [a - b for a, b in zip(COLOURS[colour], BACKGROUNDS[background], strict=True)]
     distance = sum(step**2 for step in steps) ** 0.5
     luma_distance = abs(sum(weight * step for weight, step in zip(LUMA, steps, strict=True)))
-    return (
-        colour != background and distance >= LEAST_CONTRAST and luma_distance >= LEAST_LUMA_CONTRAST
-    )
+    return colour != background and distance >= MIN_CONTRAST and luma_distance >= MIN_LUMA_CONTRAST

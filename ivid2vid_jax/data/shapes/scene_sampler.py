@@ -45,7 +45,7 @@ HALVES = {
 }
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 GAP = 0.01  # frame sides between an object and the walls of its half
-MOST_PAN = 0.25  # frame sides over the clip
+MAX_PAN = 0.25  # frame sides over the clip
 
 
 def sample_spec(
@@ -118,7 +118,7 @@ def sample_scene(rng: np.random.Generator, kind: str, crowded: bool) -> Scene:
     if not crowded:
         return Scene(tuple(objects), background, wave=0.0)
     pan = (
-        tuple(float(each) for each in rng.uniform(-MOST_PAN, MOST_PAN, 2))
+        tuple(float(each) for each in rng.uniform(-MAX_PAN, MAX_PAN, 2))
         if rng.integers(2)
         else (0.0, 0.0)
     )
