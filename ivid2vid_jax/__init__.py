@@ -1,7 +1,7 @@
 """InstructVid2Vid in JAX/Flax: edit a video from a sentence, with a model that you can train, read and own."""
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "load", "__version__"]
+__all__ = ["Pipeline", "__version__", "load"]
 
 
 def __getattr__(name):

@@ -50,7 +50,8 @@ OF_SAMPLING = (
 @dataclasses.dataclass
 class EvaluateArgs:
     """Judges edits: of held-out clips of the shapes world, from pixels and beside two baselines, or of any set of clips, by the metrics of the paper and
-    of the field. A stopped run goes on when it is run again."""
+    of the field. A stopped run goes on when it is run again.
+    """
 
     model: str | None = (
         None  # a pipeline folder or a training run (default: the embedded shapes-edit)

@@ -596,12 +596,10 @@ def test_a_run_whose_origin_changed_is_not_gone_on_with(edited, tmp_path):
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         config = config_of(
             run,
-            **{
-                "model": str(model),
-                "net__temporal": ("conv",),
-                "optim__trainable": ("temporal",),
-                "steps": 4,
-            },
+            model=str(model),
+            net__temporal=("conv",),
+            optim__trainable=("temporal",),
+            steps=4,
         )
         with pytest.raises(
             UserError,

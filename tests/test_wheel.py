@@ -44,7 +44,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """python of an environment that has the wheel, and its dependencies from this one."""
+    """Python of an environment that has the wheel, and its dependencies from this one."""
     folder = tmp_path_factory.mktemp("elsewhere") / "venv"
     call(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"

@@ -155,7 +155,7 @@ def page(pipe, limits: AppLimits, home: Path):
 
     def new(
         clip, instruction, text_scale, video_scale, steps, seed, history, progress=gr.Progress()
-    ):  # noqa: B008
+    ):
         try:
             request = EditRequest(
                 clip,

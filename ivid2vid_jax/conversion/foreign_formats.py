@@ -53,7 +53,8 @@ UNUSED = {
 @dataclasses.dataclass
 class ForeignCheckpoint:
     """path: what was given. parts: component -> tensors; `motion`: motion modules alone, for a base's U-Net. configs: component -> config.
-    left: name in the file -> why it is no part. folder: where tokenizer/ and scheduler/ may lie."""
+    left: name in the file -> why it is no part. folder: where tokenizer/ and scheduler/ may lie.
+    """
 
     path: Path
     family: str

@@ -1,5 +1,6 @@
 """Configs read off the shapes of the weights, where a file brings none. What shapes cannot tell is Stable Diffusion's own: 8 heads (1.x) or heads of 64
-(2.x), 32 groups."""
+(2.x), 32 groups.
+"""
 
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 

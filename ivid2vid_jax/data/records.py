@@ -30,7 +30,8 @@ class RecordMaker:
 
 def split_by_origin(items: Sequence, validation: float) -> dict[str, list]:
     """Items by split. Which go to validation depends on their origins alone, so instructions on one clip stay together; at least one origin
-    does and one does not, where there are two."""
+    does and one does not, where there are two.
+    """
     scores = [
         int.from_bytes(hashlib.sha256(item.origin.encode()).digest()[:8], "big") / 2**64
         for item in items

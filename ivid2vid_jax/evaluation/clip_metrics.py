@@ -254,7 +254,8 @@ def summary(
     items: Sequence[ClipItem], names: Sequence[str], sources: Mapping[str, str]
 ) -> dict[str, dict]:
     """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval, and N. sources: by id, the clip that was
-    edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips."""
+    edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips.
+    """
     found = {}
     for name in names:
         having = [item for item in items if name in item.values]

@@ -13,7 +13,8 @@ SUBSETS, SUBSET = 100, 1000  # KID's, as clean-fid takes them
 @dataclasses.dataclass
 class Moments:
     """Weight, mean [D] and scatter [D, D] (sum of squared deviations) of rows that are not kept, float64: exact however the rows are parted
-    (Chan, Golub and LeVeque 1979)."""
+    (Chan, Golub and LeVeque 1979).
+    """
 
     mean: np.ndarray
     scatter: np.ndarray

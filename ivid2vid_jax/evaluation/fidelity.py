@@ -19,7 +19,7 @@ def squared_error(source: np.ndarray, edited: np.ndarray, mask: np.ndarray | Non
 
 
 def psnr(errors: np.ndarray) -> np.ndarray:
-    """dB of the mean of squared errors along the last axis; infinite where there is none."""
+    """DB of the mean of squared errors along the last axis; infinite where there is none."""
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / np.mean(errors, axis=-1))
 

@@ -44,7 +44,7 @@ def end_point_error(flow: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def warp(images: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """images [N, H, W, C] float32 seen through the flow [N, H, W, 2]: the value at x is that of x + flow, bilinear, edges repeated."""
+    """Images [N, H, W, C] float32 seen through the flow [N, H, W, 2]: the value at x is that of x + flow, bilinear, edges repeated."""
     cv2, places = opencv(), targets(flow)
     pairs = zip(images, np.moveaxis(places, -1, 1), strict=True)
     return np.stack(

@@ -126,8 +126,8 @@ def warping_errors(source: np.ndarray, *clips: np.ndarray) -> list[float | None]
 
 def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
     """By name: "model"; what it is measured against: "per frame", the same net without its temporal layers, and "copy", the source itself;
-    and "vae", the true edit through the autoencoder: no editor of this pipeline can do better. settings: resolved."""
-
+    and "vae", the true edit through the autoencoder: no editor of this pipeline can do better. settings: resolved.
+    """
     return {
         "model": editor(pipe, settings),
         "per frame": editor(drop_temporal(pipe), settings),

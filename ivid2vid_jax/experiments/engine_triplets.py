@@ -21,7 +21,8 @@ STATISTICS = "statistics.json"
 @dataclasses.dataclass(frozen=True)
 class EngineTriplets:
     """engine: a recipe of the data engine; its `output` is a name, and arms that share one, and so differ in the filter alone, share clips and edits.
-    captions: clip id -> what is said of the clip in the place of its own caption."""
+    captions: clip id -> what is said of the clip in the place of its own caption.
+    """
 
     engine: SynthesisConfig
     captions: Callable[[str], str] | None = None

@@ -211,7 +211,8 @@ def columns(experiment: Experiment, outcomes: list[Outcome]) -> dict[str, Callab
 
 def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
     """Markdown. passed: mean over seeds, Wilson's interval of as many clips as there are, since all seeds edit the same ones; as a share of another arm's:
-    `ratio`'s; the others: mean over seeds ± Student's."""
+    `ratio`'s; the others: mean over seeds ± Student's.
+    """
     means = columns(experiment, outcomes)
     head = [
         "arm",

@@ -354,7 +354,7 @@ def load(
 
 
 def load_tokenizer(path: Path):
-    """transformers' CLIPTokenizer from its folder; padding is the one that the folder's own files name."""
+    """Transformers' CLIPTokenizer from its folder; padding is the one that the folder's own files name."""
     from transformers import CLIPTokenizer
 
     if not (path / "vocab.json").is_file() and not (path / "tokenizer.json").is_file():

@@ -196,7 +196,7 @@ def splash_block_size(length: int) -> int:
 
 
 def cudnn_attention(q_BQHD, k_BKHD, v_BKHD):
-    """cuDNN's flash attention."""
+    """CuDNN's flash attention."""
     if refusal := cudnn_unsupported_reason(q_BQHD.dtype, q_BQHD.shape[-1]):
         raise ValueError(
             f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked"

@@ -126,7 +126,8 @@ class CLIPConfig:
 
 class CLIPModel(nn.Module):
     """Images and texts in one space: (pixels [N, S, S, 3] normalised, ids [M, L]) -> embeddings [N, D] and [M, D] of length 1, and the scale
-    that CLIP was trained to multiply their products with."""
+    that CLIP was trained to multiply their products with.
+    """
 
     config: CLIPConfig
     dtype: Any = jnp.float32

@@ -32,8 +32,9 @@ def platform() -> str:
 
 
 def matmul(x, kernel):
-    """x [..., K] @ kernel [K, M] -> [..., M]. On one CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
-    is then 6 times faster in XLA. (Elsewhere they stay apart, so that a split axis need not move.)"""
+    """X [..., K] @ kernel [K, M] -> [..., M]. On one CPU all leading axes are folded into one: the kernel's gradient, which contracts them,
+    is then 6 times faster in XLA. (Elsewhere they stay apart, so that a split axis need not move.)
+    """
     if platform() == "cpu" and single_device():
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     return x @ kernel
@@ -47,7 +48,8 @@ class Dense(nn.Dense):
 
 class Conv(nn.Conv):
     """flax's convolution of [N, H, W, C], or of a clip [B, T, H, W, C] frame by frame; one of 1x1 as the matrix product that it is, which on TPU
-    saves copies between the layouts of the two."""
+    saves copies between the layouts of the two.
+    """
 
     @nn.compact
     def __call__(self, x):

@@ -187,7 +187,7 @@ class UNetConfig:
         return config_from_json(cls, config)
 
     def to_json(self) -> dict:
-        """diffusers' keys plus ours; `_class_name` says whether a stock class can hold the weights."""
+        """Diffusers' keys plus ours; `_class_name` says whether a stock class can hold the weights."""
         name = "InflatedUNet3D" if self.temporal else "UNet2DConditionModel"
         return {"_class_name": name, **dataclasses.asdict(self)}
 

@@ -20,7 +20,8 @@ from ivid2vid_jax.utils.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """flops: bfloat16, a second. hbm: bytes. bandwidth: HBM bytes a second. interconnect: bytes a second that leave the chip over all its links
-    together. sides: dimensions of its torus."""
+    together. sides: dimensions of its torus.
+    """
 
     flops: float
     hbm: int
@@ -98,7 +99,7 @@ def find_libtpu() -> None:
 
 @contextlib.contextmanager
 def quiet():
-    """libtpu writes screens of warnings about the TPU that is not there straight to the process's stderr."""
+    """Libtpu writes screens of warnings about the TPU that is not there straight to the process's stderr."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as aside:

@@ -45,7 +45,8 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 def instructions(text: str, calls: bool = False):
     """(name, result, operation, operands, rest, times) of everything that runs: the entry's instructions, and those of loops' bodies, as often as they
-    run; calls: those inside fusions and other calls too. A loop counts once where its number of trips is not to be seen."""
+    run; calls: those inside fusions and other calls too. A loop counts once where its number of trips is not to be seen.
+    """
     bodies, entry, current = {}, None, []
     for line in text.splitlines():
         if start := COMPUTATION.match(line):
@@ -68,7 +69,8 @@ def instructions(text: str, calls: bool = False):
 
 def trips(loop: str, bodies: dict[str, list]) -> int:
     """How often a loop's body runs: as the compiler says, else by its condition, a counter from 0 below a constant, and what the body adds to it. The
-    loops in which it gathers weights piece by piece while it multiplies are of the second kind."""
+    loops in which it gathers weights piece by piece while it multiplies are of the second kind.
+    """
     if told := TRIPS.search(loop):
         return int(told[1])
     condition, body = (
@@ -192,7 +194,8 @@ def sent(text: str, chips: int) -> Counter:
 
 def group_size(rest: str, chips: int) -> int:
     """Chips that take part in one collective, of replica_groups={{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=1,'b'=4] {'b'}; all of them where none
-    are named."""
+    are named.
+    """
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", rest):

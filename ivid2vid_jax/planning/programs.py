@@ -177,10 +177,10 @@ def batch_shapes(config: TrainConfig, folder: PipelineFolder) -> dict[str, tuple
             size // folder.vae.downscale,
             folder.vae.latent_channels,
         )
-        out |= {name: (latent, np.float16) for name in ("source_mean", "target_mean", "target_std")}
+        out |= dict.fromkeys(("source_mean", "target_mean", "target_std"), (latent, np.float16))
         out |= {"text": ((B, folder.text_length, folder.text_encoder.hidden_size), np.float16)}
     else:
-        out |= {name: ((B, T, size, size, 3), np.uint8) for name in ("source", "edited")}
+        out |= dict.fromkeys(("source", "edited"), ((B, T, size, size, 3), np.uint8))
     return out
 
 

@@ -33,7 +33,8 @@ GIB = 2**30
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
     """Of one run of the program on one chip. held: what -> bytes; flops, moved (HBM bytes), sent (kind of collective -> bytes); whole: compiled as
-    one program, so that memory is the compiler's own figure; seconds: of compiling."""
+    one program, so that memory is the compiler's own figure; seconds: of compiling.
+    """
 
     memory_parts: dict[str, int]
     flops: float

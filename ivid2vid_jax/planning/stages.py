@@ -66,7 +66,8 @@ class LayerStage:
 @dataclasses.dataclass
 class LayerCost:
     """Of one run on one chip. flops: operations, those of pallas kernels and their padding among them; moved: HBM bytes; sent: kind of collective ->
-    bytes; kept: bytes that wait for the backward pass; temporary: bytes while it runs; seconds: of compiling."""
+    bytes; kept: bytes that wait for the backward pass; temporary: bytes while it runs; seconds: of compiling.
+    """
 
     flops: float
     moved: float
@@ -93,7 +94,8 @@ def stages(
     dtype=jnp.bfloat16,
 ) -> list[LayerStage]:
     """The distinct layers of one evaluation. x: abstract latents [B, T, h, w, C]; context: abstract text [B, K, D]; trained: patterns of
-    `optim.trainable`, none for sampling."""
+    `optim.trainable`, none for sampling.
+    """
     shapes = names.flatten({"unet": param_shapes("unet", config)})
     chosen = names.trainable(shapes, trained) if trained else set()
     found: dict[str, LayerStage] = {}

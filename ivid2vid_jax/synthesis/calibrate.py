@@ -26,7 +26,8 @@ MIN_COUNT = 20  # clips on either side
 @dataclasses.dataclass
 class CalibrateArgs:
     """Finds thresholds on half of the clips of the shapes world, and tells on the other half what passes them: true edits, the unedited source, and the
-    true edit by another instruction, half of the time of the same kind where that has others to choose from."""
+    true edit by another instruction, half of the time of the same kind where that has others to choose from.
+    """
 
     model: str = "shapes-clip"  # CLIP: a folder, a run, of the hub, or embedded
     base: str | None = (

@@ -128,7 +128,8 @@ def make_dataset(engine: Engine, chosen: list[dict]) -> Path:
 
 def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
     """Of each stage: how many items were accepted, and the reasons of the others; the clips that repeat others; of the edits: types, scores, and where
-    the truth is known how many are what was asked for, with 95% intervals."""
+    the truth is known how many are what was asked for, with 95% intervals.
+    """
     stages = {}
     for stage in STAGES[:-1]:
         each, manifest = engine.marks(stage), engine.manifest(stage)
@@ -153,7 +154,8 @@ def statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict:
 
 def true_success(engine: Engine, kept: set[str]) -> dict:
     """The shapes world's checker on every edit that was scored: the filter's precision and recall, and what editing loses before it. Edits that the
-    scene cannot be given, as by a wrong caption, pass none."""
+    scene cannot be given, as by a wrong caption, pass none.
+    """
     scored = {id: engine.jobs[id] for id in engine.score_marks}
     known = {id: edit for id, edit in scored.items() if edit.spec}
     good = {

@@ -74,7 +74,8 @@ class TuneAVideoConfig:
 @dataclasses.dataclass(frozen=True)
 class SharedNoiseConfig:
     """No tuning: every frame starts from its latents under the same noise, or from its own inverted noise, and attends to the first frame and the one
-    before."""
+    before.
+    """
 
     sampling: int = 20  # steps of DDIM
     text_scale: float = 7.5
@@ -167,7 +168,8 @@ class ClipEditor(ABC):
         self, tasks: Sequence[EditTask], progress: Callable[[int, int], None] | None = None
     ) -> list[list[np.ndarray | None]]:
         """The edited clips of each task, None for one that came out not finite. Tasks go through `together` at a time; their clips have one
-        shape. progress(steps done, steps in all)."""
+        shape. progress(steps done, steps in all).
+        """
         if len({task.clip.shape for task in tasks}) > 1:
             raise UserError("clips that are edited together have one shape")
         check_size(self.pipe.folder, tasks[0].clip.shape[1:3])
@@ -361,7 +363,8 @@ def sampling_schedule(schedule: NoiseSchedule, config) -> tuple[SamplerTable, in
 
 def inversion_schedule(schedule: NoiseSchedule, config) -> list[InversionStep]:
     """The steps of inversion, which end at the very noise level at which `descent` begins: latents that are noisier or cleaner than the net is told
-    come out wrong. Where inversion and sampling have as many steps, these are sampling's own; else the last one is as long as it must be."""
+    come out wrong. Where inversion and sampling have as many steps, these are sampling's own; else the last one is as long as it must be.
+    """
     if not config.inversion:
         return []
     table, first = sampling_schedule(schedule, config)

@@ -187,7 +187,8 @@ def filter_proposals(
 
 def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
     """(status, facts) of one clip for its manifest: proposals and refused ones, the model, the prompt's hash, tokens, every reply that could not be
-    read."""
+    read.
+    """
     facts = {
         "caption": caption,
         "prompt": prompt_hash(),

@@ -86,7 +86,8 @@ def file_of(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
 @contextmanager
 def lock_stage(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
     """Holds a shard's part of the folder by its manifest of the first stage, which is there before anything else is: so a folder is known for what it
-    is wherever its first run is killed. UserError where another process is at work on the same part."""
+    is wherever its first run is killed. UserError where another process is at work on the same part.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; wait for it to end, or take another shard"
     with file_lock(file_of(folder, stage, shard), busy):
@@ -101,7 +102,8 @@ def run_pending(
     progress: Callable | None = None,
 ) -> None:
     """Settles the items (id -> mark) that are not, `workers` at a time: work(id) -> (status, facts). What one raises ends the stage; what was
-    settled is kept. progress(done, total)."""
+    settled is kept. progress(done, total).
+    """
 
     def one(id: str) -> None:
         status, facts = work(id)

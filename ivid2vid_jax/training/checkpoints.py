@@ -71,7 +71,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name. A bucket cannot
-        rename: there a file that is written last is the commit."""
+        rename: there a file that is written last is the commit.
+        """
         whole = (path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
         return sorted(
             int(path.name) for path in whole if not self.marked or (path / COMMIT).exists()

@@ -19,7 +19,8 @@ SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 class Count:
     """Operations of matrix products, convolutions and splash attention, and those that go into splash's padding. repeated: those of the first two that
     loops do after their first turn. fetched: bytes that splash attention's kernels read from HBM once more: all keys and values for every block of queries
-    after the first, or the other way round."""
+    after the first, or the other way round.
+    """
 
     dot: int = 0
     conv: int = 0
@@ -39,7 +40,8 @@ class Count:
 
     def on_a_chip(self, told: float, chips: int) -> float:
         """Of one chip, where the compiler told so many. Its own loops, in which it gathers split weights piece by piece, it counts once too: then an even
-        split of all is more than what it told."""
+        split of all is more than what it told.
+        """
         return max(told + self.uncounted / chips, (self.useful + self.padding) / chips)
 
     def __add__(self, other: "Count") -> "Count":
@@ -127,7 +129,8 @@ def convolution(eqn) -> int:
 
 def splash(eqn) -> Count:
     """Of one of splash attention's kernels. Its 16-bit operands are q, k and v, [..., heads, length, width] or with the last two the other way round, and
-    going backwards the output's gradient, [..., heads, Q, width] always, as the output of the forward kernel is."""
+    going backwards the output's gradient, [..., heads, Q, width] always, as the output of the forward kernel is.
+    """
     label = eqn.params.get("name") or str(eqn.params.get("name_and_src_info"))
     kind = next((kind for kind in SPLASH if kind in label), None)
     if "splash" not in label or kind is None:

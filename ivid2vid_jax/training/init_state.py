@@ -69,7 +69,8 @@ TRAINED_COMPONENTS = {
 @dataclasses.dataclass
 class InitialWeights:
     """folder: the nets as they are trained. origin: where the weights came from, enough to know them again. trained (float32) and
-    frozen: parameters by name."""
+    frozen: parameters by name.
+    """
 
     folder: PipelineFolder | ClipFolder
     origin: dict[str, Any]

@@ -104,7 +104,8 @@ class Samples:
 
 def single_process_mesh():
     """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
-    devices of the others, which wait."""
+    devices of the others, which wait.
+    """
     return (
         jax.set_mesh(build_mesh((1, 1, 1), jax.local_devices()[:1]))
         if jax.process_count() > 1

@@ -82,7 +82,8 @@ def split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 def recipe_loader(cls: type) -> Callable[[Path], Any]:
     """What reads the `config`, one of `cls`, of a recipe file; it raises UserError for a file that is none, naming the nearest right key where
-    one is misspelt."""
+    one is misspelt.
+    """
 
     def read(path: Path):
         if not path.is_file():

@@ -12,7 +12,8 @@ HELD = 1_000_000  # drawn numbers in memory at a time
 
 def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """The interval of a share (Wilson 1927), within [0, 1]; count at least 1. Of answers that hang together, as several of one clip do, give means over these
-    and the number of clips: both may then be no whole numbers."""
+    and the number of clips: both may then be no whole numbers.
+    """
     share, z2 = successes / count, Z * Z / count
     middle, half = share + z2 / 2, Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
@@ -49,7 +50,8 @@ def draws(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
 
 def ratio_interval(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
     """The interval of mean(over) / mean(under), both [seeds, clips] of the same seeds and clips, by resampling seeds and clips alike for both
-    (percentile method); inf where nothing is left below. A few seeds say little of how much seeds differ: it is then too narrow."""
+    (percentile method); inf where nothing is left below. A few seeds say little of how much seeds differ: it is then too narrow.
+    """
     rng, (S, N) = np.random.default_rng(0), over.shape
     seeds, both, begin = rng.integers(S, size=(RESAMPLES, S, 1)), [], 0
     for clips in draws(rng, N):

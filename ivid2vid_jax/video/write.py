@@ -92,7 +92,7 @@ def write_clip(
 def write_animation(
     path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction
 ) -> None:
-    """gif or webp by Pillow; times are rounded to its milliseconds (gif: 10 ms) without drifting."""
+    """Gif or webp by Pillow; times are rounded to its milliseconds (gif: 10 ms) without drifting."""
     tick = 10 if path.suffix.lower() == ".gif" else 1
     marks = [round(time * 1000 / tick) * tick for time in [*times, times[-1] + 1 / rate]]
     durations = [max(b - a, tick) for a, b in zip(marks, marks[1:], strict=False)]
@@ -141,7 +141,8 @@ def write_container(
 
 class SoundTrack:
     """The first sound stream of a clip on its way into another container: packets copied where the container takes them,
-    encoded anew where not."""
+    encoded anew where not.
+    """
 
     def __init__(self, out, clip: Clip, begin: Fraction, copied: tuple[str, ...], encoder: str):
         self.out = out

@@ -37,7 +37,7 @@ TEXT = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 
 
 def read_pickle_tensors(path: Path) -> dict[str, tuple[str, Entry, Callable[[], np.ndarray]]]:
-    """name -> (name, entry, reader) of every tensor, those of a "state_dict" where the file has one. Values stay in the file until they are read.
+    """Name -> (name, entry, reader) of every tensor, those of a "state_dict" where the file has one. Values stay in the file until they are read.
 
     Raises UserError for a file that is no such zip, calls for anything but tensors, or does not hold what it promises.
     """

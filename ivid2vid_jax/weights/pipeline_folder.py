@@ -210,7 +210,7 @@ def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
 
 
 def param_initializer(component: str, config: Any) -> Callable[[jax.Array], Any]:
-    """key -> a component's fresh parameters."""
+    """Key -> a component's fresh parameters."""
     if component == "unet":
         return lambda key: init_unet_params(config, key)
     if component == "vae":

@@ -155,7 +155,7 @@ def test_what_is_beyond_a_limit_is_refused_and_leaves_nothing(pipe, tmp_path, ma
     with pytest.raises(UserError, match=told):
         run_edit(
             pipe,
-            request(clip, **changes) if "clip" not in changes else request("", **{}),
+            request(clip, **changes) if "clip" not in changes else request(""),
             SMALL,
             home,
             quiet,

@@ -138,7 +138,7 @@ def assert_the_same_edit(label, ours, theirs):
 
 @pytest.fixture(scope="module")
 def edits(tiny, tmp_path_factory):
-    """name -> (folder, exported folder, JAX's edit, PyTorch's edit); "motion" also in float16, and in windows."""
+    """Name -> (folder, exported folder, JAX's edit, PyTorch's edit); "motion" also in float16, and in windows."""
     work = tmp_path_factory.mktemp("export")
     clip, noise = (
         np.random.default_rng(0).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8),

@@ -281,7 +281,7 @@ def test_a_schedule_is_the_same_from_any_origin():
     """Also across the blocks in which it is drawn."""
     make_from = lambda origin, starts: SampleSchedule(
         3, 4, np.array([0.7, 0.3]), np.array([0.2, 0.5]), origin, starts
-    )  # noqa: E731
+    )
     whole = make_from(0, np.zeros(4, np.int64))
     for origin in (1, loader.BLOCK - 1, loader.BLOCK, 2 * loader.BLOCK + 5):
         later = make_from(origin, whole.positions(origin))
@@ -417,7 +417,7 @@ def test_a_prepared_dataset(tmp_path, workers):
 
 
 def test_a_cut_is_the_same_for_both_clips(opened):
-    """source == edited in, source == edited out, whatever is drawn; and the draws do differ between examples."""
+    """Source == edited in, source == edited out, whatever is drawn; and the draws do differ between examples."""
     opened["a"] = Fake(60, frames=9, side=30)
     config = LoaderConfig(batch=30, frames=3, size=16, crop=0.4, flip=0.5, stride=3)
     (batch,) = batches(1, config, "a", view="edit")

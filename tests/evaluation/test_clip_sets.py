@@ -39,7 +39,7 @@ def xlsx(path, rows):
         f'<c r="{chr(65 + c)}{r}" t="s"><v>{strings.index(cell)}</v></c>'
         for c, cell in enumerate(row)
         if cell
-    )  # noqa: E731
+    )
     space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
     body = "".join(f'<row r="{r}">{cells(r, row)}</row>' for r, row in enumerate(rows, 1))
     extra = '<row><c r="AB9" t="inlineStr"><is><t>in</t></is></c><c r="AC9"><v>7</v></c></row>'

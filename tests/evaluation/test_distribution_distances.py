@@ -106,7 +106,8 @@ def test_kernel_distance_is_the_sum_over_pairs():
 @pytest.mark.parametrize("most", [1000, 20])
 def test_kernel_distance_is_the_published_estimator(most):
     """The mean over 100 subsets, as clean-fid takes it, of the unbiased squared MMD of Gretton et al. 2012 (equation 3) with KID's kernel, written with the
-    sum over i != j as a mask, on the same subsets: all rows, and 20 of 50 and 30."""
+    sum over i != j as a mask, on the same subsets: all rows, and 20 of 50 and 30.
+    """
     rng, drawn, found = np.random.default_rng(6), np.random.default_rng(0), []
     a, b = rng.normal(size=(30 if most > 30 else 50, 8)), rng.normal(0.3, 1, size=(30, 8))
     m = min(len(a), len(b), most)

@@ -40,7 +40,7 @@ def apply(config, params, x, t, context, **options):
 
 
 def reference_2d(module, x, t, context):
-    """diffusers' 2D net, frame by frame."""
+    """Diffusers' 2D net, frame by frame."""
     B, T, h, w, _ = x.shape
     with torch.no_grad():
         out = module(

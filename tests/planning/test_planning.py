@@ -95,7 +95,8 @@ def test_splash_attention_is_counted_by_its_formula():
 
 def test_what_splash_attention_reads_again_is_counted():
     """Forward, 4 blocks of queries: keys and values come four times, and 3 times are beyond what the program's text shows. Of 40 x 4,096 in 16 bits
-    tiles of 16 x 128 hold 48 x 4,096. A single block of keys stays on the chip."""
+    tiles of 16 x 128 hold 48 x 4,096. A single block of keys stays on the chip.
+    """
     q = Shape((2, 4096, 4, 40), jnp.bfloat16)
     assert flops.count(lambda q: attention(q, q, q, "splash"), q).fetched == 3 * 2 * (
         2 * 4 * 48 * 4096 * 2

@@ -91,7 +91,8 @@ def test_plain_attention_holds_them(compiled):
 
 def test_split_weights_are_gathered_whole(texts):
     """By itself the compiler multiplies by them piece by piece, in loops that move all activations at every turn: on 16 chips 52 GB a
-    clip instead of 10."""
+    clip instead of 10.
+    """
     mesh = make_mesh(MeshConfig(fsdp=4), chips.TPUSlice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
     layer = stages.LayerStage(

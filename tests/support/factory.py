@@ -271,7 +271,7 @@ def blip(path: Path) -> Path:
 
 
 def relative(ours, theirs) -> float:
-    """max |difference| / max |reference|, also printed (shown by `pytest -rP`)."""
+    """Max |difference| / max |reference|, also printed (shown by `pytest -rP`)."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     value = float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -38,7 +38,7 @@ def resnet(rest):
 
 
 def ldm_unet(state: dict, layers: int) -> dict:
-    """diffusers' U-Net -> latent diffusion's names."""
+    """Diffusers' U-Net -> latent diffusion's names."""
     out = {}
     for key, value in state.items():
         name, leaf = key.rsplit(".", 1)
@@ -77,7 +77,7 @@ def ldm_unet(state: dict, layers: int) -> dict:
 
 
 def ldm_vae(state: dict, levels: int, prefix="first_stage_model.") -> dict:
-    """diffusers' autoencoder -> latent diffusion's names."""
+    """Diffusers' autoencoder -> latent diffusion's names."""
     out = {}
     for key, value in state.items():
         new = (
@@ -120,7 +120,7 @@ def with_prefix(state: dict, prefix: str) -> dict:
 
 
 def openclip(state: dict) -> dict:
-    """transformers' text tower -> OpenCLIP's names, with the layer more that Stable Diffusion 2.x leaves out."""
+    """Transformers' text tower -> OpenCLIP's names, with the layer more that Stable Diffusion 2.x leaves out."""
     state = {key.removeprefix("text_model."): value for key, value in state.items()}
     ends = {
         "embeddings.position_embedding.weight": "positional_embedding",
@@ -153,7 +153,7 @@ def openclip(state: dict) -> dict:
 
 
 def animatediff(state: dict) -> dict:
-    """diffusers' motion modules -> AnimateDiff's names; other keys stay."""
+    """Diffusers' motion modules -> AnimateDiff's names; other keys stay."""
     out = {}
     for key, value in state.items():
         found = re.fullmatch(r"(.*motion_modules\.\d+)\.(.*)", key)

@@ -222,7 +222,7 @@ def test_shards_share_the_items_and_see_each_others(tmp_path):
         assert 5 < len(mine) < 25
         run_pending(
             Manifest(tmp_path, "captions", (index, 3)), mine, lambda id: ("accepted", {"by": index})
-        )  # noqa: B023
+        )
     lines = Manifest(tmp_path, "captions").accepted(marks)
     assert [line["id"] for line in lines] == sorted(marks) and {line["by"] for line in lines} == {
         0,

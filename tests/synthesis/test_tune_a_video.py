@@ -47,7 +47,7 @@ class SparseCausal:
 
 
 def reference(seed=5):
-    """diffusers' 2D net with Tune-A-Video's changes: its blocks attend sparsely and along time, its resnets' norms pool over the frames."""
+    """Diffusers' 2D net with Tune-A-Video's changes: its blocks attend sparsely and along time, its resnets' norms pool over the frames."""
     net = factory.unet(factory.UNET_TINY | dict(in_channels=4))
     torch.manual_seed(seed)
     for name, module in list(net.named_modules()):

@@ -75,7 +75,7 @@ def test_equals_a_hand_computation_in_which_equal_captions_do_not_compete(world)
     nearest = [
         max((j for j in range(5) if {i, j} != {1, 3}), key=lambda j: images[i] @ texts[j])
         for i in range(5)
-    ]  # noqa: B023
+    ]
     np.testing.assert_array_equal(
         found.parts["retrieved"], [float(nearest[i] == i) for i in range(5)]
     )

@@ -55,7 +55,8 @@ def test_round_trip(tmp_path, ending, quality):
 
 def test_the_same_frames_give_the_same_bytes(tmp_path):
     """x264 notes its settings in the file. With its macroblock tree, of 10,000 clips of this size written in 4 threads 4 differed from the others; without
-    it none."""
+    it none.
+    """
     clip = RNG.integers(0, 256, (6, 48, 48, 3), np.uint8)
     assert b"mbtree=0" in write(tmp_path / "clip.mp4", clip).read_bytes() and b"mbtree=0" in to_mp4(
         clip

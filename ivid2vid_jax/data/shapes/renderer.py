@@ -136,7 +136,8 @@ DISTANCES = {"circle": circle, "square": square, "triangle": triangle, "cross": 
 
 def darkness(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
     """[T, h, w] or what broadcasts to it, in [0, 1]: where the texture has its second tone. period: pixels; a dot, or the gap
-    between two stripes, is central."""
+    between two stripes, is central.
+    """
     if texture == "plain":
         return np.zeros_like(x)
     x, y = (np.abs(np.mod(each + period / 2, period) - period / 2) for each in (x, y))
@@ -183,7 +184,8 @@ def largest_channel(picture: np.ndarray) -> np.ndarray:
 
 def edit_mask(spec: Spec) -> np.ndarray | None:
     """[T, H, W] bool, the pixels that the edit may change: the object it speaks of, before and after; all that is not an object for a
-    background; nothing for "identity"; None, that is all of them, for a style."""
+    background; nothing for "identity"; None, that is all of them, for a style.
+    """
     edit, scene, frames = spec.edit, spec.scene, (spec.size, spec.frames)
     if edit.kind in ALL_STYLES:
         return None

@@ -97,7 +97,8 @@ class Scene:
 @dataclasses.dataclass(frozen=True)
 class Edit:
     """kind: one of ALL_KINDS. phrasing: index of the sentence. target: index of the object it speaks of. value: the attribute's or the
-    background's new word, the added object's place, else empty. added: the new object of an "add"."""
+    background's new word, the added object's place, else empty. added: the new object of an "add".
+    """
 
     kind: str
     phrasing: int
