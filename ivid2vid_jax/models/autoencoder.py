@@ -1,4 +1,4 @@
-"""Stable Diffusion's variational autoencoder (AutoencoderKL; Rombach et al. 2022, arXiv 2112.10752).
+"""Stable Diffusion's variational autoencoder (Rombach et al. 2022, arXiv 2112.10752).
 
 Pixels are [N, H, W, 3] in [-1, 1]; latents are [N, h, w, C] with h = H / `config.downscale`. There
 is no time axis: callers fold it into N.
@@ -77,7 +77,7 @@ class AutoencoderConfig:
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian over latents [N, h, w, C], float32, NOT multiplied by the scaling factor."""
+    """Diagonal Gaussian over latents [N, h, w, C], float32, NOT multiplied by scaling_factor."""
 
     mean: jax.Array
     std: jax.Array
