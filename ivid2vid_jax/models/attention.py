@@ -181,7 +181,7 @@ def splash_attention(q_BQHD, k_BKHD, v_BKHD):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    Q, K, H, D = q_BQHD.shape[1], k_BKHD.shape[1], *q_BQHD.shape[2:]
+    (_, Q, H, D), K = q_BQHD.shape, k_BKHD.shape[1]
     pad_q, pad_k = -Q % LANES, -K % LANES
     q_BHQD, k_BHKD, v_BHKD = (
         jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, pad), (0, 0)))

@@ -67,7 +67,7 @@ def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
     return options
 
 
-def jit(function: Callable, device: jax.Device | None = None, **options) -> Callable:
+def jit(function: Callable, device: jax.Device | None = None, **options) -> jax.stages.Wrapped:
     """jax.jit with the `compiler_options` of a device (the default device if None)."""
     return jax.jit(function, compiler_options=compiler_options(device), **options)
 
