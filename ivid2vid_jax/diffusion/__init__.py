@@ -1,4 +1,8 @@
-"""The mathematics of diffusion: noise schedules, samplers, guidance. Knows no checkpoint and no file.
+"""The mathematics of diffusion: schedules, losses, guidance, samplers, inversion. No files.
 
-Everything is written in variance-preserving coordinates, x_t = alpha_t x_0 + sigma_t eps with alpha_t^2 + sigma_t^2 = 1.
+Everything is written in variance-preserving coordinates,
+
+    x_t = alpha_t x_0 + sigma_t eps,    alpha_t^2 + sigma_t^2 = 1,    alpha_bar_t = alpha_t^2,
+
+and latents of clips are [B, T, h, w, C].
 """

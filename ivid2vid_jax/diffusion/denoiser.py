@@ -1,4 +1,4 @@
-"""The one `denoise(params, x_t, t, cond)` that samplers and losses know of the net."""
+"""`denoise(params, x_t, t, cond)`: all that samplers and losses know of the network."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +10,13 @@ from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 
 
 class Condition(NamedTuple):
-    """What the net is told: text [B, L, D] and the source clip's latents [B, T, h, w, C], unscaled, zero where dropped.
+    """What the network is conditioned on.
 
-    source is None for a net without a source clip (text to image).
+    Attributes:
+        text: text embeddings [B, L, D].
+        source: latents of the source clip [B, T, h, w, C], NOT multiplied by the scaling factor,
+            zero where the condition is dropped. None for a network without a source clip (text to
+            image).
     """
 
     text: jax.Array
@@ -26,9 +30,11 @@ def make_denoiser(
     dtype: Any = jnp.float32,
     train: bool = False,
 ) -> Callable:
-    """denoise(params, x_t [B, T, h, w, C], t [B], cond, rngs=None) -> eps or v prediction [B, T, h, w, C], float32.
+    """Builds `denoise(params, x_t, t, cond, rngs=None)` around the U-Net.
 
-    params: the U-Net's tree. Source latents are concatenated behind the noisy ones.
+    It takes the U-Net's parameters, noisy latents x_t [B, T, h, w, C], timesteps t [B] and a
+    `Condition`, and returns the eps or v prediction [B, T, h, w, C] in float32. The source latents
+    are concatenated after the noisy ones on the channel axis.
     """
     unet = InflatedUNet3D(config, attention_impl, remat, dtype, train)
 

@@ -1,10 +1,11 @@
-"""The noise schedule of a pipeline folder's scheduler_config.json."""
+"""The noise schedule, read from a pipeline folder's `scheduler_config.json`."""
 
 import dataclasses
 
 import numpy as np
 
 PREDICTIONS = ("epsilon", "v_prediction")
+BETA_SCHEDULES = ("scaled_linear", "linear")
 SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -12,8 +13,12 @@ SPACINGS = ("leading", "linspace", "trailing")
 class NoiseSchedule:
     """Stable Diffusion's discrete schedule, under diffusers' names.
 
-    timestep_spacing: which of the training timesteps a sampler visits (Lin et al. 2023, arXiv 2305.08891, table 2);
-    None leaves it to the sampler's own default.
+    Attributes:
+        timestep_spacing: which of the training timesteps a sampler visits (Lin et al. 2023, arXiv
+            2305.08891, table 2); None for the sampler's own default.
+        steps_offset: added to the timesteps of "leading" spacing.
+        set_alpha_to_one: whether DDIM's last step ends at alpha_bar = 1 instead of alpha_bar_0.
+        rescale_betas_zero_snr: whether the last timestep is pure noise.
     """
 
     num_train_timesteps: int = 1000
@@ -27,47 +32,50 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self):
-        for name, choices in (
-            ("prediction_type", PREDICTIONS),
-            ("beta_schedule", ("scaled_linear", "linear")),
-        ):
+        """Raises ValueError for a schedule that is not implemented."""
+        supported = {
+            "prediction_type": PREDICTIONS,
+            "beta_schedule": BETA_SCHEDULES,
+            "timestep_spacing": (*SPACINGS, None),
+        }
+        for name, choices in supported.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"scheduler config: {name}={getattr(self, name)!r} is not supported (only {', '.join(choices)})"
+                    f"scheduler config: {name}={getattr(self, name)!r} is not supported "
+                    f"(only {', '.join(filter(None, choices))})"
                 )
-        if self.timestep_spacing not in (None, *SPACINGS):
-            raise ValueError(
-                f"scheduler config: timestep_spacing={self.timestep_spacing!r} is not one of {', '.join(SPACINGS)}"
-            )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
-                "scheduler config: rescale_betas_zero_snr needs prediction_type v_prediction (noise alone tells nothing at SNR 0)"
+                "scheduler config: rescale_betas_zero_snr needs prediction_type v_prediction "
+                "(at SNR 0 the noise says nothing about the clip)"
             )
 
     @classmethod
     def from_json(cls, config: dict) -> "NoiseSchedule":
-        """Reads any diffusers scheduler's config: its betas count, whatever its class.
+        """Reads the config of any diffusers scheduler; its class does not matter.
 
-        Raises ValueError for pixel-space switches that would change latents.
+        Raises:
+            ValueError: for an option that would change latents, or one that is not implemented.
         """
         for key in ("clip_sample", "thresholding", "use_karras_sigmas", "trained_betas"):
             if config.get(key):
                 raise ValueError(
-                    f"scheduler config: {key}={config[key]!r} is not supported for latents; set it to false"
+                    f"scheduler config: {key}={config[key]!r} is not supported for latents; "
+                    "set it to false"
                 )
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{key: value for key, value in config.items() if key in names and value is not None}
-        )
+        values = {key: value for key, value in config.items() if key in names and value is not None}
+        return cls(**values)
 
     @property
     def alphas_cumprod(self) -> np.ndarray:
-        """Cumulative signal share alpha_bar_t, float64 [num_train_timesteps]; exactly 0 at the end for zero-terminal SNR."""
+        """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [num_train_timesteps].
+
+        With zero-terminal SNR the last value is exactly 0.
+        """
         power = 0.5 if self.beta_schedule == "scaled_linear" else 1.0
-        betas = np.linspace(
-            self.beta_start**power, self.beta_end**power, self.num_train_timesteps
-        ) ** (1 / power)
-        alpha_bar = np.cumprod(1 - betas)
+        roots = np.linspace(self.beta_start**power, self.beta_end**power, self.num_train_timesteps)
+        alpha_bar = np.cumprod(1 - roots ** (1 / power))
         if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
             root = np.sqrt(alpha_bar)
             alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2

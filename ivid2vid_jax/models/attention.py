@@ -1,9 +1,10 @@
-"""Attention: one function for every backend, and the module around it.
+"""Attention: one function with a backend for every platform, and the Flax module around it.
 
 Shape letters: B batch, Q query tokens, K key tokens, H heads, D head width, C channels.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,46 +16,57 @@ from jax.sharding import PartitionSpec as P
 from ivid2vid_jax.models.layers import Dense, accum_dtype, is_16bit, platform
 from ivid2vid_jax.models.sharded_reshape import auto_mesh_axes
 
-POINTWISE_MAX_SEQ = 16  # queries and keys up to which "pointwise" wins on CPU
-FLASH_MIN_SEQ = 1024  # queries and keys from which on scores are too many to be kept
-CHUNK_BYTES = (
-    2**28
-)  # of the scores that "chunked" holds at a time, or those of LANES queries if they are more
-SPLASH_MAX_HEAD_DIM = (
-    256  # widest head of "splash": the autoencoder's single head of 512 does not fit a tile
-)
-LANES = 128  # of a TPU's registers: blocks are multiples of it
-SPLASH_BLOCK_SIZES = (
-    1024,
-    512,
-    384,
-    256,
-    128,
-)  # rows and columns of a tile of "splash", the largest that divides the sequence
+# Longest sequence for which "pointwise" is the fastest on CPU and TPU.
+POINTWISE_MAX_SEQ = 16
+# Shortest sequence for which the full logits take too much memory.
+FLASH_MIN_SEQ = 1024
+# Bytes of logits that "chunked" holds at once (at least those of LANES queries).
+CHUNK_BYTES = 2**28
+# Lanes of a TPU's vector registers: sequences are padded to multiples of it.
+LANES = 128
+# Tile sides of "splash", largest first; the largest that divides the sequence is used.
+SPLASH_BLOCK_SIZES = (1024, 512, 384, 256, 128)
+# Widest head of "splash": the autoencoder's single head of 512 does not fit a tile.
+SPLASH_MAX_HEAD_DIM = 256
 
 
 def attention(q_BQHD, k_BKHD, v_BKHD, impl: str = "auto"):
-    """softmax(q k^T / sqrt(D)) v, without a mask.
+    """softmax(q k^T / sqrt(D)) v, without a mask (Vaswani et al. 2017, arXiv 1706.03762).
 
-    q_BQHD: [B, Q, H, D]; k_BKHD, v_BKHD: [B, K, H, D]. Returns [B, Q, H, D] in q's dtype.
-    Logits are accumulated and the softmax is taken in float32 whatever the input's dtype (so Stable Diffusion 2.1's
-    `upcast_attention` holds always).
+    Logits are accumulated and the softmax is taken in float32 whatever the input's dtype, so
+    Stable Diffusion 2.1's `upcast_attention` always holds. Under a mesh (jax.set_mesh) "chunked",
+    "splash" and "cudnn" run on each device's part of the batch.
 
-    impl: "xla", matrix products; "pointwise", products and sums; "chunked", some queries at a time, recomputed in the backward pass;
-    "splash", TPU: tiles in a pallas kernel, no scores in memory; "cudnn", the same on NVIDIA GPUs, 16-bit inputs only; "auto", by device
-    and shape. Under a mesh (jax.set_mesh) the last three run on each device's own share of B.
-    Raises ValueError for an unknown `impl`, and for a dtype or head width that cuDNN does not take.
+    Args:
+        q_BQHD: queries [B, Q, H, D].
+        k_BKHD: keys [B, K, H, D].
+        v_BKHD: values [B, K, H, D].
+        impl: the backend.
+            "xla": two matrix products.
+            "pointwise": elementwise products and sums, for very short sequences.
+            "chunked": some queries at a time, recomputed in the backward pass.
+            "splash": TPU flash attention in Pallas; no logits in memory.
+            "cudnn": flash attention on NVIDIA GPUs; 16-bit inputs only.
+            "auto": by platform and shapes, see `select_backend`.
+
+    Returns:
+        [B, Q, H, D] in the dtype of q.
+
+    Raises:
+        ValueError: for an unknown `impl`, and for a dtype or head width that cuDNN does not take.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention implementation {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+            f"attention implementation {impl!r} is unknown; "
+            f"choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     if impl == "auto":
         impl = select_backend(q_BQHD, k_BKHD, platform())
-    compute = BACKENDS[impl]
-    if impl in LOCAL:
-        compute = shard_over_batch(compute, len(q_BQHD))
-    return compute(q_BQHD * (q_BQHD.shape[-1] ** -0.5), k_BKHD, v_BKHD)
+    backend = BACKENDS[impl]
+    if impl in PER_DEVICE_BACKENDS:
+        backend = shard_over_batch(backend, len(q_BQHD))
+    D = q_BQHD.shape[-1]
+    return backend(q_BQHD * (D**-0.5), k_BKHD, v_BKHD)
 
 
 def select_backend(q_BQHD, k_BKHD, device: str) -> str:
@@ -76,55 +88,69 @@ def select_backend(q_BQHD, k_BKHD, device: str) -> str:
 
 
 def cuda_compute_capability() -> float:
-    """Of this process's NVIDIA GPU; cuDNN's flash attention is for 8.0 (Ampere) and newer, so not for Colab's T4."""
+    """Compute capability of this process's NVIDIA GPU.
+
+    cuDNN's flash attention needs 8.0 (Ampere), so Colab's T4 (7.5) does not have it.
+    """
     return float(getattr(jax.local_devices()[0], "compute_capability", 0))
 
 
-def xla_attention(q_BQHD, k_BKHD, v_BKHD):
-    """Queries come scaled, here and below.
+# ---- Backends. All take queries that are scaled already.
 
-    On CPU scores lie as [B, H, K, Q], so that XLA's loops of the softmax run along queries, in vectors: forward 1.2 to 2 times as fast. On TPU, in 16
-    bits, the softmax's division comes last: what lies in memory between the two products is then 16-bit, half of its traffic (docs/tpu-plan.md).
+
+def xla_attention(q_BQHD, k_BKHD, v_BKHD):
+    """Attention by two matrix products, in the form that is fastest on the current platform."""
+    if platform() == "cpu":
+        return _xla_attention_cpu(q_BQHD, k_BKHD, v_BKHD)
+    if platform() == "tpu" and is_16bit(v_BKHD.dtype):
+        return _xla_attention_tpu_16bit(q_BQHD, k_BKHD, v_BKHD)
+    precision = accum_dtype(q_BQHD.dtype)
+    logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precision)
+    weights_BHQK = jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype)
+    return jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD)
+
+
+def _xla_attention_cpu(q_BQHD, k_BKHD, v_BKHD):
+    """Attention with the logits stored as [B, H, keys, queries].
+
+    XLA's softmax loops then run along queries, vectorised: the forward pass is 1.2 to 2 times as
+    fast.
     """
     precision = accum_dtype(q_BQHD.dtype)
-    if platform() == "cpu":
-        logits_BHKQ = jnp.einsum(
-            "BHKD,BHDQ->BHKQ",
-            k_BKHD.swapaxes(1, 2),
-            q_BQHD.transpose(0, 2, 3, 1),
-            preferred_element_type=precision,
-        )
-        weights_BHKQ = jnp.exp(
-            logits_BHKQ - jax.lax.stop_gradient(logits_BHKQ.max(2, keepdims=True))
-        )
-        out_BHDQ = jnp.einsum(
-            "BHDK,BHKQ->BHDQ",
-            v_BKHD.transpose(0, 2, 3, 1),
-            weights_BHKQ.astype(v_BKHD.dtype),
-            preferred_element_type=precision,
-        )
-        return (
-            (out_BHDQ / weights_BHKQ.sum(2, keepdims=True))
-            .astype(v_BKHD.dtype)
-            .transpose(0, 3, 1, 2)
-        )
+    k_BHKD, q_BHDQ = k_BKHD.swapaxes(1, 2), q_BQHD.transpose(0, 2, 3, 1)
+    logits_BHKQ = jnp.einsum("BHKD,BHDQ->BHKQ", k_BHKD, q_BHDQ, preferred_element_type=precision)
+    max_BH1Q = jax.lax.stop_gradient(logits_BHKQ.max(2, keepdims=True))
+    weights_BHKQ = jnp.exp(logits_BHKQ - max_BH1Q)
+    out_BHDQ = jnp.einsum(
+        "BHDK,BHKQ->BHDQ",
+        v_BKHD.transpose(0, 2, 3, 1),
+        weights_BHKQ.astype(v_BKHD.dtype),
+        preferred_element_type=precision,
+    )
+    out_BHDQ = (out_BHDQ / weights_BHKQ.sum(2, keepdims=True)).astype(v_BKHD.dtype)
+    return out_BHDQ.transpose(0, 3, 1, 2)
+
+
+def _xla_attention_tpu_16bit(q_BQHD, k_BKHD, v_BKHD):
+    """Attention that divides by the softmax's sum after the second product.
+
+    So what is stored between the two products is 16-bit, half of the memory traffic
+    (docs/tpu-plan.md).
+    """
+    precision = accum_dtype(q_BQHD.dtype)
     logits_BHQK = jnp.einsum("BQHD,BKHD->BHQK", q_BQHD, k_BKHD, preferred_element_type=precision)
-    if platform() != "tpu" or not is_16bit(v_BKHD.dtype):
-        return jnp.einsum(
-            "BHQK,BKHD->BQHD", jax.nn.softmax(logits_BHQK, axis=-1).astype(v_BKHD.dtype), v_BKHD
-        )
-    weights_BHQK = jnp.exp(
-        logits_BHQK - jax.lax.stop_gradient(logits_BHQK.max(-1, keepdims=True))
-    ).astype(v_BKHD.dtype)
-    total_BQH1 = weights_BHQK.astype(precision).sum(-1).swapaxes(1, 2)[..., None]
+    max_BHQ1 = jax.lax.stop_gradient(logits_BHQK.max(-1, keepdims=True))
+    weights_BHQK = jnp.exp(logits_BHQK - max_BHQ1).astype(v_BKHD.dtype)
+    sum_BQH1 = weights_BHQK.astype(precision).sum(-1).swapaxes(1, 2)[..., None]
     out_BQHD = jnp.einsum("BHQK,BKHD->BQHD", weights_BHQK, v_BKHD, preferred_element_type=precision)
-    return (out_BQHD / total_BQH1).astype(v_BKHD.dtype)
+    return (out_BQHD / sum_BQH1).astype(v_BKHD.dtype)
 
 
 def pointwise_attention(q_BQHD, k_BKHD, v_BKHD):
-    """By products and sums instead of matrix products: XLA on CPU runs many tiny ones 4 times slower, backwards too.
+    """Attention by elementwise products and sums, for sequences of a few frames.
 
-    Work and (unless fused) memory grow as B Q K H D, so it is for sequences of a few frames.
+    XLA on CPU runs many tiny matrix products 4 times as slowly, in the backward pass too. The
+    work, and without fusion the memory, is B * Q * K * H * D.
     """
     precision = accum_dtype(q_BQHD.dtype)
     logits_BQKH = jnp.sum(q_BQHD[:, :, None] * k_BKHD[:, None], axis=-1, dtype=precision)
@@ -133,10 +159,13 @@ def pointwise_attention(q_BQHD, k_BKHD, v_BKHD):
 
 
 def chunked_attention(q_BQHD, k_BKHD, v_BKHD):
-    """Some queries at a time, so that CHUNK_BYTES of scores are held, or those of LANES queries; the backward pass computes them again."""
+    """`xla_attention` of some queries at a time, recomputed in the backward pass.
+
+    A chunk's logits take at most CHUNK_BYTES, or are those of LANES queries.
+    """
     B, Q, H, D = q_BQHD.shape
-    row = B * H * k_BKHD.shape[1] * jnp.dtype(accum_dtype(q_BQHD.dtype)).itemsize
-    size = min(Q, max(LANES, CHUNK_BYTES // row // LANES * LANES))
+    bytes_per_query = B * H * k_BKHD.shape[1] * jnp.dtype(accum_dtype(q_BQHD.dtype)).itemsize
+    size = min(Q, max(LANES, CHUNK_BYTES // bytes_per_query // LANES * LANES))
     count = -(-Q // size)
     padded = jnp.pad(q_BQHD, ((0, 0), (0, count * size - Q), (0, 0), (0, 0)))
     chunks = padded.reshape(B, count, size, H, D).swapaxes(0, 1)
@@ -145,49 +174,47 @@ def chunked_attention(q_BQHD, k_BKHD, v_BKHD):
 
 
 def splash_attention(q_BQHD, k_BKHD, v_BKHD):
-    """Splash attention, jax's pallas kernel for TPUs; elsewhere it is interpreted, slowly. Ragged lengths are padded, padded keys masked."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernel,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_mask as masks,
-    )
+    """Splash attention, JAX's flash attention kernel for TPUs; elsewhere it is interpreted.
 
-    Q, K, H = q_BQHD.shape[1], k_BKHD.shape[1], q_BQHD.shape[2]
-    more_q, more_k = -Q % LANES, -K % LANES
-    q, k, v = (
-        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0)))
-        for x, more in ((q_BQHD, more_q), (k_BKHD, more_k), (v_BKHD, more_k))
+    Sequences are padded to multiples of LANES, and padded keys are masked.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (_, Q, H, D), K = q_BQHD.shape, k_BKHD.shape[1]
+    pad_q, pad_k = -Q % LANES, -K % LANES
+    q_BHQD, k_BHKD, v_BHKD = (
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, pad), (0, 0)))
+        for x, pad in ((q_BQHD, pad_q), (k_BKHD, pad_k), (v_BKHD, pad_k))
     )
-    rows, columns = splash_block_size(Q + more_q), splash_block_size(K + more_k)
-    inner = 512 if columns % 512 == 0 else columns
-    layout = (
-        kernel.QKVLayout.SEQ_MINOR if q.shape[-1] % LANES else kernel.QKVLayout.HEAD_DIM_MINOR
-    )  # the innermost axis is padded to whole lanes
-    sizes = kernel.BlockSizes(
-        block_q=rows,
-        block_kv=columns,
-        block_kv_compute=inner,
-        block_q_dkv=rows,
-        block_kv_dkv=columns,
-        block_kv_dkv_compute=inner,
-        block_q_dq=rows,
-        block_kv_dq=columns,
-        q_layout=layout,
-        k_layout=layout,
-        v_layout=layout,
+    block_q, block_kv = splash_block_size(Q + pad_q), splash_block_size(K + pad_k)
+    block_kv_compute = 512 if block_kv % 512 == 0 else block_kv
+    # The innermost axis is padded to whole lanes, so it should not be a narrow head.
+    layout = splash.QKVLayout.SEQ_MINOR if D % LANES else splash.QKVLayout.HEAD_DIM_MINOR
+    kernel = splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.FullMask((Q + pad_q, K + pad_k))] * H),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_kv_compute=block_kv_compute,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_kv_dkv_compute=block_kv_compute,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
+        ),
+        interpret=platform() != "tpu",
     )
-    mask = masks.MultiHeadMask([masks.FullMask((Q + more_q, K + more_k))] * H)
-    run = kernel.make_splash_mha_single_device(
-        mask, block_sizes=sizes, interpret=platform() != "tpu"
-    )
-    segments = None
-    if more_k:
-        segments = kernel.SegmentIds(
-            jnp.zeros(Q + more_q, jnp.int32), (jnp.arange(K + more_k) >= K).astype(jnp.int32)
-        )
-    out = jax.vmap(lambda q, k, v: run(q, k, v, segment_ids=segments))(q, k, v)
-    return out[:, :, :Q].swapaxes(1, 2).astype(q_BQHD.dtype)
+    segment_ids = None
+    if pad_k:  # queries attend to keys of their own segment: 0 the sequence, 1 the padding
+        is_padding = (jnp.arange(K + pad_k) >= K).astype(jnp.int32)
+        segment_ids = splash.SegmentIds(jnp.zeros(Q + pad_q, jnp.int32), is_padding)
+    run = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segment_ids))
+    out_BHQD = run(q_BHQD, k_BHKD, v_BHKD)[:, :, :Q]
+    return out_BHQD.swapaxes(1, 2).astype(q_BQHD.dtype)
 
 
 def splash_block_size(length: int) -> int:
@@ -196,16 +223,14 @@ def splash_block_size(length: int) -> int:
 
 
 def cudnn_attention(q_BQHD, k_BKHD, v_BKHD):
-    """CuDNN's flash attention."""
-    if refusal := cudnn_unsupported_reason(q_BQHD.dtype, q_BQHD.shape[-1]):
-        raise ValueError(
-            f"attention implementation 'cudnn': {refusal}; choose auto, xla or chunked"
-        )
+    """Flash attention by cuDNN. Raises ValueError for an unsupported dtype or head width."""
+    if reason := cudnn_unsupported_reason(q_BQHD.dtype, q_BQHD.shape[-1]):
+        raise ValueError(f"attention implementation 'cudnn' {reason}; choose auto, xla or chunked")
     return jax.nn.dot_product_attention(q_BQHD, k_BKHD, v_BKHD, scale=1.0, implementation="cudnn")
 
 
 def cudnn_unsupported_reason(dtype, head_dim: int) -> str:
-    """What is wrong with a dtype or a head width, in words; empty where cuDNN takes both on every GPU that it supports."""
+    """Why cuDNN does not take this dtype or head width; empty if every supported GPU does."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 and float16, not {jnp.dtype(dtype)}"
     if head_dim % 8 or head_dim > 128:
@@ -221,33 +246,39 @@ BACKENDS = {
     "cudnn": cudnn_attention,
 }
 IMPLEMENTATIONS = ("auto", *BACKENDS)
-LOCAL = ("chunked", "splash", "cudnn")  # which the compiler cannot split over devices by itself
+# The compiler cannot partition these by itself (a loop, and two custom calls).
+PER_DEVICE_BACKENDS = ("chunked", "splash", "cudnn")
 
 
-def shard_over_batch(compute, batch: int):
-    """`compute` on each device's share of the batch, under a mesh; by the leading axes of the mesh whose product divides it."""
-    there = auto_mesh_axes()
-    sizes = list(there.values())
+def shard_over_batch(backend: Callable, batch: int) -> Callable:
+    """Runs a backend on each device's part of the batch, if a mesh is set.
+
+    The batch is split over the longest prefix of the mesh's axes whose product divides it. A batch
+    that no prefix divides is computed whole by every device.
+    """
+    axes = auto_mesh_axes()
+    sizes = list(axes.values())
     if math.prod(sizes) <= 1:
-        return compute
-    ways = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
-    spec = P(
-        tuple(there)[:ways] or None
-    )  # a batch that nothing divides: each device does all of it
-    return partial(
+        return backend
+    prefix = max(n for n in range(len(sizes) + 1) if batch % math.prod(sizes[:n]) == 0)
+    spec = P(tuple(axes)[:prefix] or None)
+    shard = partial(
         jax.shard_map,
         mesh=jax.sharding.get_abstract_mesh(),
         in_specs=(spec,) * 3,
         out_specs=spec,
         check_vma=False,
-    )(compute)
+    )
+    return shard(backend)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with diffusers' parameter names (`to_q`, `to_k`, `to_v`, `to_out.0`).
+    """Multi-head attention under diffusers' parameter names (`to_q`, `to_k`, `to_v`, `to_out.0`).
 
-    `__call__(x_BQC, context_BKC=None)`: [B, Q, C_in] and [B, K, C_context] (None: self-attention) -> [B, Q, out_features].
-    gather: applied to the projected keys and values [B, K, H, D], so that each is projected once, however many queries' rows it serves.
+    Attributes:
+        qkv_bias: whether the projections of queries, keys and values have a bias.
+        impl: see `attention`.
+        out_init: initializer of the output projection's kernel.
     """
 
     heads: int
@@ -260,6 +291,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BQC, context_BKC=None, gather=lambda x_BKHD: x_BKHD):
+        """Attends from x to the context.
+
+        Args:
+            x_BQC: [B, Q, C].
+            context_BKC: [B, K, C_context]; None for self-attention.
+            gather: maps the projected keys and values [B, K, H, D] to those that each row of the
+                batch attends to. So each key is projected once, however many rows use it.
+
+        Returns:
+            [B, Q, out_features].
+        """
         context_BKC = x_BQC if context_BKC is None else context_BKC
         inner = self.heads * self.head_dim
 
@@ -267,12 +309,11 @@ class Attention(nn.Module):
             y = Dense(inner, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
             return y.reshape(*y.shape[:-1], self.heads, self.head_dim)
 
-        out = attention(
-            project("to_q", x_BQC),
-            gather(project("to_k", context_BKC)),
-            gather(project("to_v", context_BKC)),
-            self.impl,
-        )
-        return Dense(
+        q_BQHD = project("to_q", x_BQC)
+        k_BKHD = gather(project("to_k", context_BKC))
+        v_BKHD = gather(project("to_v", context_BKC))
+        out_BQHD = attention(q_BQHD, k_BKHD, v_BKHD, self.impl)
+        to_out = Dense(
             self.out_features, dtype=self.dtype, kernel_init=self.out_init, name="to_out.0"
-        )(out.reshape(*out.shape[:-2], inner))
+        )
+        return to_out(out_BQHD.reshape(*out_BQHD.shape[:-2], inner))

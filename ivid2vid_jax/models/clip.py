@@ -1,5 +1,10 @@
-"""CLIP (Radford et al. 2021): its text encoder, as Stable Diffusion conditions on it (SD 1.x: ViT-L/14; SD 2.x: OpenCLIP ViT-H/14), and both
-towers with their projections, which score how well images and texts agree.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): the text encoder, and the two-tower model.
+
+Stable Diffusion is conditioned on the text encoder (SD 1.x: ViT-L/14; SD 2.x: OpenCLIP ViT-H/14).
+The two towers with their projections measure how well images and texts agree.
+
+Shape letters: N images of S x S pixels, M texts of L tokens, C width of a tower, D width of the
+shared embedding.
 """
 
 import dataclasses
@@ -19,27 +24,32 @@ ACTIVATIONS = {
 }
 
 
-def check_activation(what: str, hidden_act: str) -> None:
-    """ValueError for an activation that is not known here."""
+def check_activation(component: str, hidden_act: str) -> None:
+    """Raises ValueError for an unsupported activation."""
     if hidden_act not in ACTIVATIONS:
         raise ValueError(
-            f"{what} config: hidden_act={hidden_act!r} is not supported; choose from {', '.join(ACTIVATIONS)}"
+            f"{component} config: hidden_act={hidden_act!r} is not supported; "
+            f"choose from {', '.join(ACTIVATIONS)}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-    """Sizes of the text tower, under transformers' names."""
+    """Sizes of the text encoder, under transformers' names."""
 
     vocab_size: int = 49408
     hidden_size: int = 768
     intermediate_size: int = 3072
-    num_hidden_layers: int = 12  # SD 2.x folders say 23: the last of ViT-H's 24 layers is left out
+    # SD 2.x folders have 23: they omit the last of ViT-H's 24 layers.
+    num_hidden_layers: int = 12
+
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    projection_dim: int = 768  # kept for export
+    # Kept for export only.
+    projection_dim: int = 768
+
     bos_token_id: int = 0
     pad_token_id: int = 1
     eos_token_id: int = 2
@@ -49,9 +59,11 @@ class CLIPTextConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPTextConfig":
+        """Reads the `config.json` of transformers' CLIPTextModel or CLIPModel."""
         return config_from_json(cls, config.get("text_config", config))
 
     def to_json(self) -> dict:
+        """The config of transformers' CLIPTextModel."""
         return {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",
@@ -61,7 +73,7 @@ class CLIPTextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig:
-    """Sizes of the image tower, under transformers' names."""
+    """Sizes of the image encoder, under transformers' names."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096
@@ -78,12 +90,13 @@ class CLIPVisionConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPVisionConfig":
+        """Reads the `vision_config` of transformers' CLIPModel."""
         return config_from_json(cls, config)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers and the space they share; the defaults are ViT-L/14's."""
+    """Both towers and the width of the shared embedding; the defaults are ViT-L/14's."""
 
     text: CLIPTextConfig = CLIPTextConfig()
     vision: CLIPVisionConfig = CLIPVisionConfig()
@@ -91,7 +104,10 @@ class CLIPConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> "CLIPConfig":
-        """Of a transformers CLIPModel's config.json, which leaves out what is ViT-B/32's, transformers' default."""
+        """Reads the `config.json` of transformers' CLIPModel.
+
+        Such a file omits what equals transformers' defaults, those of ViT-B/32.
+        """
         text = {
             "hidden_size": 512,
             "intermediate_size": 2048,
@@ -112,6 +128,7 @@ class CLIPConfig:
         )
 
     def to_json(self) -> dict:
+        """The config of transformers' CLIPModel."""
         towers = {
             "text_config": self.text.to_json(),
             "vision_config": {"model_type": "clip_vision_model", **dataclasses.asdict(self.vision)},
@@ -125,14 +142,13 @@ class CLIPConfig:
 
 
 class CLIPModel(nn.Module):
-    """Images and texts in one space: (pixels [N, S, S, 3] normalised, ids [M, L]) -> embeddings [N, D] and [M, D] of length 1, and the scale
-    that CLIP was trained to multiply their products with.
-    """
+    """Embeds images and texts in a shared space."""
 
     config: CLIPConfig
     dtype: Any = jnp.float32
 
     def setup(self):
+        """Creates the submodules."""
         self.text_model = TextTransformer(self.config.text, self.dtype)
         self.vision_model = VisionTransformer(self.config.vision, self.dtype)
         self.text_projection = Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype)
@@ -140,174 +156,207 @@ class CLIPModel(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())
 
     def __call__(self, pixels, ids):
+        """Embeds normalised pixels [N, S, S, 3] and token ids [M, L].
+
+        Returns embeddings [N, D] and [M, D] of unit length, and the scale of their products in
+        CLIP's training.
+        """
         return self.embed_images(pixels), self.embed_texts(ids), jnp.exp(self.logit_scale)
 
     def embed_images(self, pixels):
-        """[N, S, S, 3] -> [N, D] of length 1."""
+        """[N, S, S, 3] -> [N, D] of unit length."""
         return self.project_images(self.pool_images(pixels))
 
     def pool_images(self, pixels):
-        """[N, S, S, 3] -> [N, hidden_size], the image tower's state before the projection (transformers' pooler_output)."""
+        """[N, S, S, 3] -> [N, C], before the projection (transformers' pooler_output)."""
         return self.vision_model(pixels)
 
     def project_images(self, pooled):
-        """[N, hidden_size] -> [N, D] of length 1."""
+        """[N, C] -> [N, D] of unit length."""
         return l2_normalize(self.visual_projection(pooled))
 
     def embed_texts(self, ids):
-        """[M, L] -> [M, D] of length 1: the state at the end mark, which is the largest id where the config names none (id 2, as OpenAI's do)."""
+        """[M, L] -> [M, D] of unit length, from the state at the end-of-text token.
+
+        OpenAI's configs name id 2, which is not that token; there it is the largest id.
+        """
         eos = self.config.text.eos_token_id
         ends = ids.argmax(-1) if eos == 2 else (ids == eos).argmax(-1)
         states = self.text_model(ids)
-        return l2_normalize(
-            self.text_projection(jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0])
-        )
+        pooled = jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
+        return l2_normalize(self.text_projection(pooled))
 
 
-LOGIT_SCALE = 2.6592  # log(1 / 0.07)
+LOGIT_SCALE = 2.6592  # initial value: log(1 / 0.07)
 
 
 def l2_normalize(x):
+    """Scales the last axis to unit length, in float32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def normalize_pixels(frames, mean, std, dtype=jnp.float32):
-    """uint8 [N, S, S, 3] -> what the image tower takes: [0, 1] less the mean, over the standard deviation, both a number a channel."""
-    mean, std = (jnp.asarray(each, dtype).reshape(1, 1, 1, 3) for each in (mean, std))
+    """The input of the image encoder: frames scaled to [0, 1], minus `mean`, divided by `std`.
+
+    frames: uint8 [N, S, S, 3]; mean, std: one number per channel.
+    """
+    mean, std = (jnp.asarray(stat, dtype).reshape(1, 1, 1, 3) for stat in (mean, std))
     return (frames.astype(dtype) / 255 - mean) / std
 
 
 class VisionTransformer(nn.Module):
-    """pixels [N, S, S, 3] -> the class token's last state [N, hidden_size]."""
+    """The image encoder (ViT)."""
 
     config: CLIPVisionConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, pixels):
+        """[N, S, S, 3] -> the class token's last state [N, C]."""
         x = PatchEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
-        x = layer_norm("pre_layrnorm", self.dtype)(x)  # so spelt in every published checkpoint
+        x = layer_norm("pre_layrnorm", self.dtype)(x)  # misspelt in every published checkpoint
         x = Encoder(self.config, self.dtype, causal=False, name="encoder")(x)
         return layer_norm("post_layernorm", self.dtype)(x[:, 0])
 
 
 class PatchEmbeddings(nn.Module):
+    """Embeddings of the class token and the patches, plus position embeddings."""
+
     config: CLIPVisionConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, pixels):
+        """[N, S, S, 3] -> [N, 1 + patches, C]. Raises ValueError for another image size."""
         cfg = self.config
-        if pixels.shape[1:3] != (cfg.image_size, cfg.image_size):
+        N, height, width, _ = pixels.shape
+        if (height, width) != (cfg.image_size, cfg.image_size):
             raise ValueError(
-                f"images of {pixels.shape[1]} x {pixels.shape[2]} pixels where the image encoder takes {cfg.image_size} x {cfg.image_size}"
+                f"the image encoder takes {cfg.image_size} x {cfg.image_size} pixels, "
+                f"got {height} x {width}"
             )
-        patch = (cfg.patch_size, cfg.patch_size)
-        x = nn.Conv(
+        patch_embedding = nn.Conv(
             cfg.hidden_size,
-            patch,
-            strides=patch,
+            kernel_size=(cfg.patch_size, cfg.patch_size),
+            strides=(cfg.patch_size, cfg.patch_size),
             padding="VALID",
             use_bias=False,
             dtype=self.dtype,
             name="patch_embedding",
-        )(pixels)
-        x = x.reshape(len(pixels), -1, cfg.hidden_size)
-        first = self.param("class_embedding", nn.initializers.zeros, (cfg.hidden_size,)).astype(
-            x.dtype
         )
-        x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, cfg.hidden_size)), x], axis=1)
-        places = nn.Embed(x.shape[1], cfg.hidden_size, dtype=self.dtype, name="position_embedding")
-        return x + places(jnp.arange(x.shape[1]))[None]
+        patches = patch_embedding(pixels).reshape(N, -1, cfg.hidden_size)
+        token = self.param("class_embedding", nn.initializers.zeros, (cfg.hidden_size,))
+        token = jnp.broadcast_to(token.astype(patches.dtype), (N, 1, cfg.hidden_size))
+        x = jnp.concatenate([token, patches], axis=1)
+        return x + position_embeddings(x.shape[1], x.shape[1], cfg, self.dtype)
 
 
 class CLIPTextModel(nn.Module):
-    """ids [B, L] -> last hidden state [B, L, hidden_size], final norm applied; attention is causal, padding is not masked."""
+    """The text encoder. Attention is causal; padding is not masked."""
 
     config: CLIPTextConfig
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, ids):
+        """[M, L] -> last hidden states [M, L, C], after the final norm."""
         return TextTransformer(self.config, self.dtype, name="text_model")(ids)
 
 
 class TextTransformer(nn.Module):
+    """The text encoder below its key prefix `text_model`."""
+
     config: CLIPTextConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, ids):
+        """[M, L] -> [M, L, C]."""
         x = Embeddings(self.config, self.dtype, name="embeddings")(ids)
         x = Encoder(self.config, self.dtype, name="encoder")(x)
         return layer_norm("final_layer_norm", self.dtype)(x).astype(accum_dtype(self.dtype))
 
 
 class Embeddings(nn.Module):
+    """Token embeddings plus position embeddings."""
+
     config: CLIPTextConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, ids):
-        cfg = self.config
-        if ids.shape[1] > cfg.max_position_embeddings:
+        """[M, L] -> [M, L, C]. Raises ValueError for too many tokens."""
+        cfg, length = self.config, ids.shape[1]
+        if length > cfg.max_position_embeddings:
             raise ValueError(
-                f"{ids.shape[1]} tokens exceed the text encoder's {cfg.max_position_embeddings}"
+                f"{length} tokens exceed the text encoder's {cfg.max_position_embeddings}"
             )
-        tokens = nn.Embed(
+        token_embedding = nn.Embed(
             cfg.vocab_size, cfg.hidden_size, dtype=self.dtype, name="token_embedding"
-        )(ids)
-        places = nn.Embed(
-            cfg.max_position_embeddings,
-            cfg.hidden_size,
-            dtype=self.dtype,
-            name="position_embedding",
         )
-        return tokens + places(jnp.arange(ids.shape[1]))[None]
+        tokens = token_embedding(ids)
+        return tokens + position_embeddings(length, cfg.max_position_embeddings, cfg, self.dtype)
+
+
+def position_embeddings(length: int, max_length: int, config, dtype):
+    """The first `length` learned position embeddings, inside the calling module: [1, length, C]."""
+    table = nn.Embed(max_length, config.hidden_size, dtype=dtype, name="position_embedding")
+    return table(jnp.arange(length))[None]
 
 
 class Encoder(nn.Module):
+    """The transformer layers of either tower."""
+
     config: CLIPTextConfig | CLIPVisionConfig
     dtype: Any
     causal: bool = True
 
     @nn.compact
     def __call__(self, x):
+        """[N, L, C] -> the same shape."""
         for i in range(self.config.num_hidden_layers):
             x = EncoderLayer(self.config, self.dtype, self.causal, name=f"layers.{i}")(x)
         return x
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention and an MLP, each with pre-norm and residual connection."""
+
     config: CLIPTextConfig | CLIPVisionConfig
     dtype: Any
     causal: bool
 
     @nn.compact
     def __call__(self, x):
-        x = x + SelfAttention(
-            self.config.num_attention_heads, self.dtype, self.causal, name="self_attn"
-        )(layer_norm("layer_norm1", self.dtype)(x))
-        return x + MLP(self.config, self.dtype, name="mlp")(
-            layer_norm("layer_norm2", self.dtype)(x)
-        )
+        """[N, L, C] -> the same shape."""
+        heads = self.config.num_attention_heads
+        self_attention = SelfAttention(heads, self.dtype, self.causal, name="self_attn")
+        x = x + self_attention(layer_norm("layer_norm1", self.dtype)(x))
+        mlp = MLP(self.config, self.dtype, name="mlp")
+        return x + mlp(layer_norm("layer_norm2", self.dtype)(x))
 
 
 class MLP(nn.Module):
+    """Dense - activation - dense."""
+
     config: CLIPTextConfig | CLIPVisionConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
+        """[N, L, C] -> the same shape."""
         h = Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(
-            ACTIVATIONS[self.config.hidden_act](h)
-        )
+        h = ACTIVATIONS[self.config.hidden_act](h)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over a few hundred tokens at most: [B, L, C] -> [B, L, C]; softmax in float32. causal: none sees those after it."""
+    """Self-attention over at most a few hundred tokens, with the softmax in float32.
+
+    Attributes:
+        causal: masks later tokens.
+    """
 
     heads: int
     dtype: Any
@@ -315,19 +364,18 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        B, L, C = x.shape
+        """[N, L, C] -> the same shape."""
+        N, L, C = x.shape
+        H, D = self.heads, C // self.heads
         q, k, v = (
-            Dense(C, dtype=self.dtype, name=name)(x).reshape(B, L, self.heads, C // self.heads)
+            Dense(C, dtype=self.dtype, name=name)(x).reshape(N, L, H, D)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         logits = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            q * (C // self.heads) ** -0.5,
-            k,
-            preferred_element_type=accum_dtype(self.dtype),
+            "NQHD,NKHD->NHQK", q * D**-0.5, k, preferred_element_type=accum_dtype(self.dtype)
         )
         if self.causal:
             logits = jnp.where(jnp.tril(jnp.ones((L, L), bool))[None, None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, L, C)
+        out = jnp.einsum("NHQK,NKHD->NQHD", weights, v).reshape(N, L, C)
         return Dense(C, dtype=self.dtype, name="out_proj")(out)

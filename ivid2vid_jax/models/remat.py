@@ -1,7 +1,10 @@
-"""What a layer keeps for its backward pass, by name; the rest is computed again.
+"""Rematerialisation: which activations a layer stores for its backward pass.
 
-"none": all that the backward pass reads. "products": the results of convolutions and of matrix products with weights; norms, activations and
-attention scores are computed again. "block": the layer's input alone.
+| name | stored | recomputed |
+|---|---|---|
+| "none" | all that the backward pass reads | nothing |
+| "products" | outputs of convolutions and weight matmuls | norms, activations, attention logits |
+| "block" | the layer's input | everything else |
 """
 
 import flax.linen as nn
@@ -9,9 +12,13 @@ import jax
 
 
 def is_weight_product(primitive, *args, **params) -> bool:
-    """A checkpoint policy: convolutions, and matrix products without batch axes (attention's have them)."""
+    """Checkpoint policy: saves convolutions and matrix products with weights.
+
+    Products with batch dimensions are those of attention, which are recomputed.
+    """
     if primitive.name == "dot_general":
-        return not any(params["dimension_numbers"][1])
+        _, batch_dims = params["dimension_numbers"]
+        return not any(batch_dims)
     return primitive.name == "conv_general_dilated"
 
 
@@ -23,7 +30,7 @@ POLICIES = {
 
 
 def remat_layer(layer: type[nn.Module], name: str) -> type[nn.Module]:
-    """The layer's class under a policy. Raises ValueError for an unknown one."""
+    """Wraps a layer class in the named policy. Raises ValueError for an unknown name."""
     if name not in POLICIES:
         raise ValueError(f"remat={name!r} is unknown; choose {', '.join(POLICIES)}")
     return layer if name == "none" else nn.remat(layer, policy=POLICIES[name])

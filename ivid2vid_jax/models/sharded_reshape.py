@@ -1,7 +1,9 @@
-"""Where a clip [B, T, H, W, C] lies on a mesh of devices (jax.set_mesh): clips over `data` and `fsdp`, frames over `frames`.
+"""Reshapes of clips [B, T, H, W, C] that stay local on a mesh of devices (jax.set_mesh).
 
-Spatial layers fold B and T into rows, each device its own, so they stay local; the temporal ones see every frame of some positions. Without a mesh,
-or with one device, all of this is plain reshaping.
+On a mesh, B is split over the axes `data` and `fsdp`, and T over `frames`. Spatial layers fold B
+and T into rows; each device folds its own part, so nothing is sent. Temporal layers need all
+frames of a position, so for them the clip is split over rows of pixels (H) or columns (W) instead
+of frames. Without a mesh, or with one device, all of this is plain reshaping.
 """
 
 import math
@@ -12,11 +14,14 @@ from einops import rearrange
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-CLIPS, FRAMES = ("data", "fsdp"), "frames"
+BATCH_AXES, FRAMES_AXIS = ("data", "fsdp"), "frames"
 
 
 def auto_mesh_axes() -> dict[str, int]:
-    """Name -> size of the mesh's axes, without those that a shard_map around this has taken: each device works on its own part of these."""
+    """Name -> size of the mesh's axes that the compiler partitions.
+
+    Excluded are the axes of an enclosing shard_map, where each device already computes its part.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return {
         name: mesh.shape[name]
@@ -26,106 +31,131 @@ def auto_mesh_axes() -> dict[str, int]:
 
 
 def single_device() -> bool:
-    """Whether there is one device only, so that no axis is split and axes may be merged at will."""
+    """Whether there is one device only, so that no axis is split and any axes may be merged."""
     return math.prod(auto_mesh_axes().values()) <= 1
 
 
 def split_axes(x) -> tuple[tuple[str, ...], str | None]:
-    """The mesh's axes over which B is split, and the one over which T is: those that divide them."""
-    shape = auto_mesh_axes()
-    clips = tuple(name for name in CLIPS if shape.get(name, 1) > 1)
-    clips = clips if x.shape[0] % math.prod(shape[name] for name in clips) == 0 else ()
-    return clips, FRAMES if shape.get(FRAMES, 1) > 1 and x.shape[1] % shape[FRAMES] == 0 else None
+    """The mesh axes over which B and T of x are split: those whose sizes divide B and T."""
+    mesh_shape = auto_mesh_axes()
+    batch_axes = tuple(name for name in BATCH_AXES if mesh_shape.get(name, 1) > 1)
+    if x.shape[0] % math.prod(mesh_shape[name] for name in batch_axes):
+        batch_axes = ()
+    frames = mesh_shape.get(FRAMES_AXIS, 1)
+    frames_axis = FRAMES_AXIS if frames > 1 and x.shape[1] % frames == 0 else None
+    return batch_axes, frames_axis
 
 
 def fold_time(x) -> tuple[jax.Array, Callable]:
-    """[B, T, ...] as rows [B*T, ...], and the function that turns rows back into [B, T, ...].
+    """Folds a clip's frames into the batch.
 
-    On a mesh the order of the rows is the devices': nothing is sent, and no layer that works row by row can tell.
+    Returns rows [B*T, ...] of x [B, T, ...], and the function that unfolds rows to [B, T, ...]. On
+    a mesh the rows are ordered by device. No layer that works row by row depends on the order.
     """
-    clips, frames = split_axes(x)
-    return to_rows(
+    batch_axes, frames_axis = split_axes(x)
+    return fold_per_device(
         x,
-        lambda x: x.reshape(-1, *x.shape[2:]),
-        lambda y, B, T, *_: y.reshape(B, T, *y.shape[1:]),
-        P(clips or None, frames),
-        bool(frames),
+        fold=lambda x: x.reshape(-1, *x.shape[2:]),
+        unfold=lambda y, B, T, *_: y.reshape(B, T, *y.shape[1:]),
+        spec=P(batch_axes or None, frames_axis),
+        is_split=frames_axis is not None,
     )
 
 
 def fold_positions(x) -> tuple[jax.Array, Callable]:
-    """[B, T, H, W, C], split as `over_positions` does, as rows [B*H*W, T, C], and the way back, as in `fold`."""
-    clips, axis = position_axis(x)
+    """Folds a clip's positions into the batch, as `fold_time` does with frames.
 
-    def back(y, B, T, H, W, C):
-        return rearrange(y, "(B H W) T C -> B T H W C", B=B, H=H, W=W)
-
-    return to_rows(
+    x: [B, T, H, W, C], split as by `shard_over_positions`. Returns rows [B*H*W, T, C] and the
+    function that unfolds them.
+    """
+    batch_axes, axis = position_axis(x)
+    return fold_per_device(
         x,
-        lambda x: rearrange(x, "B T H W C -> (B H W) T C"),
-        back,
-        position_spec(clips, axis),
-        axis is not None,
+        fold=lambda x: rearrange(x, "B T H W C -> (B H W) T C"),
+        unfold=lambda y, B, T, H, W, C: rearrange(y, "(B H W) T C -> B T H W C", B=B, H=H, W=W),
+        spec=position_spec(batch_axes, axis),
+        is_split=axis is not None,
     )
 
 
 def fold_positions_time_major(x) -> tuple[jax.Array, Callable]:
-    """As `fold_positions`, with time in front: [T, B*H*W, C]."""
-    clips, axis = position_axis(x)
-
-    def back(y, B, T, H, W, C):
-        return rearrange(y, "T (B H W) C -> B T H W C", B=B, H=H, W=W)
-
-    return to_rows(
+    """Like `fold_positions`, with time first: [T, B*H*W, C]."""
+    batch_axes, axis = position_axis(x)
+    return fold_per_device(
         x,
-        lambda x: rearrange(x, "B T H W C -> T (B H W) C"),
-        back,
-        position_spec(clips, axis),
-        axis is not None,
-        before=(None,),
+        fold=lambda x: rearrange(x, "B T H W C -> T (B H W) C"),
+        unfold=lambda y, B, T, H, W, C: rearrange(y, "T (B H W) C -> B T H W C", B=B, H=H, W=W),
+        spec=position_spec(batch_axes, axis),
+        is_split=axis is not None,
+        axes_before_rows=1,
     )
 
 
-def to_rows(
-    x, there: Callable, back: Callable, where: P, apart: bool, before: tuple = ()
+def fold_per_device(
+    x, fold: Callable, unfold: Callable, spec: P, is_split: bool, axes_before_rows: int = 0
 ) -> tuple[jax.Array, Callable]:
-    """there(x), and `back` with x's shape; each device's own part where they are apart. before: axes of there(x) in front of the rows."""
-    if not apart:
-        return there(x), lambda y: back(y, *x.shape)
+    """Applies `fold` to x, on each device's part of x if it is split.
+
+    Args:
+        x: the clip.
+        fold: x -> rows.
+        unfold: (rows, *shape of x) -> the clip.
+        spec: how x is split over the mesh.
+        is_split: whether an axis other than the batch is split.
+        axes_before_rows: axes of the folded array before the axis of rows.
+
+    Returns:
+        The rows, and the function that unfolds an array of rows.
+    """
+    if not is_split:
+        return fold(x), lambda y: unfold(y, *x.shape)
     mesh = jax.sharding.get_abstract_mesh()
-    names = [
-        name for part in where if part for name in (part if isinstance(part, tuple) else (part,))
-    ]
-    shape, split_rows = NamedSharding(mesh, where).shard_shape(x.shape), P(*before, tuple(names))
+    parts = [axes if isinstance(axes, tuple) else (axes,) for axes in spec if axes]
+    rows_spec = P(*(None,) * axes_before_rows, tuple(name for part in parts for name in part))
+    local_shape = NamedSharding(mesh, spec).shard_shape(x.shape)
 
-    def local(function, old, new):
-        return jax.shard_map(function, mesh=mesh, in_specs=old, out_specs=new, check_vma=False)
+    def per_device(function, in_specs, out_specs):
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
 
-    return local(there, where, split_rows)(x), local(lambda y: back(y, *shape), split_rows, where)
+    rows = per_device(fold, spec, rows_spec)(x)
+    return rows, per_device(lambda y: unfold(y, *local_shape), rows_spec, spec)
 
 
 def position_axis(x) -> tuple[tuple[str, ...], int | None]:
-    """The axes over which B is split, and which of x's axes 2 and 3 is split over `frames` while a temporal layer works; None for neither."""
-    clips, frames = split_axes(x)
-    size = auto_mesh_axes().get(FRAMES, 1)
-    return clips, next((axis for axis in (2, 3) if frames and x.shape[axis] % size == 0), None)
+    """How x [B, T, H, W, C] is split while a temporal layer works on it.
+
+    Returns the mesh axes over which B is split, and the axis of x (2 for H, 3 for W) that is split
+    over `frames`; None for neither.
+    """
+    batch_axes, frames_axis = split_axes(x)
+    size = auto_mesh_axes().get(FRAMES_AXIS, 1)
+    candidates = (2, 3) if frames_axis else ()
+    return batch_axes, next((axis for axis in candidates if x.shape[axis] % size == 0), None)
 
 
-def position_spec(clips: tuple[str, ...], axis: int | None) -> P:
-    return P(clips or None, *((None,) * (axis - 1) + (FRAMES,) if axis else ()))
+def position_spec(batch_axes: tuple[str, ...], axis: int | None) -> P:
+    """The PartitionSpec of a clip split over the batch and, along `axis`, over `frames`."""
+    between = (None,) * (axis - 1) if axis else ()
+    return P(batch_axes or None, *between, *((FRAMES_AXIS,) if axis else ()))
 
 
 def shard_over_positions(x):
-    """The same array, on a mesh split over rows (or columns) of pixels in the place of frames, for a temporal layer to work on."""
-    clips, axis = position_axis(x)
-    return x if axis is None else jax.lax.with_sharding_constraint(x, position_spec(clips, axis))
+    """Splits x [B, T, H, W, C] over H (or W) instead of frames, for a temporal layer."""
+    batch_axes, axis = position_axis(x)
+    if axis is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, position_spec(batch_axes, axis))
 
 
 def shard_over_frames(x):
-    """The same array, on a mesh split over frames again; sent here, once, and nowhere before."""
-    clips, frames = split_axes(x)
-    return (
-        jax.lax.with_sharding_constraint(shard_over_positions(x), P(clips or None, frames))
-        if frames
-        else x
-    )
+    """Splits x over frames again, after a temporal layer.
+
+    The first constraint keeps x split over positions up to here, so that it is sent once.
+    """
+    batch_axes, frames_axis = split_axes(x)
+    if frames_axis is None:
+        return x
+    spec = P(batch_axes or None, frames_axis)
+    return jax.lax.with_sharding_constraint(shard_over_positions(x), spec)

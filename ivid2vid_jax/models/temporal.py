@@ -1,9 +1,11 @@
-"""Temporal layers, and the table that says where each kind of them stands in the U-Net.
+"""Temporal layers, and the table of where each kind of them stands in the U-Net.
 
-A kind fills slots: "input" (after conv_in), "resnet" (after every resnet), "attention" (after every spatial
-transformer) and "layer" (after every layer of a level, be it a resnet with a transformer or a resnet alone). All kinds
-start with a zero output projection (weight and bias), so the freshly inflated net equals the 2D net frame by frame. To add a kind: write its module, and add its line to `SLOTS`.
+All kinds start with a zero output projection (kernel and bias), so the freshly inflated network
+equals the 2D network frame by frame.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,14 +20,14 @@ from ivid2vid_jax.models.sharded_reshape import (
 )
 from ivid2vid_jax.models.transformer import TransformerBlock
 
-ZERO = dict(kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
+ZERO_INIT = dict(kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
 
 
 class TemporalConvLayer(nn.Module):
-    """Four norm-SiLU-conv(3x1x1) steps along time around a residual: [B, T, H, W, C] -> the same shape.
+    """Four steps of norm - SiLU - temporal convolution (3x1x1), with a residual connection.
 
-    As diffusers' `TemporalConvLayer` (ModelScope): norms pool over the clip, the last step starts at zero, dropout acts in
-    steps 2-4. Kernels are stored 5-D, [3, 1, 1, C, C].
+    Diffusers' `TemporalConvLayer` (ModelScope, Wang et al. 2023, arXiv 2308.06571). Norms pool
+    over the clip, the last step starts at zero, and dropout acts in steps 2 to 4.
     """
 
     groups: int = 32
@@ -34,22 +36,28 @@ class TemporalConvLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """[B, T, H, W, C] -> the same shape."""
         C = x.shape[-1]
         h = x = shard_over_positions(x)
         for step in (1, 2, 3, 4):
-            h = nn.silu(GroupNorm(self.groups, 1e-5, 4, self.dtype, name=f"conv{step}.0")(h))
+            norm = GroupNorm(self.groups, 1e-5, norm_axes=4, dtype=self.dtype, name=f"conv{step}.0")
+            h = nn.silu(norm(h))
             if step > 1 and self.dropout:
                 h = nn.Dropout(self.dropout, deterministic=False)(h)
-            init = ZERO if step == 4 else {}
-            h = TemporalConv1D(C, self.dtype, name=f"conv{step}.{2 if step == 1 else 3}", **init)(h)
+            init = ZERO_INIT if step == 4 else {}
+            # PyTorch's Sequential has a dropout at index 2 of steps 2 to 4.
+            name = f"conv{step}.{2 if step == 1 else 3}"
+            h = TemporalConv1D(C, self.dtype, name=name, **init)(h)
         return shard_over_frames(x + h)
 
 
 class TemporalConv1D(nn.Module):
-    """Convolution of 3 frames x 1 x 1 pixels, zero-padded in time: [B, T, H, W, C] -> [B, T, H, W, features].
+    """Convolution over 3 frames x 1 x 1 pixels, zero-padded in time.
 
-    As one matrix product over the three taps side by side, 2-4x faster on CPU than XLA's 3D convolution; on TPU as a 1D convolution of every position,
-    which moves two thirds of the former's bytes forward and less than half backward (docs/tpu-plan.md).
+    The kernel is stored 5-D, [3, 1, 1, C, features]. On CPU it is one matrix product over the
+    three concatenated taps, 2 to 4 times as fast as XLA's 3D convolution. On TPU it is a 1D
+    convolution over time, which moves two thirds of the matrix product's bytes forward and less
+    than half backward (docs/tpu-plan.md).
     """
 
     features: int
@@ -59,36 +67,49 @@ class TemporalConv1D(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        B, T, H, W, C = x.shape
+        """[B, T, H, W, C] -> [B, T, H, W, features]."""
+        C = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (3, 1, 1, C, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        taps, x = kernel.astype(self.dtype)[:, 0, 0], x.astype(self.dtype)  # [3, C, features]
-        if T == 1:  # a still image: the outer taps meet padding alone
+        taps, x = kernel.astype(self.dtype)[:, 0, 0], x.astype(self.dtype)  # taps: [3, C, features]
+        if x.shape[1] == 1:  # a still image: the outer taps see padding only
             out = matmul(x, taps[1])
         elif platform() == "tpu":
-            rows, unfold = fold_positions_time_major(
-                jax.lax.optimization_barrier(x)
-            )  # without it norms are computed anew for each tap, in float32
-            out = unfold(
-                jax.lax.conv_general_dilated(
-                    rows, taps, (1,), ((1, 1),), dimension_numbers=("HNC", "HIO", "HNC")
-                )
-            )
+            out = temporal_conv_tpu(x, taps)
         else:
-            x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-            out = matmul(
-                jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1),
-                taps.reshape(3 * C, self.features),
-            )
+            out = temporal_conv_matmul(x, taps)
         return out + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
 
 
-class TemporalTransformer(nn.Module):
-    """Attention along time at every position: [B, T, H, W, C] -> the same shape.
+def temporal_conv_tpu(x, taps):
+    """Temporal convolution of x [B, T, H, W, C] as a 1D convolution at every position."""
+    # Without the barrier XLA recomputes the preceding norm for each tap, in float32.
+    rows, unfold = fold_positions_time_major(jax.lax.optimization_barrier(x))
+    out = jax.lax.conv_general_dilated(
+        rows, taps, (1,), ((1, 1),), dimension_numbers=("HNC", "HIO", "HNC")
+    )
+    return unfold(out)
 
-    As diffusers' `TransformerTemporalModel`: norm pooled over the clip, dense projections, one block of two
-    self-attentions and a feed-forward, no position code (the temporal convolutions tell the order of the frames).
-    places: length of a position code, as AnimateDiff's motion modules have it (Guo et al. 2023, arXiv 2307.04725); pool: of the norm, see `GroupNorm`.
+
+def temporal_conv_matmul(x, taps):
+    """Temporal convolution of x [B, T, H, W, C] as one matrix product."""
+    T = x.shape[1]
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    neighbours = jnp.concatenate([x[:, i : i + T] for i in range(3)], axis=-1)  # [B, T, H, W, 3C]
+    return matmul(neighbours, taps.reshape(-1, taps.shape[-1]))
+
+
+class TemporalTransformer(nn.Module):
+    """Attention over time at every position, with a residual connection.
+
+    Diffusers' `TransformerTemporalModel`: a norm, dense projections, and one block of two
+    self-attentions and a feed-forward layer. It has no positional encoding, since the temporal
+    convolutions provide the order of frames. With `max_positions` it is AnimateDiff's motion
+    module (Guo et al. 2023, arXiv 2307.04725), which has one.
+
+    Attributes:
+        max_positions: length of the positional encoding, in frames; 0 for none.
+        norm_axes: 4 pools the norm over the clip, 3 frame by frame (see `GroupNorm`).
     """
 
     heads: int
@@ -100,6 +121,7 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """[B, T, H, W, C] -> the same shape."""
         x, C, inner = shard_over_positions(x), x.shape[-1], self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, self.norm_axes, self.dtype, name="norm")(x)
         h, unfold = fold_positions(h)
@@ -112,37 +134,47 @@ class TemporalTransformer(nn.Module):
             name="transformer_blocks.0",
         )
         h = block(h[:, None])[:, 0]
-        return shard_over_frames(x + unfold(Dense(C, dtype=self.dtype, name="proj_out", **ZERO)(h)))
+        h = Dense(C, dtype=self.dtype, name="proj_out", **ZERO_INIT)(h)
+        return shard_over_frames(x + unfold(h))
 
 
-def temporal_convolution(config, heads, head_dim, dtype, name, wrap=lambda module: module):
-    return wrap(TemporalConvLayer)(
-        config.norm_num_groups, config.temporal_dropout, dtype, name=name
-    )
+# ---- Where they stand in the U-Net.
+#
+# A builder returns a layer for a level with `heads` heads of width `head_dim`; `remat` wraps the
+# layer's class (see models/remat.py).
 
 
-def temporal_attention(config, heads, head_dim, dtype, name, wrap=lambda module: module):
-    return wrap(TemporalTransformer)(heads, head_dim, config.norm_num_groups, dtype, name=name)
+def temporal_convolution(config, heads, head_dim, dtype: Any, name: str, remat: Callable):
+    """Builds a temporal convolution layer."""
+    layer = remat(TemporalConvLayer)
+    return layer(config.norm_num_groups, config.temporal_dropout, dtype, name=name)
 
 
-def motion_module(config, heads, head_dim, dtype, name, wrap=lambda module: module):
-    heads, width, pool = (
-        config.motion_num_attention_heads,
-        heads * head_dim,
-        4 if config.motion_group_norm == "clip" else 3,
-    )
-    return wrap(TemporalTransformer)(
-        heads,
-        width // heads,
+def temporal_attention(config, heads, head_dim, dtype: Any, name: str, remat: Callable):
+    """Builds a temporal transformer."""
+    layer = remat(TemporalTransformer)
+    return layer(heads, head_dim, config.norm_num_groups, dtype, name=name)
+
+
+def motion_module(config, heads, head_dim, dtype: Any, name: str, remat: Callable):
+    """Builds an AnimateDiff motion module, whose number of heads is the same at every level."""
+    channels, motion_heads = heads * head_dim, config.motion_num_attention_heads
+    layer = remat(TemporalTransformer)
+    return layer(
+        motion_heads,
+        channels // motion_heads,
         config.norm_num_groups,
         dtype,
-        config.motion_max_seq_length,
-        pool,
+        max_positions=config.motion_max_seq_length,
+        norm_axes=4 if config.motion_group_norm == "clip" else 3,
         name=name,
     )
 
 
-SLOTS = {
+# Kind -> insertion point -> (parameter path, builder). Insertion points: "input", after conv_in;
+# "resnet", after every resnet; "attention", after every spatial transformer; "layer", after every
+# resnet with its transformer, if it has one. To add a kind, write its module and add it here.
+TEMPORAL_LAYERS: dict[str, dict[str, tuple[str, Callable]]] = {
     "conv": {"resnet": ("temp_convs.{}", temporal_convolution)},
     "attention": {
         "input": ("transformer_in", temporal_attention),
@@ -151,10 +183,14 @@ SLOTS = {
     "motion": {"layer": ("motion_modules.{}", motion_module)},
     "tune_a_video": {},  # inside the spatial transformers, see `TransformerBlock.along_time`
 }
-INSIDE = {"attn_temp", "norm_temp"}  # what they are called there
+TUNE_A_VIDEO_MODULES = {"attn_temp", "norm_temp"}
 
 
 def is_temporal_key(name: str) -> bool:
-    """Whether a PyTorch key or joined Flax path belongs to a temporal layer of any kind."""
-    heads = {pattern.partition(".")[0] for slots in SLOTS.values() for pattern, _ in slots.values()}
-    return not (heads | INSIDE).isdisjoint(name.split("."))
+    """Whether a PyTorch key, or a Flax path joined by dots, belongs to a temporal layer."""
+    modules = {
+        path.partition(".")[0]
+        for insertion_points in TEMPORAL_LAYERS.values()
+        for path, _ in insertion_points.values()
+    }
+    return not (modules | TUNE_A_VIDEO_MODULES).isdisjoint(name.split("."))

@@ -1,6 +1,7 @@
-"""Transformer blocks of the U-Net: the spatial one of Stable Diffusion, and the block that the temporal one shares."""
+"""Stable Diffusion's spatial transformer, and the block that temporal transformers use too."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,28 +18,37 @@ from ivid2vid_jax.models.sharded_reshape import (
 )
 
 
+def identity(x):
+    """Returns its argument."""
+    return x
+
+
 def layer_norm(name, dtype):
-    """LayerNorm as torch computes it: variance in float32, in two passes but for 16-bit results (see `GroupNorm`), eps 1e-5."""
+    """A LayerNorm as PyTorch computes it: statistics in float32, eps 1e-5.
+
+    The variance takes one pass for 16-bit results and two otherwise, as in `GroupNorm`.
+    """
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=is_16bit(dtype), dtype=dtype, name=name)
 
 
 class GEGLU(nn.Module):
-    """Gated GELU (Shazeer 2020): [..., C] -> [..., features]; the exact (erf) GELU."""
+    """Gated GELU (Shazeer 2020, arXiv 2002.05202), with the exact (erf) GELU."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
+        """[..., C] -> [..., features]."""
         h, gate = SplitDense(self.features, self.dtype, name="proj")(x)
         return h * gelu(gate)
 
 
 class SplitDense(nn.Module):
-    """A dense layer of twice `features` outputs, whose two halves are computed apart: [..., C] -> two of [..., features].
+    """A dense layer with 2 * `features` outputs, computed as two products of `features` each.
 
-    So the gate is applied where a product is made, and the doubled width is never written to memory: on TPU that is two thirds of the
-    feed-forward's traffic.
+    So the gate is fused into the product that makes it, and the double width is never written to
+    memory: on TPU that saves a third of the feed-forward layer's traffic.
     """
 
     features: int
@@ -46,64 +56,76 @@ class SplitDense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features)
-        ).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (2 * self.features,)).astype(self.dtype)
+        """[..., C] -> two arrays [..., features]."""
+        init, shape = nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
         row = (1,) * (x.ndim - 1) + (self.features,)
         halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
         return tuple(matmul(x.astype(self.dtype), k) + b.reshape(row) for k, b in halves)
 
 
 class FeedForward(nn.Module):
-    """Dense - GEGLU - dense with a fourfold inner width: [..., C] -> [..., C]."""
+    """GEGLU to four times the width, and a dense layer back."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
+        """[..., C] -> [..., C]."""
         C = x.shape[-1]
         return Dense(C, dtype=self.dtype, name="net.2")(GEGLU(4 * C, self.dtype, name="net.0")(x))
 
 
 def sinusoidal_encoding(length: int, features: int, xp=np):
-    """float32 [1, length, features]: sines of a place at even features, cosines at odd ones (Vaswani et al. 2017). xp: numpy or jax.numpy."""
-    angles = xp.arange(length).reshape(-1, 1) * xp.exp(
-        xp.arange(0, features, 2) * (-math.log(10000.0) / features)
-    ).reshape(1, -1)
-    return (
-        xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
-        .reshape(1, length, -1)[..., :features]
-        .astype(np.float32)
-    )
+    """Sinusoidal positional encoding (Vaswani et al. 2017), float32 [1, length, features].
+
+    Sines stand at even features and cosines at odd ones. xp: numpy or jax.numpy.
+    """
+    positions = xp.arange(length).reshape(-1, 1)
+    frequencies = xp.exp(xp.arange(0, features, 2) * (-math.log(10000.0) / features))
+    angles = positions * frequencies.reshape(1, -1)
+    pairs = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
+    return pairs.reshape(1, length, -1)[..., :features].astype(np.float32)
 
 
 class PositionalEncoding(nn.Module):
-    """Adds each place's code to x [N, L, C]. The table of `length` places, `pe`, is stored with the weights and never trained.
+    """Adds a sinusoidal positional encoding.
 
-    Raises ValueError for a longer L.
+    The table `pe` of `length` positions is stored with the weights, as in AnimateDiff's
+    checkpoints, and never trained.
     """
 
     length: int
 
     @nn.compact
     def __call__(self, x):
+        """x: [N, L, C] with L <= length, otherwise ValueError. Returns the same shape."""
         pe = self.param("pe", lambda key: sinusoidal_encoding(self.length, x.shape[-1], jnp))
         if x.shape[-2] > self.length:
             raise ValueError(
-                f"{x.shape[-2]} frames at once are more than the {self.length} places of the net (motion_max_seq_length); cut the clip into windows"
+                f"{x.shape[-2]} frames are more than the {self.length} positions of the motion "
+                "modules (motion_max_seq_length); edit the clip in windows"
             )
         return x + pe[:, : x.shape[-2]].astype(x.dtype)
 
 
 class TransformerBlock(nn.Module):
-    """attn1 (self) - attn2 (text, or a second self-attention when `context` is None) - feed-forward, each residual.
+    """Self-attention, cross-attention to the text and a feed-forward layer, each residual.
 
-    x: [B, T, L, C]: attn1 looks along L within one frame; attn2 and the feed-forward act on the clip's T*L tokens at
-    once, so the text's keys and values are computed once a clip, not once a frame. A temporal caller passes T = 1.
-    context: [B, K, D] or None. sparse_causal: attn1 looks at the first frame and the one before, in the place of its own. along_time: a last
-    attention, attn_temp, along T at each of the L positions; it starts at zero. Both are Tune-A-Video's (Wu et al. 2023, arXiv 2212.11565).
-    places: length of a position code that both attentions' inputs get along L, for AnimateDiff; 0 for none.
+    x is [B, T, L, C]: L tokens of each of T frames. Self-attention (`attn1`) is among the tokens of
+    a frame. Cross-attention (`attn2`) and the feed-forward layer act on all T*L tokens at once, so
+    the text's keys and values are computed once per clip, not once per frame. In a temporal
+    transformer L is time and T = 1.
+
+    Attributes:
+        impl: see `attention`.
+        sparse_causal: a frame's self-attention sees the first and the previous frame instead of
+            itself (Tune-A-Video, Wu et al. 2023, arXiv 2212.11565).
+        along_time: adds `attn_temp`, attention over time at each of the L positions, whose output
+            starts at zero (Tune-A-Video).
+        max_positions: length of a positional encoding along L for the inputs of both attentions
+            (AnimateDiff); 0 for none.
     """
 
     heads: int
@@ -116,56 +138,70 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, context=None):
-        coded = (
-            PositionalEncoding(self.max_positions, name="pos_embed")
-            if self.max_positions
-            else lambda h: h
-        )
-        attend = dict(
-            heads=self.heads,
-            head_dim=self.head_dim,
+        """Applies the block.
+
+        Args:
+            x: [B, T, L, C].
+            context: text [B, K, D]; None makes `attn2` a second self-attention.
+
+        Returns:
+            [B, T, L, C].
+        """
+        attention = partial(
+            Attention,
+            self.heads,
+            self.head_dim,
             out_features=x.shape[-1],
             impl=self.impl,
             dtype=self.dtype,
         )
-        frames, unfold = fold_time(layer_norm("norm1", self.dtype)(x))
-        others = (
-            (lambda k: fold_time(sparse_causal_keys(unfold(k)))[0])
-            if self.sparse_causal
-            else (lambda k: k)
-        )
-        x = x + unfold(Attention(**attend, name="attn1")(coded(frames), gather=others))
+        encode_positions = identity
+        if self.max_positions:
+            encode_positions = PositionalEncoding(self.max_positions, name="pos_embed")
+
+        h, unfold = fold_time(layer_norm("norm1", self.dtype)(x))  # [B*T, L, C]
+
+        def gather(k):
+            return fold_time(sparse_causal_keys(unfold(k)))[0] if self.sparse_causal else k
+
+        x = x + unfold(attention(name="attn1")(encode_positions(h), gather=gather))
+
         h = layer_norm("norm2", self.dtype)(x)
-        h, unfold = (
-            fold_time(h)
-            if context is None
-            else (rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape))
-        )
-        x = x + unfold(Attention(**attend, name="attn2")(coded(h), context))
+        if context is None:
+            h, unfold = fold_time(h)
+        else:
+            h, unfold = rearrange(h, "B T L C -> B (T L) C"), lambda h: h.reshape(x.shape)
+        x = x + unfold(attention(name="attn2")(encode_positions(h), context))
+
         x = x + FeedForward(self.dtype, name="ff")(layer_norm("norm3", self.dtype)(x))
+
         if self.along_time:
-            h, unfold = fold_positions(
-                shard_over_positions(layer_norm("norm_temp", self.dtype)(x)[:, :, :, None])
-            )
-            x = (
-                x
-                + shard_over_frames(
-                    unfold(Attention(**attend, out_init=nn.initializers.zeros, name="attn_temp")(h))
-                )[:, :, :, 0]
-            )
+            h = layer_norm("norm_temp", self.dtype)(x)[:, :, :, None]  # [B, T, L, 1, C]
+            h, unfold = fold_positions(shard_over_positions(h))
+            h = attention(out_init=nn.initializers.zeros, name="attn_temp")(h)
+            x = x + shard_over_frames(unfold(h))[:, :, :, 0]
         return x
 
 
-def sparse_causal_keys(k):
-    """Keys or values of each frame [B, T, L, H, D] -> those of frames 0 and max(i-1, 0) for frame i, [B, T, 2L, H, D]."""
-    first = jnp.broadcast_to(k[:, :1], k.shape)
-    return jnp.concatenate([first, jnp.concatenate([k[:, :1], k[:, :-1]], axis=1)], axis=2)
+def sparse_causal_keys(k_BTLHD):
+    """The keys (or values) that each frame sees: those of frames 0 and max(i-1, 0) for frame i.
+
+    [B, T, L, H, D] -> [B, T, 2L, H, D].
+    """
+    first = jnp.broadcast_to(k_BTLHD[:, :1], k_BTLHD.shape)
+    previous = jnp.concatenate([k_BTLHD[:, :1], k_BTLHD[:, :-1]], axis=1)
+    return jnp.concatenate([first, previous], axis=2)
 
 
 class SpatialTransformer(nn.Module):
-    """Stable Diffusion's spatial transformer, frame by frame: x [B, T, H, W, C], context [B, K, D] -> [B, T, H, W, C].
+    """Stable Diffusion's spatial transformer, frame by frame, with a residual connection.
 
-    The projections are 1x1 convolutions in SD 1.x and dense layers in SD 2.x (`linear_projection`).
+    Attributes:
+        depth: number of transformer blocks.
+        linear_projection: dense layers around the blocks (SD 2.x) instead of 1x1 convolutions
+            (SD 1.x).
+        impl: see `attention`.
+        sparse_causal: see `TransformerBlock`, as `along_time`.
     """
 
     heads: int
@@ -178,16 +214,12 @@ class SpatialTransformer(nn.Module):
     along_time: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    def project(self, features, name):
-        if self.linear_projection:
-            return Dense(features, dtype=self.dtype, name=name)
-        return Conv(features, (1, 1), dtype=self.dtype, name=name)
-
     @nn.compact
     def __call__(self, x, context):
+        """x: [B, T, H, W, C]; context: text [B, K, D]. Returns [B, T, H, W, C]."""
         H, C, inner = x.shape[2], x.shape[4], self.heads * self.head_dim
         h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm")(x)
-        h = rearrange(self.project(inner, "proj_in")(h), "B T H W C -> B T (H W) C")
+        h = rearrange(self._projection(inner, "proj_in")(h), "B T H W C -> B T (H W) C")
         for i in range(self.depth):
             block = TransformerBlock(
                 self.heads,
@@ -199,4 +231,9 @@ class SpatialTransformer(nn.Module):
                 name=f"transformer_blocks.{i}",
             )
             h = block(h, context)
-        return x + self.project(C, "proj_out")(rearrange(h, "B T (H W) C -> B T H W C", H=H))
+        return x + self._projection(C, "proj_out")(rearrange(h, "B T (H W) C -> B T H W C", H=H))
+
+    def _projection(self, features, name):
+        if self.linear_projection:
+            return Dense(features, dtype=self.dtype, name=name)
+        return Conv(features, (1, 1), dtype=self.dtype, name=name)

@@ -1,1 +1,1 @@
-"""Meshes, placement and processes."""
+"""Meshes of devices, placement of arrays, and the processes of a run."""

@@ -1,4 +1,4 @@
-"""The devices of one edit: with several, a clip's frames are split over them, or a long clip's windows."""
+"""The devices of one edit, over which a clip's frames or a long clip's windows are split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,32 +11,39 @@ from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.mesh import build_mesh
 from ivid2vid_jax.utils.errors import UserError
 
-FRAMES_AXIS, WINDOWS_AXIS = (
-    "frames",
-    "data",
-)  # axes of the meshes, under the names that models/sharded_reshape.py knows
+# Mesh axes, by the names that models/sharded_reshape.py uses.
+FRAMES_AXIS, WINDOWS_AXIS = "frames", "data"
 
 
 class DeviceGroup:
-    """`count` devices of this process (None: all). With one, everything here is what plain jit and device_put do."""
+    """Some local devices, with a mesh to split frames and one to split windows.
+
+    With one device there are no meshes, and all methods are plain jit and device_put.
+
+    Args:
+        count: number of local devices; None for all.
+
+    Raises:
+        UserError: for more devices than this process has.
+    """
 
     def __init__(self, count: int | None = None):
-        there = jax.local_devices()
-        count = len(there) if count is None else count
-        if not 1 <= count <= len(there):
-            raise UserError(f"--devices {count} must be between 1 and the {len(there)} there are")
+        devices = jax.local_devices()
+        count = len(devices) if count is None else count
+        if not 1 <= count <= len(devices):
+            raise UserError(
+                f"--devices {count} must be between 1 and the {len(devices)} of this machine"
+            )
         self.count = count
-        self.meshes = (
-            {
-                FRAMES_AXIS: build_mesh((1, 1, count), there[:count]),
-                WINDOWS_AXIS: build_mesh((count, 1, 1), there[:count]),
+        self.meshes = {}
+        if count > 1:
+            self.meshes = {
+                FRAMES_AXIS: build_mesh((1, 1, count), devices[:count]),
+                WINDOWS_AXIS: build_mesh((count, 1, 1), devices[:count]),
             }
-            if count > 1
-            else {}
-        )
 
     def jit(self, function: Callable, by: str = FRAMES_AXIS, **options) -> Callable:
-        """`runtime.jit`, the program being one for the mesh whose axis `by` is split."""
+        """`runtime.jit` under the mesh that splits the axis `by`."""
         compiled = runtime.jit(function, **options)
         if not self.meshes:
             return compiled
@@ -48,12 +55,17 @@ class DeviceGroup:
         return run
 
     def put(self, tree: Any, by: str | None = None) -> Any:
-        """Arrays from the host; split along their first axis where `by` names it and its length allows, else one copy a device."""
+        """Transfers host arrays to the devices.
+
+        With `by`, arrays are split along their first axis over that mesh axis, if its length is a
+        multiple of the number of devices. Other arrays are copied to every device.
+        """
         if not self.meshes:
             return jax.device_put(tree)
+        mesh = self.meshes[by or FRAMES_AXIS]
 
-        def where(x):
-            split = by and x.ndim and len(x) % self.count == 0
-            return NamedSharding(self.meshes[by or FRAMES_AXIS], P(by) if split else P())
+        def sharding(x):
+            is_split = by and x.ndim and len(x) % self.count == 0
+            return NamedSharding(mesh, P(by) if is_split else P())
 
-        return jax.device_put(tree, jax.tree.map(where, tree))
+        return jax.device_put(tree, jax.tree.map(sharding, tree))

@@ -1,4 +1,4 @@
-"""The one mesh builder: axes `data`, `fsdp` and `frames` over the devices of a run, an edit or a plan."""
+"""The mesh of devices, with axes `data`, `fsdp` and `frames`."""
 
 import dataclasses
 import math
@@ -13,35 +13,52 @@ AXES = ("data", "fsdp", "frames")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are used: data * fsdp * frames = number of devices; one of them may be -1, what is left."""
+    """Devices per mesh axis: data * fsdp * frames = all devices. One may be -1, the remainder."""
 
-    data: int = -1  # the batch is split, parameters are copied
-    fsdp: int = 1  # the batch is split, and parameters, optimiser state and EMA too
-    frames: int = 1  # the clip's frames are split
+    # Splits the batch; parameters are copied.
+    data: int = -1
+
+    # Splits the batch, and parameters, optimiser state and EMA.
+    fsdp: int = 1
+
+    # Splits the frames of a clip.
+    frames: int = 1
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh over all devices of all processes. Raises UserError where the axes do not multiply to their number."""
+    """The mesh over all devices of all processes.
+
+    Args:
+        config: sizes of the axes.
+        devices: the devices; None for all.
+
+    Raises:
+        UserError: for sizes that do not multiply to the number of devices, or `frames` across
+            processes.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(
-            f"--mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and at most one may be -1, what is left"
+            f"--mesh {dict(zip(AXES, sizes, strict=True))}: sizes must be positive, "
+            "and at most one may be -1 (the remaining devices)"
         )
     known = math.prod(size for size in sizes if size > 0)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"--mesh {' x '.join(map(str, sizes))} is not the {len(devices)} devices there are; let one of data, fsdp, frames be -1"
+            f"--mesh {' x '.join(map(str, sizes))} does not match the {len(devices)} devices; "
+            "let one of data, fsdp, frames be -1"
         )
-    local = sum(device.process_index == jax.process_index() for device in devices)
-    if local % sizes[2]:
+    local_count = sum(device.process_index == jax.process_index() for device in devices)
+    if local_count % sizes[2]:
         raise UserError(
-            f"--mesh.frames {sizes[2]} does not divide the {local} devices of one process; frames are split within a host"
+            f"--mesh.frames {sizes[2]} does not divide the {local_count} devices of one process; "
+            "frames are split within a host"
         )
-    return build_mesh(tuple(sizes), devices)
+    return build_mesh((sizes[0], sizes[1], sizes[2]), devices)
 
 
 def build_mesh(shape: tuple[int, int, int], devices: list[jax.Device]) -> Mesh:
-    """The mesh of a shape (data, fsdp, frames) over these devices."""
+    """The mesh of shape (data, fsdp, frames) over these devices."""
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

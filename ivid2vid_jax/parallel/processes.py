@@ -1,10 +1,11 @@
-"""One run of many processes: how they find each other."""
+"""Connects the processes of a distributed run."""
 
 import dataclasses
-import glob
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 
@@ -12,71 +13,97 @@ from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PORT = "8476"  # JAX's default moved to 8482, which the usual cloud firewall blocks: processes would hang at start
+# JAX's default is now 8482, which cloud firewalls usually block: processes would hang at start.
+PORT = "8476"
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of one run find each other. TPU pods and SLURM are recognised; other clusters name the coordinator."""
+    """How the processes of a run find each other.
 
-    coordinator: str | None = None  # host:port of process 0; port 8476 unless told
+    TPU pods and SLURM are detected; on other clusters give coordinator, processes and process.
+    """
+
+    # host:port of process 0; the port is 8476 by default.
+    coordinator: str | None = None
+
+    # Number of processes.
     processes: int | None = None
-    process: int | None = None  # this one's number
-    off: bool = False  # do not look for a cluster
+
+    # Index of this process, from 0.
+    process: int | None = None
+
+    # Disables the detection of a cluster.
+    off: bool = False
 
 
 def initialize_distributed(config: DistributedConfig) -> None:
-    """Starts jax.distributed where there is more than one process; call it before any device is touched.
+    """Starts jax.distributed if the run has several processes.
 
-    By explicit flags; on TPU pods and under SLURM (`srun`) by their environment. A single process without flags is left alone.
+    Must be called before any device is used. The cluster is given by the flags, or detected from
+    the environment of a TPU pod or of SLURM (`srun`). A single process without flags does nothing.
+
+    Raises:
+        UserError: for incomplete flags, or a detected cluster that cannot be joined.
     """
-    explicit = (config.coordinator, config.processes, config.process)
     if config.off or jax.distributed.is_initialized():
         return
-    if any(value is not None for value in explicit):
-        if any(value is None for value in explicit):
-            raise UserError(
-                "--distributed.coordinator, --distributed.processes and --distributed.process go together"
-            )
-        if not 0 <= config.process < config.processes:
-            raise UserError(
-                f"--distributed.process {config.process} must be between 0 and {config.processes - 1}"
-            )
-        address = (
-            config.coordinator if ":" in config.coordinator else f"{config.coordinator}:{PORT}"
-        )
-        jax.distributed.initialize(
-            address, config.processes, config.process, cluster_detection_method="deactivate"
-        )
-    elif in_cluster(os.environ) or has_tpu():
-        os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:  # a TPU without a cluster around it, as on Colab
-            if in_cluster(os.environ):
-                raise UserError(
-                    f"the processes of this cluster could not find each other ({error}); name them by --distributed.*"
-                ) from error
-            return
-    else:
+    if any(value is not None for value in (config.coordinator, config.processes, config.process)):
+        initialize_by_flags(config.coordinator, config.processes, config.process)
+    elif not (in_cluster(os.environ) or has_tpu()) or not initialize_by_detection():
         return
     log.info(
-        "process %d of %d, %d devices here",
+        "process %d of %d, with %d devices",
         jax.process_index(),
         jax.process_count(),
         jax.local_device_count(),
     )
 
 
-def in_cluster(environment) -> bool:
-    """Whether the environment is that of a pod's worker, or of a SLURM step of several tasks."""
+def initialize_by_flags(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> None:
+    """Joins the cluster named by the flags; raises UserError if they are incomplete."""
+    if coordinator is None or processes is None or process is None:
+        raise UserError(
+            "--distributed.coordinator, --distributed.processes and --distributed.process "
+            "go together"
+        )
+    if not 0 <= process < processes:
+        raise UserError(f"--distributed.process {process} must be between 0 and {processes - 1}")
+    address = coordinator if ":" in coordinator else f"{coordinator}:{PORT}"
+    jax.distributed.initialize(address, processes, process, cluster_detection_method="deactivate")
+
+
+def initialize_by_detection() -> bool:
+    """Joins the cluster that JAX detects. Returns False for a TPU without one, as on Colab."""
+    os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if in_cluster(os.environ):
+            raise UserError(
+                f"the processes of this cluster could not find each other ({error}); "
+                "name them by --distributed.coordinator, --distributed.processes and "
+                "--distributed.process"
+            ) from error
+        return False
+    return True
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether this environment is that of a TPU pod's worker or of a SLURM step with >1 tasks."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1
     slices = environment.get("MEGASCALE_NUM_SLICES") or 1
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or int(slices) > 1 or int(tasks) > 1
 
 
 def has_tpu() -> bool:
-    """Whether this is a TPU VM; asked of the system, for a question to JAX would start the devices before the processes have met."""
-    return importlib.util.find_spec("libtpu") is not None and any(
-        glob.glob(path) for path in ("/dev/accel*", "/dev/vfio/[0-9]*")
-    )
+    """Whether this machine has a TPU.
+
+    Checked by device files: asking JAX would start the devices before jax.distributed is up.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    dev = Path("/dev")
+    return any(dev.glob("accel*")) or any(dev.glob("vfio/[0-9]*"))

@@ -1,6 +1,7 @@
-"""Who holds what: the mesh data x fsdp x frames, parameters by (regex, tactic) rules, batches by their axes.
+"""How arrays are placed on the mesh (data x fsdp x frames).
 
-jit with these shardings is all there is; one device is the mesh 1 x 1 x 1.
+Parameters are placed by (regex, tactic) rules, batches by their axes. With these shardings, jit is
+all that is needed; one device is the mesh 1 x 1 x 1.
 """
 
 import logging
@@ -16,94 +17,102 @@ from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MIN_SHARDED_SIZE = (
-    2**14
-)  # elements; smaller leaves are copied to every device: norms, biases, and what is not worth a gather
+# Elements; smaller leaves (norms, biases) are copied to every device: gathering them costs more.
+MIN_SHARDED_SIZE = 2**14
 
-# First match wins. The same rules serve parameters, EMA and optimiser state, whose leaves carry the parameter's name and shape.
+# The first match wins. Parameters, EMA and optimiser state use the same rules, since their leaves
+# have the parameters' names and shapes.
 RULES = ((r".*", "fsdp"),)
 
 
 def fsdp_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Splits the largest axis that the mesh's fsdp axis divides; small leaves are copied."""
+    """Splits the largest axis that the size of the fsdp axis divides; small leaves are copied."""
     size = mesh.shape["fsdp"]
-    fitting = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
-    if size == 1 or math.prod(shape) < MIN_SHARDED_SIZE or not fitting:
+    divisible = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
+    if size == 1 or math.prod(shape) < MIN_SHARDED_SIZE or not divisible:
         return P()
-    chosen = max(fitting, key=lambda axis: shape[axis])
-    return P(*(("fsdp" if axis == chosen else None) for axis in range(len(shape))))
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return P(*(("fsdp" if axis == largest else None) for axis in range(len(shape))))
 
 
 TACTICS = {"fsdp": fsdp_spec, "replicate": lambda shape, mesh: P()}
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules=RULES) -> Any:
-    """The NamedSharding of each leaf of a tree of arrays or ShapeDtypeStructs; logs large leaves that could not be split."""
+    """The NamedSharding of each leaf of a tree of arrays or ShapeDtypeStructs.
 
-    def of_leaf(path, leaf):
+    Large leaves that could not be split are logged.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def leaf_sharding(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         tactic = next(tactic for pattern, tactic in rules if re.search(pattern, name))
         spec = TACTICS[tactic](leaf.shape, mesh)
-        if (
-            tactic == "fsdp"
-            and mesh.shape["fsdp"] > 1
-            and spec == P()
-            and math.prod(leaf.shape) >= MIN_SHARDED_SIZE
-        ):
+        is_large = math.prod(leaf.shape) >= MIN_SHARDED_SIZE
+        if tactic == "fsdp" and fsdp > 1 and is_large and spec == P():
             log.info(
                 "%s %s is copied to every device: no axis is a multiple of %d",
                 name,
                 list(leaf.shape),
-                mesh.shape["fsdp"],
+                fsdp,
             )
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def warn_if_uneven(batch: int, accumulation: int, mesh: Mesh) -> None:
-    """Says in the log where the clips of a micro-batch cannot be split evenly: devices then do the same work several times."""
-    ways, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
-    if clips % ways:
+    """Logs a warning if the clips of a micro-batch cannot be split evenly over the devices."""
+    shards, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
+    if clips % shards:
         log.warning(
-            "%d clips a micro-batch (--loader.batch %d, --optim.accumulation %d) are not a multiple of data x fsdp = %d of the mesh: devices do work twice",
+            "%d clips per micro-batch (--loader.batch %d / --optim.accumulation %d) are not a "
+            "multiple of the mesh's data x fsdp = %d: some devices repeat the work of others",
             clips,
             batch,
             accumulation,
-            ways,
+            shards,
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that is copied to every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Of one array of a batch, shape [B, ...] over all processes: clips by data and fsdp, frames of [B, T, H, W, C] by frames."""
-    clips = ("data", "fsdp")
-    frames = "frames" if len(shape) == 5 and shape[1] > 1 else None
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if shape[0] % ways:
+    """The sharding of one array of a batch: clips over data and fsdp, frames over frames.
+
+    Args:
+        name: the array's name, for errors.
+        shape: [B, ...] over all processes; [B, T, H, W, C] has frames.
+        mesh: the mesh.
+
+    Raises:
+        UserError: for clips or frames that cannot be split evenly.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if shape[0] % shards:
         raise UserError(
-            f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {ways} of the mesh"
+            f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {shards} of the mesh"
         )
-    if frames and shape[1] % mesh.shape["frames"]:
+    has_frames = len(shape) == 5 and shape[1] > 1
+    if has_frames and shape[1] % mesh.shape["frames"]:
         raise UserError(
             f"{name}: {shape[1]} frames are not a multiple of --mesh.frames {mesh.shape['frames']}"
         )
-    return NamedSharding(mesh, P(clips, frames) if frames else P(clips))
+    clips = ("data", "fsdp")
+    return NamedSharding(mesh, P(clips, "frames") if has_frames else P(clips))
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """A process's share of a batch, numpy [b, ...], to global arrays [B, ...] on the mesh."""
-    count = jax.process_count()
-    out = {}
+    """Places a process's part of a batch, numpy [b, ...], as global arrays [B, ...] on the mesh."""
+    arrays = {}
     for name, part in batch.items():
-        shape = (part.shape[0] * count, *part.shape[1:])
-        with jax.transfer_guard(
-            "allow"
-        ):  # of several processes JAX counts this transfer as an implicit one
-            out[name] = jax.make_array_from_process_local_data(
-                batch_sharding(name, shape, mesh), part, shape
-            )
-    return out
+        shape = (part.shape[0] * jax.process_count(), *part.shape[1:])
+        sharding = batch_sharding(name, shape, mesh)
+        # With several processes JAX counts this as an implicit transfer.
+        with jax.transfer_guard("allow"):
+            arrays[name] = jax.make_array_from_process_local_data(sharding, part, shape)
+    return arrays

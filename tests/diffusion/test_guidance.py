@@ -1,4 +1,4 @@
-"""Which branches a pair of scales asks for, and what they add up to."""
+"""The branches that a pair of guidance scales needs, and their sum."""
 
 import numpy as np
 import pytest
@@ -9,28 +9,25 @@ RNG = np.random.default_rng(0)
 E_00, E_V0, E_VT = RNG.standard_normal((3, 2, 4, 4, 4)).astype(np.float32)
 
 
-def by_formula(text_scale, video_scale):
+def guided_by_formula(text_scale, video_scale):
     return E_00 + video_scale * (E_V0 - E_00) + text_scale * (E_VT - E_V0)
 
 
-def by_branches(text_scale, video_scale, rescale=0.0):
-    table = {(False, False): E_00, (False, True): E_V0, (True, True): E_VT}
-    plan = guidance_branches(text_scale, video_scale)
-    predictions = np.stack([table[branch.text, branch.video] for branch in plan])
-    return np.asarray(
-        combine_branches(
-            predictions, np.array([b.weight for b in plan], np.float32), np.float32(rescale)
-        )
-    )
+def guided_by_branches(text_scale, video_scale, rescale=0.0):
+    predictions = {(False, False): E_00, (False, True): E_V0, (True, True): E_VT}
+    branches = guidance_branches(text_scale, video_scale)
+    stacked = np.stack([predictions[branch.text, branch.video] for branch in branches])
+    weights = np.array([branch.weight for branch in branches], np.float32)
+    return np.asarray(combine_branches(stacked, weights, np.float32(rescale)))
 
 
 @pytest.mark.parametrize(
     ("scales", "count"),
     [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((2.0, 2.0), 2), ((1.0, 1.0), 1), ((0.0, 1.5), 3)],
 )
-def test_branches_of_weight_zero_are_dropped_and_nothing_else_changes(scales, count):
+def test_dropping_branches_of_weight_zero_does_not_change_the_sum(scales, count):
     assert len(guidance_branches(*scales)) == count
-    np.testing.assert_allclose(by_branches(*scales), by_formula(*scales), atol=2e-5)
+    np.testing.assert_allclose(guided_by_branches(*scales), guided_by_formula(*scales), atol=2e-5)
 
 
 def test_the_fully_conditioned_branch_is_last():
@@ -38,10 +35,10 @@ def test_the_fully_conditioned_branch_is_last():
         assert guidance_branches(*scales)[-1][:2] == (True, True)
 
 
-def test_full_rescale_restores_the_conditioned_branchs_deviation():
-    """The trap: InsV2V's released code rescales to the unconditional branch."""
-    assert by_branches(7.5, 1.5, rescale=1.0).std() == pytest.approx(E_VT.std(), rel=1e-5)
-    assert by_branches(7.5, 1.5).std() > 2 * E_VT.std()
+def test_full_rescale_restores_the_deviation_of_the_conditioned_branch():
+    """InsV2V's released code rescales to the unconditional branch instead."""
+    assert guided_by_branches(7.5, 1.5, rescale=1.0).std() == pytest.approx(E_VT.std(), rel=1e-5)
+    assert guided_by_branches(7.5, 1.5).std() > 2 * E_VT.std()
 
 
 @pytest.mark.parametrize("scales", [(float("nan"), 1.0), (7.5, float("inf"))])

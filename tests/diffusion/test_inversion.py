@@ -1,4 +1,4 @@
-"""DDIM inversion: a perfect net is followed to its noise and back; the same steps as diffusers' inverse scheduler; there and back again."""
+"""DDIM inversion against diffusers' inverse scheduler, and against DDIM sampling."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,76 +14,68 @@ from tests.support import factory
 
 RNG = np.random.default_rng(0)
 CLEAN, NOISE = RNG.standard_normal((2, 1, 3, 4, 4, 4)).astype(np.float32)
+NO_TEXT = jnp.zeros((1, 1))
 
 
-def schedule(prediction_type, **changes):
-    return NoiseSchedule.from_json(
-        factory.SCHEDULER
-        | dict(_class_name="DDIMScheduler", prediction_type=prediction_type)
-        | changes
-    )
+def make_schedule(prediction_type, **changes):
+    config = dict(_class_name="DDIMScheduler", prediction_type=prediction_type)
+    return NoiseSchedule.from_json(factory.SCHEDULER | config | changes)
 
 
-def straight(made: NoiseSchedule):
-    """The net of a world in which every x is alpha CLEAN + sigma NOISE: the truth wherever it is asked."""
+def perfect_denoiser(schedule: NoiseSchedule):
+    """A denoiser for data where every x_t is alpha CLEAN + sigma NOISE."""
 
     def denoise(params, x, t, cond, rngs=None):
-        a = jnp.asarray(made.alphas_cumprod, jnp.float32)[t.astype(int)][:, None, None, None, None]
-        return (
-            NOISE + 0 * x
-            if made.prediction_type == "epsilon"
-            else jnp.sqrt(a) * NOISE - jnp.sqrt(1 - a) * CLEAN
-        )
+        alpha_bar = jnp.asarray(schedule.alphas_cumprod, jnp.float32)[t.astype(int)]
+        a = alpha_bar[:, None, None, None, None]
+        if schedule.prediction_type == "epsilon":
+            return NOISE + 0 * x
+        return jnp.sqrt(a) * NOISE - jnp.sqrt(1 - a) * CLEAN
 
     return denoise
 
 
 @pytest.mark.parametrize("steps", [4, 50])
-def test_a_perfect_net_is_followed_to_its_noise(steps):
-    made = schedule("epsilon", set_alpha_to_one=True, timestep_spacing="trailing")
-    *ticks, found = DDIMInversion(straight(made), made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
-    a = made.alphas_cumprod[-1]
+def test_inversion_with_a_perfect_denoiser_finds_the_noise(steps):
+    schedule = make_schedule("epsilon", set_alpha_to_one=True, timestep_spacing="trailing")
+    inversion = DDIMInversion(perfect_denoiser(schedule), schedule)
+    *ticks, result = inversion(None, CLEAN[0], NO_TEXT, steps)
+    a = schedule.alphas_cumprod[-1]
     assert len(ticks) == steps
-    np.testing.assert_allclose(found, np.sqrt(a) * CLEAN[0] + np.sqrt(1 - a) * NOISE[0], atol=1e-4)
+    np.testing.assert_allclose(result, np.sqrt(a) * CLEAN[0] + np.sqrt(1 - a) * NOISE[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [10, 50])
-def test_steps_are_diffusers_inverse_schedulers(steps):
-    """The same predictions, fixed beforehand, take the same way."""
-    theirs = DDIMInverseScheduler(
+def test_steps_equal_diffusers_inverse_scheduler(steps):
+    """With the same fixed predictions both follow the same trajectory."""
+    reference = DDIMInverseScheduler(
         **factory.SCHEDULER | dict(steps_offset=0), timestep_spacing="leading"
     )
-    theirs.set_timesteps(steps)
-    x = y = CLEAN[0]
+    reference.set_timesteps(steps)
+    x = expected = CLEAN[0]
     predictions = RNG.standard_normal((steps, *x.shape)).astype(np.float32)
-    mine = inversion_steps(schedule("epsilon", steps_offset=0), steps)
-    assert [int(step.t) for step in mine] == theirs.timesteps.tolist()
-    for i, t in enumerate(theirs.timesteps):
-        x = np.asarray(
-            inversion_update(
-                lambda *a, i=i: jnp.asarray(predictions[i])[None],
-                "epsilon",
-                None,
-                x[None],
-                jnp.zeros((1, 1, 1)),
-                mine[i],
-            )[0]
-        )
-        y = theirs.step(
-            torch.from_numpy(predictions[i]), t, torch.from_numpy(y)
-        ).prev_sample.numpy()
-        np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
+    ours = inversion_steps(make_schedule("epsilon", steps_offset=0), steps)
+    assert [int(step.t) for step in ours] == reference.timesteps.tolist()
+    for step, prediction, t in zip(ours, predictions, reference.timesteps, strict=True):
+        denoise = lambda *args, p=prediction: jnp.asarray(p)[None]  # noqa: E731
+        text = jnp.zeros((1, 1, 1))
+        x = np.asarray(inversion_update(denoise, "epsilon", None, x[None], text, step)[0])
+        output = reference.step(torch.from_numpy(prediction), t, torch.from_numpy(expected))
+        expected = output.prev_sample.numpy()
+        np.testing.assert_allclose(x, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_there_and_back(prediction_type):
-    """A net that depends on x smoothly: with many steps inversion and sampling undo each other, zero terminal signal included."""
-    zero = prediction_type == "v_prediction"
-    made = schedule(
+def test_sampling_undoes_inversion(prediction_type):
+    """For a denoiser that is smooth in x, up to an error that falls with the number of steps.
+
+    With v-prediction the schedule has zero-terminal SNR.
+    """
+    schedule = make_schedule(
         prediction_type,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        rescale_betas_zero_snr=zero,
+        rescale_betas_zero_snr=prediction_type == "v_prediction",
     )
 
     def denoise(params, x, t, cond, rngs=None):
@@ -91,17 +83,16 @@ def test_there_and_back(prediction_type):
 
     errors = []
     for steps in (20, 200):
-        *_, noise = DDIMInversion(denoise, made)(None, CLEAN[0], jnp.zeros((1, 1)), steps)
+        *_, noise = DDIMInversion(denoise, schedule)(None, CLEAN[0], NO_TEXT, steps)
         x = noise[None]
-        for step in sampler_steps(make_sampler("ddim", made, steps)):
-            x0 = predicted_x0(
-                x, denoise(None, x, jnp.broadcast_to(step.t, (1,)), None), step, prediction_type
-            )
+        for step in sampler_steps(make_sampler("ddim", schedule, steps)):
+            prediction = denoise(None, x, jnp.broadcast_to(step.t, (1,)), None)
+            x0 = predicted_x0(x, prediction, step, prediction_type)
             x = update(x, x0, x0, 0.0, step)
         errors.append(float(np.abs(np.asarray(x[0]) - CLEAN[0]).max()))
     assert errors[1] < 0.25 * errors[0] and errors[1] < 0.05, errors
 
 
-def test_steps_out_of_range():
+def test_steps_out_of_range_are_refused():
     with pytest.raises(ValueError, match="steps=0"):
-        inversion_steps(schedule("epsilon"), 0)
+        inversion_steps(make_schedule("epsilon"), 0)

@@ -1,4 +1,6 @@
-"""Each sampler's whole trajectory against diffusers' scheduler, and the identities of the update."""
+"""Each sampler's trajectory against diffusers' scheduler, and properties of the update."""
+
+import re
 
 import jax
 import numpy as np
@@ -28,53 +30,48 @@ NOISE = RNG.standard_normal((60, *SHAPE), np.float32)
 MIX = RNG.standard_normal((2, 2), np.float32) / 2
 
 
-def net(x, t):
-    """A stand-in for the U-Net that depends on all it is given."""
+def network(x, t):
+    """A stand-in for the U-Net that depends on x and t."""
     return np.tanh(x @ MIX) * (0.7 + 0.3 * np.cos(0.01 * float(t))) + 0.1
 
 
-def ours(name, schedule, steps, eta=0.0):
-    """Latents after every step, in variance-preserving coordinates, and the table."""
+def our_trajectory(name, schedule, steps, eta=0.0):
+    """The latents after every step, and the sampler's table."""
     table = make_sampler(name, schedule, steps, eta)
-    x, x0, path = NOISE[-1] * table.start, np.zeros(SHAPE, np.float32), []
+    x, previous_x0, trajectory = NOISE[-1] * table.start, np.zeros(SHAPE, np.float32), []
     for i, step in enumerate(sampler_steps(table)):
-        clean = predicted_x0(x, net(np.asarray(x), step.t), step, schedule.prediction_type)
-        x, x0 = update(x, clean, x0, NOISE[i], step), clean
-        path.append(np.asarray(x))
-    return path, table
+        x0 = predicted_x0(x, network(np.asarray(x), step.t), step, schedule.prediction_type)
+        x, previous_x0 = update(x, x0, previous_x0, NOISE[i], step), x0
+        trajectory.append(np.asarray(x))
+    return trajectory, table
 
 
-def theirs(scheduler, steps, monkeypatch, eta=0.0):
-    """The same by diffusers' scheduler, its noise replaced by ours."""
+def diffusers_trajectory(scheduler, steps, monkeypatch, eta=0.0):
+    """The same by diffusers' scheduler with our noise, in variance-preserving coordinates."""
     scheduler.set_timesteps(steps)
-    fed = iter(NOISE)
+    noise = iter(NOISE)
     module = type(scheduler).__module__
-    monkeypatch.setattr(f"{module}.randn_tensor", lambda *a, **k: torch.from_numpy(next(fed)))
-    x, path = torch.from_numpy(NOISE[-1]) * scheduler.init_noise_sigma, []
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *a, **k: torch.from_numpy(next(noise)))
+    options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
+    x, trajectory = torch.from_numpy(NOISE[-1]) * scheduler.init_noise_sigma, []
     for t in scheduler.timesteps:
-        out = torch.from_numpy(net(scheduler.scale_model_input(x, t).numpy(), t))
-        x = scheduler.step(
-            out, t, x, **({"eta": eta} if isinstance(scheduler, DDIMScheduler) else {})
-        ).prev_sample.float()
-        sigma = (
-            float(scheduler.sigmas[scheduler.step_index])
-            if isinstance(scheduler, EulerAncestralDiscreteScheduler)
-            else 0.0
-        )
-        path.append(x.numpy() / np.sqrt(1 + sigma**2))
-    return path
+        output = torch.from_numpy(network(scheduler.scale_model_input(x, t).numpy(), t))
+        x = scheduler.step(output, t, x, **options).prev_sample.float()
+        sigma = 0.0
+        if isinstance(scheduler, EulerAncestralDiscreteScheduler):
+            sigma = float(scheduler.sigmas[scheduler.step_index])
+        trajectory.append(x.numpy() / np.sqrt(1 + sigma**2))
+    return trajectory
 
 
 def compare(name, scheduler, steps, monkeypatch, eta=0.0):
     schedule = NoiseSchedule.from_json(dict(scheduler.config))
-    reference, (path, table) = (
-        theirs(scheduler, steps, monkeypatch, eta),
-        ours(name, schedule, steps, eta),
-    )
+    expected = diffusers_trajectory(scheduler, steps, monkeypatch, eta)
+    actual, table = our_trajectory(name, schedule, steps, eta)
     np.testing.assert_allclose(table.steps.t, scheduler.timesteps, atol=1e-3)
-    assert len(path) == len(reference) == steps
-    for i, (a, b) in enumerate(zip(path, reference, strict=True)):
-        assert factory.relative(a, b) <= 2e-4, f"step {i}"
+    assert len(actual) == len(expected) == steps
+    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert factory.relative(ours, theirs) <= 2e-4, f"step {i}"
 
 
 SPACINGS = [
@@ -82,38 +79,31 @@ SPACINGS = [
     dict(timestep_spacing="linspace"),
     dict(timestep_spacing="trailing"),
 ]
-FAMILIES = [dict(prediction_type="epsilon"), dict(prediction_type="v_prediction")]
+PREDICTION_TYPES = [dict(prediction_type="epsilon"), dict(prediction_type="v_prediction")]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f["prediction_type"])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES, ids=lambda p: p["prediction_type"])
 @pytest.mark.parametrize(("steps", "eta"), [(20, 0.0), (7, 0.0), (10, 0.6)])
-def test_ddim(spacing, family, steps, eta, monkeypatch):
-    compare(
-        "ddim",
-        DDIMScheduler(**SD, **spacing, **family, clip_sample=False, set_alpha_to_one=steps == 7),
-        steps,
-        monkeypatch,
-        eta,
-    )
+def test_ddim(spacing, prediction, steps, eta, monkeypatch):
+    options = dict(clip_sample=False, set_alpha_to_one=steps == 7)
+    scheduler = DDIMScheduler(**SD, **spacing, **prediction, **options)
+    compare("ddim", scheduler, steps, monkeypatch, eta)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f["prediction_type"])
-def test_euler_ancestral(spacing, family, monkeypatch):
-    compare(
-        "euler_ancestral",
-        EulerAncestralDiscreteScheduler(**SD, **spacing, **family),
-        12,
-        monkeypatch,
-    )
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES, ids=lambda p: p["prediction_type"])
+def test_euler_ancestral(spacing, prediction, monkeypatch):
+    scheduler = EulerAncestralDiscreteScheduler(**SD, **spacing, **prediction)
+    compare("euler_ancestral", scheduler, 12, monkeypatch)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f["prediction_type"])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES, ids=lambda p: p["prediction_type"])
 @pytest.mark.parametrize("steps", [20, 9, 1])
-def test_dpm_solver(spacing, family, steps, monkeypatch):
-    compare("dpm++", DPMSolverMultistepScheduler(**SD, **spacing, **family), steps, monkeypatch)
+def test_dpm_solver(spacing, prediction, steps, monkeypatch):
+    scheduler = DPMSolverMultistepScheduler(**SD, **spacing, **prediction)
+    compare("dpm++", scheduler, steps, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -125,71 +115,59 @@ def test_dpm_solver(spacing, family, steps, monkeypatch):
     ],
 )
 def test_zero_terminal_snr(name, cls, monkeypatch):
-    extra = dict(clip_sample=False) if cls is DDIMScheduler else {}
+    options = dict(clip_sample=False) if cls is DDIMScheduler else {}
     scheduler = cls(
         **SD,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        **extra,
+        **options,
     )
     compare(name, scheduler, 10, monkeypatch)
 
 
 def test_linear_betas(monkeypatch):
-    compare(
-        "ddim",
-        DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False),
-        10,
-        monkeypatch,
-    )
+    betas = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    compare("ddim", DDIMScheduler(**betas, clip_sample=False), 10, monkeypatch)
 
 
-def test_spacing_that_a_folder_leaves_open_is_the_samplers_own():
+def test_each_sampler_has_a_default_spacing():
     schedule = NoiseSchedule.from_json(SD)
     assert make_sampler("ddim", schedule, 4).steps.t.tolist() == [750, 500, 250, 0]
     assert make_sampler("euler_ancestral", schedule, 4).steps.t.tolist() == [999, 666, 333, 0]
     assert make_sampler("dpm++", schedule, 4).steps.t.tolist() == [999, 749, 500, 250]
 
 
-def test_a_perfect_net_is_followed_to_the_clean_latents():
+def test_sampling_with_perfect_predictions_ends_at_the_clean_latents():
     clean = RNG.standard_normal(SHAPE).astype(np.float32)
     for name in ("ddim", "euler_ancestral", "dpm++"):
-        x, x0 = NOISE[0], np.zeros(SHAPE, np.float32)
+        x, previous_x0 = NOISE[0], np.zeros(SHAPE, np.float32)
         for step in sampler_steps(make_sampler(name, NoiseSchedule(), 5)):
-            x, x0 = update(x, clean, x0, NOISE[1], step), clean
+            x, previous_x0 = update(x, clean, previous_x0, NOISE[1], step), clean
         np.testing.assert_allclose(x, clean, atol=2e-2 if name == "ddim" else 1e-5)
 
 
 def test_noise_of_a_frame_does_not_depend_on_its_window():
     key = jax.random.key(3)
-    whole, part = (
-        frame_noise(key, np.arange(10), (4, 4, 2)),
-        frame_noise(key, np.arange(6, 10), (4, 4, 2)),
-    )
-    np.testing.assert_array_equal(whole[6:], part)
-    assert len(np.unique(np.asarray(whole)[:, 0, 0, 0])) == 10
+    clip = frame_noise(key, np.arange(10), (4, 4, 2))
+    window = frame_noise(key, np.arange(6, 10), (4, 4, 2))
+    np.testing.assert_array_equal(clip[6:], window)
+    assert len(np.unique(np.asarray(clip)[:, 0, 0, 0])) == 10
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.4, 1.0])
-def test_frames_share_as_much_of_their_noise_as_they_are_told(shared):
-    """In JAX and in the PyTorch that is shipped with exported weights."""
+def test_frames_share_the_given_part_of_their_noise(shared):
+    """In JAX, and in the PyTorch pipeline that is exported with the weights."""
     key, shape = jax.random.key(3), (64, 64, 4)
-    ours = np.asarray(frame_noise(key, np.arange(4), shape, shared))
-    theirs = (
-        unit_noise((1, 4, 4, 64, 64), shared, torch.Generator().manual_seed(0))[0]
-        .numpy()
-        .swapaxes(0, 1)
-    )
-    for noise in (ours, theirs):
-        np.testing.assert_allclose(
-            np.cov(noise.reshape(4, -1)), shared + (1 - shared) * np.eye(4), atol=0.03
-        )
-    np.testing.assert_allclose(
-        frame_noise(key, np.arange(2, 4), shape, shared), ours[2:], rtol=1e-5, atol=1e-6
-    )
+    noise = np.asarray(frame_noise(key, np.arange(4), shape, shared))
+    torch_noise = unit_noise((1, 4, 4, 64, 64), shared, torch.Generator().manual_seed(0))
+    expected = shared + (1 - shared) * np.eye(4)
+    for frames in (noise, torch_noise[0].numpy().swapaxes(0, 1)):
+        np.testing.assert_allclose(np.cov(frames.reshape(4, -1)), expected, atol=0.03)
+    window = frame_noise(key, np.arange(2, 4), shape, shared)
+    np.testing.assert_allclose(window, noise[2:], rtol=1e-5, atol=1e-6)
     if not shared:
-        np.testing.assert_array_equal(ours, frame_noise(key, np.arange(4), shape))
+        np.testing.assert_array_equal(noise, frame_noise(key, np.arange(4), shape))
 
 
 @pytest.mark.parametrize(
@@ -202,9 +180,9 @@ def test_frames_share_as_much_of_their_noise_as_they_are_told(shared):
         (("ddim", 10, 2.0), "eta=2.0"),
     ],
 )
-def test_values_out_of_range_are_named(arguments, message):
+def test_values_out_of_range_are_refused(arguments, message):
     name, steps, eta = arguments
-    with pytest.raises(ValueError, match=message.replace("+", "\\+")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make_sampler(name, NoiseSchedule(), steps, eta)
 
 
@@ -218,6 +196,6 @@ def test_values_out_of_range_are_named(arguments, message):
         dict(timestep_spacing="odd"),
     ],
 )
-def test_schedules_that_are_not_computed_are_refused(config):
+def test_unsupported_schedules_are_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
         NoiseSchedule.from_json(SD | config)

@@ -1,4 +1,4 @@
-"""CLIP against transformers': the text encoder, both towers with their projections, the way images are prepared."""
+"""CLIP against transformers': the text encoder, both towers, the preprocessing of images."""
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +42,14 @@ def test_equals_transformers_at_real_size(tmp_path, config):
     check_parity(factory.text_encoder(config), tmp_path, 77, 1e-4)
 
 
-def test_too_long_is_an_error():
+def test_too_many_tokens_are_refused():
     with pytest.raises(ValueError, match="78 tokens exceed the text encoder's 77"):
         CLIPTextModel(CLIPTextConfig(**factory.TEXT_TINY)).init(
             jax.random.key(0), jnp.zeros((1, 78), jnp.int32)
         )
 
 
-def test_unknown_activation_is_named():
+def test_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="hidden_act='relu'"):
         CLIPTextConfig.from_json(dict(hidden_act="relu"))
 
@@ -62,7 +62,7 @@ VISION_TINY = dict(
     image_size=24,
     patch_size=8,
 )
-L14 = dict(
+VISION_L14 = dict(
     hidden_size=1024,
     intermediate_size=4096,
     num_hidden_layers=24,
@@ -72,8 +72,8 @@ L14 = dict(
 )
 
 
-def save_clip(folder, text: dict, vision: dict, width: int, **sizes):
-    """A random CLIPModel of transformers' own, saved with a tokenizer and a preprocessor."""
+def save_clip(folder, text: dict, vision: dict, width: int):
+    """A random CLIPModel of transformers, saved with a tokenizer and a preprocessor."""
     torch.manual_seed(5)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
     module = factory.randomise(transformers.CLIPModel(config), 5)
@@ -81,21 +81,20 @@ def save_clip(folder, text: dict, vision: dict, width: int, **sizes):
     factory.write_tokenizer(folder)
     side = vision["image_size"]
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    prepare = dict(
+    preprocessor = dict(
+        image_processor_type="CLIPImageProcessor",
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_mean=mean,
         image_std=std,
         resample=3,
     )
-    write_json(
-        folder / "preprocessor_config.json",
-        {"image_processor_type": "CLIPImageProcessor", **prepare},
-    )
+    write_json(folder / "preprocessor_config.json", preprocessor)
     return module
 
 
 def reference(module, pixels, ids):
+    """Image embeddings, text embeddings and logits of transformers' model."""
     with torch.no_grad():
         out = module(
             input_ids=torch.from_numpy(ids).long(),
@@ -112,19 +111,15 @@ def check_towers(folder, module, tolerance, length=12):
         np.float32
     )
     ids = rng.integers(0, config.text.eos_token_id - 1, (2, length)).astype(np.int32)
-    ids[0, 7:], ids[1, -1] = (
-        config.text.eos_token_id,
-        config.text.eos_token_id,
-    )  # padded with the end mark, as CLIP's tokenizer does
+    # Padded with the end-of-text token, as CLIP's tokenizer does.
+    ids[0, 7:] = ids[1, -1] = config.text.eos_token_id
     images, texts, scale = jax.jit(models.CLIPModel(config).apply)(
         {"params": params}, pixels, jnp.asarray(ids)
     )
-    wanted = reference(module, pixels, ids)
-    assert (
-        factory.relative(images, wanted[0]) <= tolerance
-        and factory.relative(texts, wanted[1]) <= tolerance
-    )
-    assert factory.relative(scale * images @ texts.T, wanted[2]) <= tolerance
+    expected_images, expected_texts, expected_logits = reference(module, pixels, ids)
+    assert factory.relative(images, expected_images) <= tolerance
+    assert factory.relative(texts, expected_texts) <= tolerance
+    assert factory.relative(scale * images @ texts.T, expected_logits) <= tolerance
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +134,12 @@ def test_both_towers_equal_transformers(tiny_clip):
 
 @pytest.mark.slow
 def test_both_towers_equal_transformers_at_real_size(tmp_path):
-    check_towers(
-        tmp_path,
-        save_clip(tmp_path, factory.TEXT_SD15 | dict(eos_token_id=49407), L14, 768),
-        1e-4,
-        77,
-    )
+    text = factory.TEXT_SD15 | dict(eos_token_id=49407)
+    check_towers(tmp_path, save_clip(tmp_path, text, VISION_L14, 768), 1e-4, length=77)
 
 
-def test_the_end_mark_of_openais_configs_is_the_largest_id():
-    """Their configs say eos_token_id 2, which is not the end mark of their tokenizer."""
+def test_the_end_of_text_token_of_openais_configs_is_the_largest_id():
+    """Their configs say eos_token_id 2, which is not the end-of-text token of their tokenizer."""
     config = models.CLIPConfig(
         CLIPTextConfig(**factory.TEXT_TINY | dict(eos_token_id=2)),
         models.CLIPVisionConfig(**VISION_TINY),
@@ -168,14 +159,12 @@ def test_a_saved_clip_is_read_by_transformers(tiny_clip, tmp_path):
     ours = open_clip_folder(folder)
     params = components.load_component("clip", folder, param_shapes("clip", ours.clip))
     save_folder(tmp_path / "saved", ours, {"clip": params})
-    again, report = transformers.CLIPModel.from_pretrained(
+    loaded, report = transformers.CLIPModel.from_pretrained(
         tmp_path / "saved", output_loading_info=True
     )
     assert not any(report.values()), report
-    assert all(
-        torch.equal(tensor, again.state_dict()[name])
-        for name, tensor in module.state_dict().items()
-    )
+    state = loaded.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
     assert {file.name for file in (tmp_path / "saved").iterdir()} >= {
         "vocab.json",
         "merges.txt",
@@ -185,9 +174,12 @@ def test_a_saved_clip_is_read_by_transformers(tiny_clip, tmp_path):
 
 
 def test_images_and_texts_of_a_folder(tiny_clip):
-    """Against transformers' own preprocessing and tokenizer, frames of another shape than the tower's, more of them than a batch."""
+    """Against transformers' preprocessing and tokenizer.
+
+    The frames are not square as the encoder's input is, and more than one batch.
+    """
     folder, module = tiny_clip
-    found = clip_scores.load_clip(folder)
+    embedder = clip_scores.load_clip(folder)
     frames = np.random.default_rng(1).integers(0, 256, (35, 40, 61, 3), np.uint8)
     texts = ["a red circle", "the background should be white " * 40]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
@@ -195,12 +187,12 @@ def test_images_and_texts_of_a_folder(tiny_clip):
     ids = transformers.CLIPTokenizer.from_pretrained(folder)(
         texts, padding="max_length", max_length=77, truncation=True, return_tensors="np"
     )["input_ids"]
-    wanted = reference(module, pixels.astype(np.float32), ids)
-    np.testing.assert_allclose(found.images(frames), wanted[0], atol=2e-5)
-    np.testing.assert_allclose(found.texts(texts), wanted[1], atol=2e-5)
+    expected_images, expected_texts, _ = reference(module, pixels.astype(np.float32), ids)
+    np.testing.assert_allclose(embedder.images(frames), expected_images, atol=2e-5)
+    np.testing.assert_allclose(embedder.texts(texts), expected_texts, atol=2e-5)
 
 
-def test_a_folder_that_is_no_clip_is_refused(tiny, tmp_path):
+def test_a_folder_without_clip_is_refused(tiny, tmp_path):
     for folder, message in (
         (tiny / "text_encoder", "is a clip_text_model, not a CLIP model"),
         (tmp_path / "none", "no such model folder"),

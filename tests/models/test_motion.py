@@ -1,4 +1,4 @@
-"""Motion modules: against diffusers' UNetMotionModel, and what holds by construction."""
+"""Motion modules against diffusers' UNetMotionModel, and their properties."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ import torch
 
 import ivid2vid_jax
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
-from ivid2vid_jax.training import params as names
+from ivid2vid_jax.training import params as param_names
 from ivid2vid_jax.training.init_state import target_unet
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
-from ivid2vid_jax.weights import components
-from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
+from ivid2vid_jax.weights import components, random_init
+from ivid2vid_jax.weights.inflate import inflate_params, init_unet_params, unet_param_shapes
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.support import factory, tiny_run
 
@@ -35,26 +35,21 @@ def apply(config, params, x, t, context):
     return np.asarray(jax.jit(InflatedUNet3D(config).apply)({"params": params}, x, t, context))
 
 
-@pytest.mark.parametrize("middle", [False, True], ids=["v1 and v3", "v2"])
-def test_equals_diffusers_motion_model(tmp_path, middle):
-    module = factory.motion(use_motion_mid_block=middle, motion_max_seq_length=24)
+@pytest.mark.parametrize("mid_block", [False, True], ids=["v1 and v3", "v2"])
+def test_equals_diffusers_motion_model(tmp_path, mid_block):
+    module = factory.motion(use_motion_mid_block=mid_block, motion_max_seq_length=24)
     module.save_pretrained(tmp_path)
     config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
-    assert (config.temporal, config.use_motion_mid_block, config.motion_max_seq_length) == (
-        ("motion",),
-        middle,
-        24,
-    )
+    assert config.temporal == ("motion",) and config.motion_max_seq_length == 24
+    assert config.use_motion_mid_block == mid_block
     params = components.load_component("unet", tmp_path, unet_param_shapes(config))
     x, t, context = inputs()
     with torch.no_grad():
         text = torch.from_numpy(context.repeat(x.shape[1], axis=0))
-        theirs = module(
-            torch.from_numpy(np.moveaxis(x, -1, 1).copy()), torch.from_numpy(t), text
-        ).sample.numpy()
-    assert (
-        factory.relative(apply(config, params, x, t, context), np.moveaxis(theirs, 1, -1)) <= 1e-5
-    )
+        clip = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+        expected = module(clip, torch.from_numpy(t), text).sample.numpy()
+    actual = apply(config, params, x, t, context)
+    assert factory.relative(actual, np.moveaxis(expected, 1, -1)) <= 1e-5
 
 
 def test_norms_by_frame_differ_from_norms_over_the_clip():
@@ -77,48 +72,43 @@ def test_freshly_inflated_equals_2d(tmp_path):
     )
 
 
-def test_the_code_of_places_is_diffusers_and_is_never_trained():
-    theirs = {
+def test_the_positional_encoding_equals_diffusers_and_is_never_trained():
+    expected = {
         name: value.numpy()
         for name, value in factory.motion().state_dict().items()
         if name.endswith(".pe")
     }
     flat = flax.traverse_util.flatten_dict(unet_param_shapes(TINY))
-    from ivid2vid_jax.weights import random_init
-    from ivid2vid_jax.weights.inflate import init_unet_params
-
-    made = random_init.init_params(
-        lambda key: init_unet_params(TINY, key), 0, [path for path in flat if path[-1] == "pe"]
-    )
-    assert len(made) == len(theirs) == 6
-    for path, table in made.items():
-        np.testing.assert_allclose(table, theirs[".".join(path)], atol=2e-6)
-    every = names.flatten({"unet": unet_param_shapes(TINY)})
+    paths = [path for path in flat if path[-1] == "pe"]
+    actual = random_init.init_params(lambda key: init_unet_params(TINY, key), 0, paths)
+    assert len(actual) == len(expected) == 6
+    for path, table in actual.items():
+        np.testing.assert_allclose(table, expected[".".join(path)], atol=2e-6)
+    params = param_names.flatten({"unet": unet_param_shapes(TINY)})
     for pattern in ("unet", "temporal"):
-        assert not [name for name in names.trainable(every, (pattern,)) if name.endswith("pe")]
+        trainable = param_names.trainable(params, (pattern,))
+        assert not [name for name in trainable if name.endswith("pe")]
 
 
-def test_order_of_frames_matters_through_the_code_alone():
-    """Reversed frames give the reversed result where the table is zero, and another where it is not."""
+def test_only_the_positional_encoding_knows_the_order_of_frames():
+    """Without it, reversed frames give the reversed result."""
     params = factory.noisy(unet_param_shapes(TINY))
     x, t, context = inputs()
-    silent = jax.tree_util.tree_map_with_path(
+    without_encoding = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0 * leaf if path[-1].key == "pe" else leaf, params
     )
-    for tree, same in ((params, False), (silent, True)):
-        forward, backward = (
-            apply(TINY, tree, x, t, context),
-            apply(TINY, tree, x[:, ::-1], t, context)[:, ::-1],
-        )
-        assert np.allclose(forward, backward, atol=1e-4) == same
+    for tree, is_equal in ((params, False), (without_encoding, True)):
+        forward = apply(TINY, tree, x, t, context)
+        backward = apply(TINY, tree, x[:, ::-1], t, context)[:, ::-1]
+        assert np.allclose(forward, backward, atol=1e-4) == is_equal
 
 
-def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
-    with pytest.raises(ValueError, match="num_frames 16 is more than the 8 places"):
+def test_windows_longer_than_the_positional_encoding_are_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="num_frames 16 is more than the 8 positions"):
         dataclasses.replace(TINY, motion_max_seq_length=8)
     x, t, context = inputs(T=5)
     short = dataclasses.replace(TINY, motion_max_seq_length=4, num_frames=4)
-    with pytest.raises(ValueError, match="5 frames at once are more than the 4 places"):
+    with pytest.raises(ValueError, match="5 frames are more than the 4 positions"):
         InflatedUNet3D(short).init(jax.random.key(0), x, t, context)
     folder = open_pipeline_folder(tiny)
     params = load_params(folder)
@@ -130,8 +120,7 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
     assert pipe.edit(clip, "snow", steps=1, size=16).shape == clip.shape  # in windows
     config = tiny_run.tiny(tmp_path, net__temporal=("motion",), loader__frames=33)
     with pytest.raises(
-        UserError,
-        match="--net.temporal motion with --loader.frames 33: num_frames 33 is more than the 32 places",
+        UserError, match=r"--net\.temporal motion.*--loader\.frames 33.* 32 positions"
     ):
         target_unet(config, open_pipeline_folder(tiny).unet, 4)
 
@@ -146,6 +135,6 @@ def test_longer_windows_than_the_table_are_named(tiny, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_computed_is_refused(change, message):
+def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)

@@ -1,23 +1,24 @@
-"""Processes with several virtual devices."""
+"""Processes with several virtual CPU devices."""
 
 import os
 
+# Compiles in half the time, without changing what XLA itself optimises.
 OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-}  # half the time to compile; what XLA itself does is as ever
+}
 QUICK = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
 
 
-def environment(devices: int, **more) -> dict:
-    """Of a process with so many devices of the CPU, and threads enough that their collectives cannot starve."""
-    return (
-        os.environ
-        | {
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_PLATFORMS": "cpu",
-            "NPROC": "16",
-            "XLA_FLAGS": QUICK,
-        }
-        | more
-    )
+def environment(devices: int, **variables: str) -> dict[str, str]:
+    """The environment of a process with this many CPU devices.
+
+    NPROC gives it enough threads that collectives of the devices cannot starve.
+    """
+    settings = {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "16",
+        "XLA_FLAGS": QUICK,
+    }
+    return os.environ | settings | variables

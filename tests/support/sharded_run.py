@@ -1,11 +1,13 @@
-"""One training step on several meshes, compared with the first of them; and recipes for runs of several processes.
+"""One training step on several meshes, compared with the first; and recipes for the runs of tests.
 
-A script, for the number of devices is settled before JAX starts:
+A script, since the number of devices is fixed before JAX starts:
 
-    JAX_NUM_CPU_DEVICES=8 NPROC=16 python -m tests.support.sharded_run FOLDER float32 1,1,1 8,1,1 2,2,2 2,2,2/2
+    JAX_NUM_CPU_DEVICES=8 NPROC=16 \
+        python -m tests.support.sharded_run FOLDER float32 1,1,1 8,1,1 2,2,2 2,2,2/2
 
-Meshes are data,fsdp,frames[/micro-batches]. FOLDER is empty, or that of a call before, whose tokenizer is used again.
-Prints a JSON line with `Case.floats`, then one a mesh: what `Case.step` tells, and "errors" against the first mesh, see `worst`.
+Meshes are data,fsdp,frames[/micro-batches]. FOLDER is empty, or that of an earlier call, whose
+tokenizer is reused. Prints a JSON line with `Case.float_dtypes`, then one per mesh: the shapes and
+shares that `Case.step` reports, and "errors" against the first mesh (`largest_error`).
 """
 
 import dataclasses
@@ -37,8 +39,12 @@ from ivid2vid_jax.training.step import (
 )
 from tests.support.tiny_run import NET, tiny
 
-SMALL = 8  # elements, in the place of `sharding.SMALL`, so that a tiny net's leaves are split
-FLOOR = 1e-6  # of the largest norm of all tensors: smaller ones are zero in exact arithmetic (a bias before a norm) and hold rounding alone
+# Elements; replaces `sharding.MIN_SHARDED_SIZE`, so that a tiny network's leaves are split.
+MIN_SHARDED_SIZE = 8
+
+# Share of the largest norm of all tensors. Smaller tensors are zero in exact arithmetic (a bias
+# before a norm), so their values are rounding errors.
+NORM_FLOOR = 1e-6
 
 ONE_LEVEL = dataclasses.replace(
     NET,
@@ -57,15 +63,17 @@ ONE_LEVEL = dataclasses.replace(
 
 
 def recipe(output, **changes) -> TrainConfig:
-    """The tiny editor with both kinds of temporal layers, 8 clips of 4 frames of 16 x 16 pixels; all kinds of dropout and clipping are seen to act."""
-    likely = dict(drop__text=0.2, drop__both=0.2, drop__video=0.2, optim__clip=0.1)
-    return tiny(
-        output, **dict(net=ONE_LEVEL, loader__batch=8, loader__frames=4, **likely) | changes
-    )
+    """The tiny editor with both kinds of temporal layers, on 8 clips of 4 frames, 16x16 pixels.
+
+    All kinds of condition dropout and gradient clipping are likely to occur.
+    """
+    dropout = dict(drop__text=0.2, drop__both=0.2, drop__video=0.2)
+    defaults = dict(net=ONE_LEVEL, loader__batch=8, loader__frames=4, optim__clip=0.1, **dropout)
+    return tiny(output, **defaults | changes)
 
 
 class Case:
-    """A net with no temporal layer at zero, and a batch."""
+    """A network none of whose temporal layers is zero, and a batch."""
 
     def __init__(self, home: Path, dtype: str):
         self.config = config = recipe(home, optim__dtype=dtype)
@@ -78,45 +86,50 @@ class Case:
         self.objective = make_objective(
             config, folder, tokenize(""), init_state.compute_dtype_of(config)
         )
-        begun = init_state.load_initial_weights(
+        weights = init_state.load_initial_weights(
             config, folder, None, make_mesh(MeshConfig(), jax.devices()[:1])
         )
-        self.trained, self.frozen = stirred(begun.trained), jax.device_get(begun.frozen)
+        self.trained, self.frozen = with_noise(weights.trained), jax.device_get(weights.frozen)
 
     def step(self, sizes: tuple[int, ...], accumulation: int = 1) -> tuple[dict, dict]:
-        """What there is to tell of a mesh's shards, and the host trees "metrics", "gradients", "params" and "ema" after one step."""
+        """One training step on a mesh (data, fsdp, frames).
+
+        Returns what each device holds, and the host trees "metrics", "gradients", "params" and
+        "ema" after the step.
+        """
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
         config = dataclasses.replace(self.config.optim, accumulation=accumulation)
         optimizer = make_optimizer(config, self.config.steps)
-        make = partial(new_state, optimizer=optimizer, config=config, seed=self.config.seed)
-        placed = sharding.tree_shardings(jax.eval_shape(make, self.trained), mesh)
+        init = partial(new_state, optimizer=optimizer, config=config, seed=self.config.seed)
+        shardings = sharding.tree_shardings(jax.eval_shape(init, self.trained), mesh)
         with jax.set_mesh(mesh):
-            state = jax.jit(make, out_shardings=placed)(self.trained)
+            state = jax.jit(init, out_shardings=shardings)(self.trained)
             frozen = jax.device_put(self.frozen, sharding.tree_shardings(self.frozen, mesh))
             batch = sharding.put_batch(self.batch, mesh)
-            program = CompiledStep(
-                self.objective, optimizer, config, learning_rate(config, self.config.steps), placed
-            )
+            schedule = learning_rate(config, self.config.steps)
+            program = CompiledStep(self.objective, optimizer, config, schedule, shardings)
             program.compile(state, frozen, batch)
             state, metrics = program(state, frozen, batch)
-        told = {
-            "clip": held(batch["source"]),
-            "serial": held(batch["serial"]),
-            "split": shares(state),
-            "frozen": shares(frozen),
+        layout = {
+            "clip": local_shape(batch["source"]),
+            "serial": local_shape(batch["serial"]),
+            "split": count_shares(state),
+            "frozen": count_shares(frozen),
         }
-        # after one step the first moment is (1 - b1) times the clipped gradient
-        return told, jax.device_get(
-            {
-                "metrics": metrics,
-                "gradients": first_moment(state.opt_state),
-                "params": state.params,
-                "ema": state.ema,
-            }
-        )
+        # After one step the first moment is (1 - b1) times the clipped gradient.
+        results = {
+            "metrics": metrics,
+            "gradients": first_moment(state.opt_state),
+            "params": state.params,
+            "ema": state.ema,
+        }
+        return layout, jax.device_get(results)
 
-    def floats(self) -> list[str]:
-        """The types of all floating arrays in the step's program, before any compiler; scalars (the learning rate) apart."""
+    def float_dtypes(self) -> list[str]:
+        """The dtypes of all floating-point arrays in the step's jaxpr.
+
+        Scalars (the learning rate) are excluded.
+        """
         config, steps = self.config.optim, self.config.steps
         optimizer = make_optimizer(config, steps)
         step = partial(
@@ -126,45 +139,43 @@ class Case:
             config=config,
             schedule=learning_rate(config, steps),
         )
-        state = jax.eval_shape(
-            partial(new_state, optimizer=optimizer, config=config, seed=0), self.trained
-        )
-        found = {
+        init = partial(new_state, optimizer=optimizer, config=config, seed=0)
+        state = jax.eval_shape(init, self.trained)
+        dtypes = {
             x.aval.dtype
             for x in variables(jax.make_jaxpr(step)(state, self.frozen, self.batch).jaxpr)
             if getattr(x.aval, "ndim", 0)
         }
-        return sorted(str(dtype) for dtype in found if jax.dtypes.issubdtype(dtype, np.floating))
+        return sorted(str(dtype) for dtype in dtypes if jax.dtypes.issubdtype(dtype, np.floating))
 
 
 def variables(jaxpr):
+    """All variables of a jaxpr and of those inside it."""
     for equation in jaxpr.eqns:
         yield from (*equation.invars, *equation.outvars)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from variables(inner)
 
 
-def held(x: jax.Array) -> list[int]:
-    """The shape that one device holds."""
+def local_shape(x: jax.Array) -> list[int]:
+    """The shape of one device's part."""
     return list(x.addressable_shards[0].data.shape)
 
 
-def shares(tree) -> dict[str, int]:
-    """How many leaves are held to which share by a device: {"1/8": 40, "1/1": 2}."""
-    ways = [f"1/{x.size // max(1, math.prod(held(x)))}" for x in jax.tree.leaves(tree)]
-    return {share: ways.count(share) for share in sorted(set(ways))}
+def count_shares(tree) -> dict[str, int]:
+    """The number of leaves of which a device holds each share, e.g. {"1/8": 40, "1/1": 2}."""
+    shares = [f"1/{x.size // max(1, math.prod(local_shape(x)))}" for x in jax.tree.leaves(tree)]
+    return {share: shares.count(share) for share in sorted(set(shares))}
 
 
 def first_moment(opt_state):
-    return next(
-        part.mu
-        for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu"))
-        if hasattr(part, "mu")
-    )
+    """Adam's first moment."""
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    return next(part.mu for part in parts if hasattr(part, "mu"))
 
 
-def stirred(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """With noise on all: temporal layers start at zero, where a fault in them would not show."""
+def with_noise(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Adds noise to all parameters: temporal layers start at zero, which would hide errors."""
     rng = np.random.default_rng(0)
     return {
         name: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
@@ -172,28 +183,30 @@ def stirred(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     }
 
 
-def worst(found: dict, wanted: dict) -> tuple[float, str]:
-    """The largest relative error in norm of any tensor, and its name."""
-    norms = {name: float(np.linalg.norm(x)) for name, x in wanted.items()}
-    floor = FLOOR * max(norms.values())
+def largest_error(actual: dict, expected: dict) -> tuple[float, str]:
+    """The largest relative error in norm of any tensor, and the tensor's name."""
+    norms = {name: float(np.linalg.norm(x)) for name, x in expected.items()}
+    floor = NORM_FLOOR * max(norms.values())
     return max(
-        (float(np.linalg.norm(found[name] - x)) / max(norms[name], floor), name)
-        for name, x in wanted.items()
+        (float(np.linalg.norm(actual[name] - x)) / max(norms[name], floor), name)
+        for name, x in expected.items()
     )
 
 
 def main(home: str, dtype: str, *meshes: str) -> None:
+    """Prints the JSON lines described above."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    sharding.MIN_SHARDED_SIZE = SMALL
-    case, first = Case(Path(home), dtype), None
-    print(json.dumps(case.floats()), flush=True)
+    sharding.MIN_SHARDED_SIZE = MIN_SHARDED_SIZE
+    case, expected = Case(Path(home), dtype), None
+    print(json.dumps(case.float_dtypes()), flush=True)
     for mesh in meshes:
         sizes, _, accumulation = mesh.partition("/")
-        told, out = case.step(tuple(map(int, sizes.split(","))), int(accumulation or 1))
-        first = first or out
-        loss = abs(out["metrics"]["loss"] / first["metrics"]["loss"] - 1)
-        errors = {"loss": [float(loss), ""]} | {name: worst(out[name], first[name]) for name in out}
-        print(json.dumps({"mesh": mesh, **told, "errors": errors}), flush=True)
+        layout, results = case.step(tuple(map(int, sizes.split(","))), int(accumulation or 1))
+        expected = expected or results
+        loss_error = abs(results["metrics"]["loss"] / expected["metrics"]["loss"] - 1)
+        errors = {"loss": [float(loss_error), ""]}
+        errors |= {name: largest_error(results[name], expected[name]) for name in results}
+        print(json.dumps({"mesh": mesh, **layout, "errors": errors}), flush=True)
 
 
 if __name__ == "__main__":
