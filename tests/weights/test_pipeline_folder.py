@@ -82,11 +82,8 @@ def test_round_trip_is_bit_exact(tmp_path, changes, options):
     assert (len(list((source / "unet").glob("*.safetensors"))) > 1) == bool(options)
     output = round_trip(source, tmp_path, **options)
     assert (len(list((output / "unet").glob("*.safetensors"))) > 1) == bool(options)
-    reference, expected = (
-        UNet2DConditionModel.from_pretrained(output / "unet"),
-        stored_tensors(source),
-    )
-    for key, value in reference.state_dict().items():
+    net, expected = UNet2DConditionModel.from_pretrained(output / "unet"), stored_tensors(source)
+    for key, value in net.state_dict().items():
         assert torch.equal(value, torch.from_numpy(expected[f"unet/{key}"])), key
 
 
@@ -383,7 +380,7 @@ def test_resolve_model(tiny, tmp_path):
     assert hub.resolve_model(tmp_path / "run") == tmp_path / "run" / "pipeline"
     with pytest.raises(UserError, match="no such model folder"):
         hub.resolve_model(tmp_path / "nothing")
-    with pytest.raises(UserError, match="nobody/such-a-model: .*Hugging Face hub failed"):
+    with pytest.raises(UserError, match=r"nobody/such-a-model: .*Hugging Face hub failed"):
         hub.resolve_model("nobody/such-a-model")
 
 
