@@ -42,10 +42,13 @@ class NoiseSource(NamedTuple):
 
 
 class SamplerState(NamedTuple):
-    """What a sampler carries from step to step, both [T, h, w, C] float32."""
+    """What a sampler carries from step to step: arrays [T, h, w, C], float32.
 
-    x: jax.Array  # noisy latents
-    x0: jax.Array  # clean latents predicted at the previous step
+    Typed as Any, since abstract values and shardings form the same tree.
+    """
+
+    x: Any  # noisy latents
+    x0: Any  # clean latents predicted at the previous step
 
 
 # A step's coefficients, noise and guidance branches.
