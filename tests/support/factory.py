@@ -262,11 +262,11 @@ def blip(path: Path) -> Path:
     return path
 
 
-def relative(ours, theirs) -> float:
-    """Max |ours - theirs| / max |theirs|, also printed (shown by `pytest -rP`)."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    value = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def relative(actual, reference) -> float:
+    """Max |actual - reference| / max |reference|, also printed (shown by `pytest -rP`)."""
+    actual, reference = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
+    assert actual.shape == reference.shape, (actual.shape, reference.shape)
+    value = float(np.abs(actual - reference).max() / np.abs(reference).max())
     print(f"relative difference {value:.1e}")
     return value
 

@@ -21,8 +21,7 @@ import ivid2vid_jax
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
-from ivid2vid_jax.weights import components, hub, safetensors_io, torch_keys
-from ivid2vid_jax.weights.inflate import inflate_params
+from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (
     CONFIGS,
     load_params,
@@ -322,66 +321,6 @@ def test_arrays_are_put_on_the_given_shardings(tiny):
             "unet", tiny / "unet", param_shapes("unet", folder.unet), shardings=sharding
         )
         assert all(leaf.sharding == single for leaf in jax.tree.leaves(params))
-
-
-def test_name_rule_is_invertible():
-    rng = np.random.default_rng(0)
-    for shape in [(3, 5), (3, 3, 4, 6), (3, 1, 1, 4, 6)]:
-        path, array = ("a.0", "b", "kernel"), rng.standard_normal(shape)
-        torch_array = torch_keys.to_torch(path, array)
-        assert torch_array.shape == torch_keys.torch_shape(path, shape)
-        np.testing.assert_array_equal(torch_keys.from_torch(path, torch_array), array)
-    assert (
-        torch_keys.torch_key(("down_blocks.0", "resnets.1", "norm1", "scale"))
-        == "down_blocks.0.resnets.1.norm1.weight"
-    )
-    assert (
-        torch_keys.torch_key(("text_model", "embeddings", "token_embedding", "embedding"))
-        == "text_model.embeddings.token_embedding.weight"
-    )
-
-
-def test_inflation_rejects_another_net():
-    source, deeper, narrower = (
-        UNetConfig.from_json(factory.UNET_TINY | changes)
-        for changes in ({}, dict(layers_per_block=2), dict(in_channels=4))
-    )
-    params = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), param_shapes("unet", source)
-    )
-    with pytest.raises(
-        ValueError, match=r"in more than temporal layers: down_blocks.0.attentions.1"
-    ):
-        inflate_params(params, source, deeper, 0)
-    with pytest.raises(ValueError, match="cannot be narrowed to 4"):
-        inflate_params(params, source, narrower, 0)
-
-
-def test_inflated_folder_round_trip(tiny, tmp_path):
-    folder = open_pipeline_folder(tiny)
-    params = load_params(folder)
-    target = UNetConfig.from_json(
-        folder.unet.to_json() | dict(temporal=["conv", "attention"], num_frames=8)
-    )
-    params["unet"] = inflate_params(params["unet"], folder.unet, target, 0)
-    folder.unet = target
-    folder.sampling = dict(steps=7, text_scale=3.0)
-    save_folder(tmp_path / "video", folder, params)
-    index = read_json(tmp_path / "video" / "model_index.json")
-    assert index["_class_name"] == "InstructVid2VidPipeline"
-    saved = open_pipeline_folder(tmp_path / "video")
-    assert saved.unet == target and saved.sampling == folder.sampling
-    jax.tree.map(np.testing.assert_array_equal, load_params(saved)["unet"], params["unet"])
-
-
-def test_resolve_model(tiny, tmp_path):
-    assert hub.resolve_model(tiny) == tiny
-    shutil.copytree(tiny, tmp_path / "run" / "pipeline")
-    assert hub.resolve_model(tmp_path / "run") == tmp_path / "run" / "pipeline"
-    with pytest.raises(UserError, match="no such model folder"):
-        hub.resolve_model(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"nobody/such-a-model: .*Hugging Face hub failed"):
-        hub.resolve_model("nobody/such-a-model")
 
 
 MEMORY = f"""

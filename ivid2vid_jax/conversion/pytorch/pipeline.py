@@ -217,10 +217,9 @@ def resize(frame, size):
 
 def unit_noise(shape, shared, generator):
     """Unit noise [B, C, T, h, w]; `shared` is the share of variance that all frames have."""
-    own, common = (
-        torch.randn(size, generator=generator) for size in (shape, (*shape[:2], 1, *shape[3:]))
-    )
-    return (1 - shared) ** 0.5 * own + shared**0.5 * common
+    independent = torch.randn(shape, generator=generator)
+    common = torch.randn((*shape[:2], 1, *shape[3:]), generator=generator)
+    return (1 - shared) ** 0.5 * independent + shared**0.5 * common
 
 
 def plan_windows(length, window):
