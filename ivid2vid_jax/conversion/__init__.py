@@ -1,1 +1,1 @@
-"""Out to PyTorch and in from everyone's formats: export, import, inspect."""
+"""Conversion: export to PyTorch, import from other layouts, inspection."""

@@ -1,42 +1,75 @@
-"""The model card of an exported folder: what it is, how it was trained, under which licences, how it is used."""
+"""The model card (README.md) of an exported folder: origin, training, licences, use."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
+if TYPE_CHECKING:
+    from ivid2vid_jax.conversion.exporter import ExportTarget
+
 UNKNOWN = "not recorded: name it before you publish this"
-USE = {
-    "pipeline": 'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)\n'
-    'edited = pipe("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]',
-    "stock": 'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("FOLDER")',
-}
+LOAD_PIPELINE = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
+edited = pipe("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]"""
+LOAD_STOCK_PIPELINE = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER")"""
+CARD = """\
+---
+library_name: diffusers
+pipeline_tag: {pipeline_tag}
+tags: [ivid2vid_jax, instruction-editing]
+---
+
+# {name}
+
+Exported by ivid2vid_jax.
+
+```python
+{usage}
+```
+
+| what | value |
+|---|---|
+{table}
+{notes}
+`python -m ivid2vid_jax.convert import FOLDER NEW` brings it back to JAX, with what PyTorch has \
+trained of it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCardFacts:
-    """What is known of a folder's making. training: name -> value; base, data: what it came from; licences: of the base and of the data."""
+    """What is known of a model's training."""
 
-    training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    base: str = ""
-    data: tuple[str, ...] = ()
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> value
+    base: str = ""  # the model it started from
+    data: tuple[str, ...] = ()  # names of the datasets
     base_licence: str = ""
     data_licence: str = ""
 
 
 def collect_facts(folder: Path, base_licence: str = "", data_licence: str = "") -> ModelCardFacts:
-    """From the run's own records, where the folder is a run's RUN/pipeline; licences as given."""
-    record, step = folder.parent / "config.json", folder / "training.json"
-    if not (record.is_file() and step.is_file()):
+    """Reads the facts of a training run's RUN/pipeline from the run's records.
+
+    Without records only the licences are known, as given.
+    """
+    config_file, training_file = folder.parent / "config.json", folder / "training.json"
+    if not (config_file.is_file() and training_file.is_file()):
         return ModelCardFacts(base_licence=base_licence, data_licence=data_licence)
-    config = read_json(record)
+    config = read_json(config_file)
     optim, loader, loss = (config.get(name, {}) for name in ("optim", "loader", "loss"))
     training = {
-        "steps": read_json(step).get("step"),
+        "steps": read_json(training_file).get("step"),
         "batch": loader.get("batch"),
         "frames": loader.get("frames"),
         "size": loader.get("size"),
@@ -61,13 +94,33 @@ def collect_facts(folder: Path, base_licence: str = "", data_licence: str = "") 
 
 
 def render_card(
-    folder: PipelineFolder, held, dtype: str, warnings: list[str], facts: ModelCardFacts
+    folder: PipelineFolder,
+    target: "ExportTarget",
+    dtype: str,
+    warnings: Sequence[str],
+    facts: ModelCardFacts,
 ) -> str:
-    """The README.md. held: `exporting.Target`."""
+    """The content of README.md."""
+    is_custom = target.class_name != "UNet2DConditionModel"
+    rows = table_rows(folder, target, dtype, facts)
+    notes = "".join(f"- {warning}\n" for warning in warnings)
+    return CARD.format(
+        pipeline_tag="video-to-video" if is_custom else "image-to-image",
+        name=folder.path.name,
+        usage=LOAD_PIPELINE if is_custom else LOAD_STOCK_PIPELINE,
+        table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        notes=f"\nNote:\n\n{notes}" if warnings else "",
+    )
+
+
+def table_rows(
+    folder: PipelineFolder, target: "ExportTarget", dtype: str, facts: ModelCardFacts
+) -> dict[str, str]:
+    """The rows of the model card's table."""
     unet = folder.unet
-    own = held.class_name != "UNet2DConditionModel"
+    module = "diffusers" if target.stock else "unet/inflated_unet.py"
     rows = {
-        "U-Net": f"{held.class_name} ({'diffusers' if held.stock else 'unet/inflated_unet.py'}), {unet.in_channels} input channels",
+        "U-Net": f"{target.class_name} ({module}), {unet.in_channels} input channels",
         "temporal layers": ", ".join(unet.temporal) or "none",
         "prediction": folder.scheduler.get("prediction_type", "epsilon"),
         "weights": dtype,
@@ -75,40 +128,8 @@ def render_card(
         "licence of the base": facts.base_licence or UNKNOWN,
         "data": ", ".join(facts.data) or UNKNOWN,
         "licence of the data": facts.data_licence or UNKNOWN,
-        **{name: json.dumps(value) for name, value in facts.training.items() if value is not None},
     }
+    rows |= {name: json.dumps(value) for name, value in facts.training.items() if value is not None}
     if folder.sampling:
         rows["sampling defaults"] = json.dumps(folder.sampling)
-    head = [
-        "---",
-        "library_name: diffusers",
-        f"pipeline_tag: {'video-to-video' if own else 'image-to-image'}",
-        "tags: [ivid2vid_jax, instruction-editing]",
-        "---",
-    ]
-    table = [
-        "| what | value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows.items()),
-    ]
-    noted = ["", "Note:", "", *(f"- {warning}" for warning in warnings)] if warnings else []
-    use = ["", "```python", USE["pipeline" if own else "stock"], "```"]
-    back = [
-        "",
-        "`python -m ivid2vid_jax.convert import FOLDER NEW` brings it back to JAX, with what PyTorch has trained of it.",
-    ]
-    return "\n".join(
-        [
-            *head,
-            "",
-            f"# {folder.path.name}",
-            "",
-            "Exported by ivid2vid_jax.",
-            *use,
-            "",
-            *table,
-            *noted,
-            *back,
-            "",
-        ]
-    )
+    return rows

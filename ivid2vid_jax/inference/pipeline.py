@@ -1,4 +1,4 @@
-"""The editor: modules and parameters of a pipeline folder, and what is done with them.
+"""The editing pipeline: the models and parameters of a pipeline folder.
 
 pipe = ivid2vid_jax.load("RUN/pipeline")
 edited = pipe.edit("clip.mp4", "make it snow", seed=0)     # uint8 [T, H, W, 3]
@@ -17,9 +17,10 @@ import numpy as np
 
 from ivid2vid_jax.diffusion.denoiser import make_denoiser
 from ivid2vid_jax.diffusion.guidance import GuidanceBranch, guidance_branches
-from ivid2vid_jax.diffusion.samplers import SAMPLERS, SCHEDULER_CLASSES, make_sampler
+from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES, make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
+from ivid2vid_jax.inference.settings import EditSettings, ResolvedSettings
 from ivid2vid_jax.inference.vae_codec import VAECodec
 from ivid2vid_jax.models import CLIPTextModel
 from ivid2vid_jax.parallel import runtime
@@ -29,100 +30,20 @@ from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, load_params, open_pipeline_folder
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class EditSettings:
-    """How to sample. None means: the folder's own value (sampling.json), or else the one named here."""
-
-    steps: int | None = None  # sampler steps; 50
-    text_scale: float | None = None  # guidance towards the instruction; 7.5
-    video_scale: float | None = None  # guidance towards the source clip; 1.5
-    sampler: str | None = None  # ddim, euler_ancestral or dpm++; the folder's scheduler
-    size: int | None = (
-        None  # pixels of the longer side inside the model; the size it was trained at
-    )
-    frames: int | None = None  # frames of one window; the number it was trained at
-    seed: int = 0
-    shared_noise: float | None = (
-        None  # share of the noise that all frames have in common, 0 to 1; 0
-    )
-    negative: str = ""  # in the place of the empty instruction
-    eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
-    rescale: float = 0.0  # guidance rescale, 0 to 1
-    guide_from: float | None = None  # guidance acts on the steps from this share of them on, 0,
-    guide_to: float | None = (
-        None  # and before this one, 1; the others evaluate the conditioned branch alone, a third of the work
-    )
-
-    @classmethod
-    def from_args(cls, args: Any) -> "EditSettings":
-        """A command's arguments of the same names."""
-        return cls(
-            **{
-                field.name: getattr(args, field.name)
-                for field in dataclasses.fields(cls)
-                if hasattr(args, field.name)
-            }
-        )
-
-    def resolve(self, folder: PipelineFolder) -> "EditSettings":
-        """Every None filled in. Raises UserError that names a value out of its range."""
-        defaults = dict(
-            steps=50,
-            text_scale=7.5,
-            video_scale=1.5,
-            frames=folder.unet.num_frames,
-            shared_noise=0.0,
-            guide_from=0.0,
-            guide_to=1.0,
-        )
-        defaults["sampler"] = SCHEDULER_CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim")
-        defaults["size"] = (folder.unet.sample_size or 64) * folder.vae.downscale
-        defaults |= {k: v for k, v in folder.sampling.items() if k in defaults}
-        settings = dataclasses.replace(
-            self, **{k: v for k, v in defaults.items() if getattr(self, k) is None}
-        )
-        settings.check()
-        if settings.frames > folder.unet.max_frames:
-            raise UserError(
-                f"frames {settings.frames} must be at most {folder.unet.max_frames}, the places of this net's motion modules"
-            )
-        return settings
-
-    def check(self) -> None:
-        for name, low, high in (
-            ("steps", 1, 1000),
-            ("size", 1, 8192),
-            ("frames", 1, 1024),
-            ("seed", 0, 2**32 - 1),
-            ("eta", 0, 1),
-            ("rescale", 0, 1),
-            ("text_scale", 0, 1000),
-            ("video_scale", 0, 1000),
-            ("shared_noise", 0, 1),
-            ("guide_from", 0, 1),
-            ("guide_to", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and low <= value <= high):
-                raise UserError(f"{name} {value} must be between {low} and {high}")
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}"
-            )
-        if self.eta and self.sampler != "ddim":
-            raise UserError(f"eta {self.eta} is for the ddim sampler only, this is {self.sampler}")
-
-
 @dataclasses.dataclass
 class Pipeline:
-    """A loaded pipeline folder. Compiled programs are kept with it, so clips of equal shape never compile twice."""
+    """A loaded pipeline folder.
+
+    It caches its compiled programs, so clips of the same shape compile once.
+    """
 
     folder: PipelineFolder
-    params: dict[str, Any]
+    params: dict[str, Any]  # component -> parameter tree
     tokenizer: Any
     dtype: Any = jnp.float32
     attention_impl: str = "auto"
@@ -130,14 +51,17 @@ class Pipeline:
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the folder's scheduler."""
         return NoiseSchedule.from_json(self.folder.scheduler)
 
     @cached_property
     def vae_codec(self) -> VAECodec:
+        """The codec between frames and latents."""
         return VAECodec(self.folder.vae, self.dtype, self.devices)
 
     @cached_property
     def sampling_loop(self) -> SamplingLoop:
+        """The sampling loop around the U-Net."""
         return SamplingLoop(
             make_denoiser(self.folder.unet, self.attention_impl, dtype=self.dtype),
             self.schedule.prediction_type,
@@ -151,22 +75,23 @@ class Pipeline:
 
     @property
     def factor(self) -> int:
-        """Pixels that both sides must be a multiple of, inside the model."""
+        """Height and width of the frames inside the model are multiples of this."""
         return self.folder.vae.downscale * self.folder.unet.downscale
 
     def encode_text(self, texts: list[str]) -> jax.Array:
-        """[N, tokens, width] of the texts; says in the log which words were beyond the model's limit."""
-        limit = self.folder.text_encoder.max_position_embeddings
+        """Text embeddings [N, tokens, width]; a warning shows the words beyond the token limit."""
+        limit = self.folder.text_length
         for text in texts:
             ids = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
             if len(ids) > limit:
-                lost = self.tokenizer.decode(ids[limit - 1 : -1]).strip()
-                lost = lost if len(lost) < 60 else f"{lost[:40]} ... {lost[-15:]}"
+                dropped = self.tokenizer.decode(ids[limit - 1 : -1]).strip()
+                if len(dropped) >= 60:
+                    dropped = f"{dropped[:40]} ... {dropped[-15:]}"
                 log.warning(
                     "the text is %d tokens long and is cut at %d; what is not read: %r",
                     len(ids),
                     limit,
-                    lost,
+                    dropped,
                 )
         ids = self.tokenizer(
             texts, padding="max_length", max_length=limit, truncation=True, return_tensors="np"
@@ -175,25 +100,25 @@ class Pipeline:
             self.params["text_encoder"], self.devices.put(np.asarray(ids, np.int32))
         )
 
-    def guidance(self, instruction: str, settings: EditSettings) -> list[Guidance]:
-        """The branches of each step of an edit, on the device; see `diffusion/guidance.py`.
+    def guidance(self, instruction: str, settings: ResolvedSettings) -> list[Guidance]:
+        """The guidance branches of each sampler step, on the device; see `diffusion/guidance.py`.
 
-        Guidance in an interval of the steps alone: Kynkäänniemi et al. 2024, arXiv 2404.07724.
+        Guidance in an interval of the steps only: Kynkäänniemi et al. 2024, arXiv 2404.07724.
         """
-        plan = guidance_branches(settings.text_scale, settings.video_scale)
         null, text = self.encode_text([settings.negative, instruction])
 
-        def made(plan: list[GuidanceBranch]) -> Guidance:
+        def on_device(branches: list[GuidanceBranch]) -> Guidance:
             return Guidance(
-                text=jnp.stack([text if branch.text else null for branch in plan]),
-                video=jnp.asarray([float(branch.video) for branch in plan]),
-                weights=jnp.asarray([branch.weight for branch in plan]),
+                text=jnp.stack([text if branch.text else null for branch in branches]),
+                video=jnp.asarray([float(branch.video) for branch in branches]),
+                weights=jnp.asarray([branch.weight for branch in branches]),
                 rescale=jnp.asarray(settings.rescale, jnp.float32),
             )
 
-        guided, plain = made(plan), made(guidance_branches(1.0, 1.0))
+        guided = on_device(guidance_branches(settings.text_scale, settings.video_scale))
+        unguided = on_device(guidance_branches(1.0, 1.0))
         return [
-            guided if settings.guide_from <= i / settings.steps < settings.guide_to else plain
+            guided if settings.guide_from <= i / settings.steps < settings.guide_to else unguided
             for i in range(settings.steps)
         ]
 
@@ -201,67 +126,82 @@ class Pipeline:
         self,
         source: np.ndarray,
         instruction: str,
-        settings: EditSettings,
+        settings: ResolvedSettings,
         progress: Callable[[int, int], None] | None = None,
-        noise=None,
+        noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Edited latents [T, h, w, C], unscaled, from the source clip's [T, h, w, C] (posterior mode, unscaled).
+        """Samples the edited latents [T, h, w, C], unscaled.
 
-        settings: resolved. progress(done, total) is called after each evaluation of the net; noise: unit noise to start from.
+        Args:
+            source: latents of the source clip [T, h, w, C] (posterior mode, unscaled).
+            instruction: what to change.
+            settings: how to sample.
+            progress: progress(done, total) is called after each evaluation of the net.
+            noise: initial unit noise [T, h, w, C]; None draws it from the seed.
         """
         table = make_sampler(settings.sampler, self.schedule, settings.steps, settings.eta)
-        cut = windows.plan_windows(len(source), settings.frames)
-        total = settings.steps * len(cut)
-        ran = self.sampling_loop(
+        clip_windows = windows.plan_windows(len(source), settings.frames)
+        total = settings.steps * len(clip_windows)
+        outputs = self.sampling_loop(
             self.params["unet"],
             source,
             self.guidance(instruction, settings),
             table,
             settings.seed,
-            cut,
+            clip_windows,
             noise,
             settings.shared_noise,
         )
-        for done, latents in enumerate(ran):
+        for done, latents in enumerate(outputs):
             if latents is not None:
                 return latents / self.folder.vae.scaling_factor
             if progress:
                 progress(done + 1, total)
         raise AssertionError("the sampling loop ended without latents")
 
-    def generate(self, caption: str, count: int, settings: EditSettings) -> np.ndarray:
-        """Images of a caption by a text-to-image net (4 channels, no temporal layers), uint8 [count, size, size, 3]. settings: resolved."""
-        latent, unet = self.folder.vae, self.folder.unet
-        if unet.in_channels != latent.latent_channels or unet.temporal:
+    def generate(self, caption: str, count: int, settings: ResolvedSettings) -> np.ndarray:
+        """Generates images of a caption, uint8 [count, size, size, 3].
+
+        The U-Net must be a text-to-image net: 4 input channels, no temporal layers.
+        """
+        vae, unet = self.folder.vae, self.folder.unet
+        if unet.in_channels != vae.latent_channels or unet.temporal:
             raise UserError(
                 f"{self.folder.path}: this U-Net edits clips and draws no images from text alone"
             )
-        side = settings.size // latent.downscale
+        side = settings.size // vae.downscale
         noise = np.random.default_rng(settings.seed).standard_normal(
-            (count, side, side, latent.latent_channels), np.float32
+            (count, side, side, vae.latent_channels), np.float32
         )
         settings = dataclasses.replace(settings, video_scale=1.0, frames=count)
-        drawn = self.sample(noise[..., :0], caption, settings, noise=noise)
-        return np.stack(list(self.vae_codec.decode(self.params["vae"], drawn)))
+        latents = self.sample(noise[..., :0], caption, settings, noise=noise)
+        return np.stack(list(self.vae_codec.decode(self.params["vae"], latents)))
 
     def reconstruct(self, clip: np.ndarray) -> np.ndarray:
-        """A clip of the model's size through the autoencoder, uint8 [T, H, W, 3] both."""
+        """Encodes and decodes a clip of the model's size: uint8 [T, H, W, 3] -> the same."""
         params = self.params["vae"]
-        return np.stack(
-            list(self.vae_codec.decode(params, self.vae_codec.encode(params, iter(clip))))
-        )
+        latents = self.vae_codec.encode(params, iter(clip))
+        return np.stack(list(self.vae_codec.decode(params, latents)))
 
     def edit_frames(
         self,
         frames: Iterable[np.ndarray],
         instruction: str,
-        settings: EditSettings,
+        settings: ResolvedSettings,
         fit: ResizePlan,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Edited frames, one by one, from a stream of frames; pixels are held a chunk at a time, latents for the whole clip.
+        """Edits a stream of frames; returns an iterator over the edited frames.
 
-        frames: [H, W, 3] uint8 of the size `fit` was planned for; so are the results. Each frame is encoded once.
+        Memory holds the pixels of a chunk and the latents of the whole clip. Each frame is encoded
+        once.
+
+        Args:
+            frames: [H, W, 3] uint8 of the size that `fit` was planned for; so are the results.
+            instruction: what to change.
+            settings: how to sample.
+            fit: resizes frames to the model's size and back.
+            progress: progress(done, total) is called after each evaluation of the net.
         """
         self.check_editable(instruction)
         source = self.vae_codec.encode(self.params["vae"], (fit.apply(frame) for frame in frames))
@@ -269,7 +209,7 @@ class Pipeline:
         return (fit.restore(frame) for frame in self.vae_codec.decode(self.params["vae"], edited))
 
     def check_editable(self, instruction: str) -> None:
-        """UserError for an instruction that says nothing, or a net that takes no source clip."""
+        """UserError for an empty instruction or a net that takes no source clip."""
         check_instruction(instruction)
         self.check_editor()
 
@@ -278,7 +218,8 @@ class Pipeline:
         channels, needed = self.folder.unet.in_channels, 2 * self.folder.vae.latent_channels
         if channels != needed:
             raise UserError(
-                f"{self.folder.path}: this U-Net takes {channels} latent channels and no source clip; an editor takes {needed}. Train one from it"
+                f"{self.folder.path}: this U-Net takes {channels} latent channels and no source "
+                f"clip; an editor takes {needed}. Train one from it"
             )
 
     def edit(
@@ -290,31 +231,44 @@ class Pipeline:
     ) -> np.ndarray:
         """Edits a clip by an instruction.
 
-        video: a path, or uint8 [T, H, W, 3]. settings: fields of `EditSettings`. Returns uint8 [T, H, W, 3] of the same
-        size. Raises UserError for what cannot be read or sampled.
+        Args:
+            video: a path, or uint8 [T, H, W, 3].
+            instruction: what to change.
+            progress: progress(done, total) is called after each evaluation of the net.
+            **settings: fields of `EditSettings`.
+
+        Returns:
+            uint8 [T, H, W, 3] of the same size.
+
+        Raises:
+            UserError: the clip cannot be read, or the settings are out of range.
         """
-        unknown = settings.keys() - {field.name for field in dataclasses.fields(EditSettings)}
-        if unknown:
+        names = [field.name for field in dataclasses.fields(EditSettings)]
+        if unknown := settings.keys() - set(names):
             raise TypeError(
-                f"unknown settings {', '.join(sorted(unknown))}; EditSettings has {', '.join(f.name for f in dataclasses.fields(EditSettings))}"
+                f"unknown settings {', '.join(sorted(unknown))}; EditSettings has "
+                f"{', '.join(names)}"
             )
         resolved = EditSettings(**settings).resolve(self.folder)
-        if isinstance(video, str | Path):
-            from ivid2vid_jax.video.read import (
-                open_clip,  # here, so that arrays can be edited where PyAV is not installed
-            )
-
-            clip = open_clip(video)
-            size, frames = (clip.height, clip.width), (frame.pixels for frame in clip.frames())
-        else:
-            video = np.asarray(video)
-            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-                raise UserError(
-                    f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
-                )
-            size, frames = video.shape[1:3], video
+        size, frames = clip_frames(video)
         fit = ResizePlan.plan(size, resolved.size, self.factor)
         return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
+
+
+def clip_frames(video: str | Path | np.ndarray) -> tuple[tuple[int, int], Iterable[np.ndarray]]:
+    """(height, width) and the frames of a path or of an array uint8 [T, H, W, 3]."""
+    if isinstance(video, str | Path):
+        # imported here, so that arrays can be edited where PyAV is not installed
+        from ivid2vid_jax.video.read import open_clip
+
+        clip = open_clip(video)
+        return (clip.height, clip.width), (frame.pixels for frame in clip.frames())
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
+        raise UserError(
+            f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
+        )
+    return (video.shape[1], video.shape[2]), video
 
 
 def load(
@@ -324,42 +278,37 @@ def load(
     attention_impl: str = "auto",
     devices: int | None = None,
 ) -> Pipeline:
-    """Loads a pipeline folder, a training run's, an embedded one (None: shapes-edit), or a model of the Hugging Face hub ("owner/name").
+    """Loads a pipeline.
 
-    dtype: the arithmetic's type ("auto", "float32", "bfloat16"); parameters are held in it. variant: "fp16" picks those
-    files. devices: how many share an edit (None: all of this process). Raises UserError that names what is missing or does not fit.
+    Args:
+        model: a pipeline folder, a training run, an embedded model's name (None: shapes-edit), or
+            a model of the Hugging Face hub ("owner/name").
+        dtype: dtype of parameters and arithmetic: "auto", "float32" or "bfloat16".
+        variant: "fp16" loads the fp16 files.
+        attention_impl: attention implementation; see `models/attention.py`.
+        devices: number of devices that share an edit; None for all of this process.
+
+    Raises:
+        UserError: names what is missing or does not fit.
     """
     runtime.enable_compilation_cache()
-    compute, spread = runtime.compute_dtype(dtype), DeviceGroup(devices)
+    compute_dtype, device_group = runtime.compute_dtype(dtype), DeviceGroup(devices)
     folder = open_pipeline_folder(hub.resolve_model(model, variant))
     try:
         NoiseSchedule.from_json(folder.scheduler)
     except ValueError as error:
         raise UserError(f"{folder.path}: {error}") from error
-    if folder.scheduler.get("_class_name") not in SCHEDULER_CLASSES:
+    scheduler_class = folder.scheduler.get("_class_name")
+    if scheduler_class not in SCHEDULER_CLASSES:
         log.info(
-            "%s: its %s gives the noise schedule; ddim samples",
-            folder.path.name,
-            folder.scheduler.get("_class_name"),
+            "%s: its %s gives the noise schedule; ddim samples", folder.path.name, scheduler_class
         )
-    params = load_params(folder, compute, variant=variant)
+    params = load_params(folder, compute_dtype, variant=variant)
     return Pipeline(
         folder,
-        spread.put(params),
+        device_group.put(params),
         load_tokenizer(folder.tokenizer),
-        compute,
+        compute_dtype,
         attention_impl,
-        spread,
+        device_group,
     )
-
-
-def load_tokenizer(path: Path):
-    """Transformers' CLIPTokenizer from its folder; padding is the one that the folder's own files name."""
-    from transformers import CLIPTokenizer
-
-    if not (path / "vocab.json").is_file() and not (path / "tokenizer.json").is_file():
-        raise UserError(f"{path}: holds neither vocab.json nor tokenizer.json")
-    try:
-        return CLIPTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is not a CLIP tokenizer ({error})") from error

@@ -1,6 +1,6 @@
-"""The sampling loop: one clip at once, or a long clip through overlapping windows.
+"""The sampling loop: a clip in one window, or a long clip in overlapping windows.
 
-All a sampler knows of the net is `denoise(params, x_t, t, cond)` of `diffusion/denoiser.py`.
+The samplers use the net only through `denoise(params, x_t, t, cond)` of `diffusion/denoiser.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,48 +26,58 @@ from ivid2vid_jax.parallel.device_group import FRAMES_AXIS, WINDOWS_AXIS, Device
 
 
 class Guidance(NamedTuple):
-    """The branches of one edit: text [K, L, D], video [K] (1 keeps the source clip, 0 drops it), weights [K], rescale []."""
+    """The K guidance branches of one sampler step."""
 
-    text: jax.Array
-    video: jax.Array
-    weights: jax.Array
-    rescale: jax.Array
+    text: jax.Array  # text embeddings [K, L, D]
+    video: jax.Array  # [K]: 1 keeps the source clip, 0 drops it
+    weights: jax.Array  # [K]
+    rescale: jax.Array  # guidance rescale, scalar
 
 
 class NoiseSource(NamedTuple):
-    """Where a step's noise comes from: a key, and the share that all frames have in common; see `samplers.frame_noise`."""
+    """Where a step's noise comes from; see `samplers.frame_noise`."""
 
     key: jax.Array
-    shared: jax.Array | float = 0.0
+    shared: jax.Array | float = 0.0  # share of the variance that all frames have in common
 
 
 class SamplerState(NamedTuple):
-    """Latents and the previous step's clean prediction, both [T, h, w, C] float32."""
+    """What a sampler carries from step to step: arrays [T, h, w, C], float32.
 
-    x: jax.Array
-    x0: jax.Array
+    Typed as Any, since abstract values and shardings form the same tree.
+    """
+
+    x: Any  # noisy latents
+    x0: Any  # clean latents predicted at the previous step
+
+
+# A step's coefficients, noise and guidance branches.
+Step = tuple[SamplerStep, NoiseSource, Guidance]
 
 
 def guided_prediction(
     denoise: Callable, params: Any, x, source, step: SamplerStep, guidance: Guidance
 ):
-    """Guided predictions for windows of latents x and source [G, T, h, w, C]: all branches of all windows as one batch."""
+    """Guided predictions of G windows; all branches of all windows form one batch.
+
+    x, source: latents [G, T, h, w, C]. Returns [G, T, h, w, C], float32.
+    """
     G, K = x.shape[0], guidance.text.shape[0]
 
-    def of_branches(window):  # [G, ...] -> [G*K, ...]
+    def repeat_branches(window):  # [G, ...] -> [G*K, ...]
         return jnp.broadcast_to(window[:, None], (G, K, *window.shape[1:])).reshape(
             G * K, *window.shape[1:]
         )
 
-    kept = jnp.tile(guidance.video, G).reshape(G * K, 1, 1, 1, 1)
+    video_mask = jnp.tile(guidance.video, G).reshape(G * K, 1, 1, 1, 1)
     text = jnp.broadcast_to(guidance.text[None], (G, *guidance.text.shape)).reshape(
         G * K, *guidance.text.shape[1:]
     )
     predictions = denoise(
         params,
-        of_branches(x),
+        repeat_branches(x),
         jnp.broadcast_to(step.t, (G * K,)),
-        Condition(text, of_branches(source) * kept),
+        Condition(text, repeat_branches(source) * video_mask),
     )
     return jax.vmap(combine_branches, (0, None, None))(
         predictions.reshape(G, K, *predictions.shape[1:]), guidance.weights, guidance.rescale
@@ -82,10 +92,10 @@ def sampler_update(
     step: SamplerStep,
     prediction_type: str,
 ) -> SamplerState:
-    """One sampler step from a guided prediction; frames: int32 [T], the frames' numbers in the whole clip."""
+    """One sampler step from a guided prediction; frames: int32 [T], frame numbers in the clip."""
     x0 = predicted_x0(state.x, prediction, step, prediction_type)
-    fresh = frame_noise(noise.key, frames, state.x.shape[1:], noise.shared)
-    return SamplerState(update(state.x, x0, state.x0, fresh, step), x0)
+    step_noise = frame_noise(noise.key, frames, state.x.shape[1:], noise.shared)
+    return SamplerState(update(state.x, x0, state.x0, step_noise, step), x0)
 
 
 def full_clip_step(
@@ -99,26 +109,34 @@ def full_clip_step(
     step: SamplerStep,
     guidance: Guidance,
 ) -> SamplerState:
-    """One sampler step of a clip that is seen at once: its guided prediction, and the advance by it. source: [T, h, w, C]."""
+    """One sampler step of a clip in one window: guided prediction and update.
+
+    source: [T, h, w, C]; frames: int32 [T], frame numbers in the clip.
+    """
     prediction = guided_prediction(denoise, params, state.x[None], source[None], step, guidance)[0]
     return sampler_update(state, prediction, frames, noise, step, prediction_type)
 
 
-class SamplingLoop:
-    """Compiled steps around one `denoise`; they are kept, so equal shapes never compile twice. spread: the devices that share the work."""
+def initial_noise(noise: NoiseSource, frames, scale, source):
+    """Initial latents [T, h, w, C], shaped like `source`: unit noise times `scale`."""
+    return frame_noise(noise.key, frames, source.shape[1:], noise.shared) * scale
 
-    def __init__(self, denoise: Callable, prediction_type: str, spread: DeviceGroup | None = None):
-        self.spread = spread = spread or DeviceGroup(1)
-        self.guided = spread.jit(partial(guided_prediction, denoise), WINDOWS_AXIS)
-        self.advance = spread.jit(
+
+class SamplingLoop:
+    """Compiled sampler steps around one `denoise`; each shape compiles once.
+
+    devices: the devices that share the work; None for one.
+    """
+
+    def __init__(self, denoise: Callable, prediction_type: str, devices: DeviceGroup | None = None):
+        self.devices = devices or DeviceGroup(1)
+        jit = self.devices.jit
+        self.initial_noise = jit(initial_noise)
+        self.predict = jit(partial(guided_prediction, denoise), WINDOWS_AXIS)
+        self.update = jit(
             partial(sampler_update, prediction_type=prediction_type), donate_argnums=0
         )
-        self.start = spread.jit(
-            lambda noise, frames, scale, like: (
-                frame_noise(noise.key, frames, like.shape[1:], noise.shared) * scale
-            )
-        )
-        self.whole = spread.jit(partial(full_clip_step, denoise, prediction_type), donate_argnums=1)
+        self.full_step = jit(partial(full_clip_step, denoise, prediction_type), donate_argnums=1)
 
     def __call__(
         self,
@@ -131,92 +149,153 @@ class SamplingLoop:
         noise: np.ndarray | None = None,
         shared: float = 0.0,
     ) -> Iterator[np.ndarray | None]:
-        """Yields None after each window of each step, and the final latents [T, h, w, C] (float32, on the host) at the end.
+        """Yields None after each window of each step, and the final latents at the end.
 
-        source: latents of the source clip [T, h, w, C] on the host; C = 0 for a net that takes none, with noise given. guidance: that of each step.
-        windows: see `video/windows.py`; one window means one dispatch a step. noise: unit noise [T, h, w, C] to start from instead of the seed's.
-        shared: share of the seed's noise that all frames have in common.
+        The final latents are [T, h, w, C] float32 on the host.
+
+        Args:
+            params: the U-Net's parameters.
+            source: latents of the source clip [T, h, w, C] on the host. C = 0 for a net that takes
+                no source clip; `noise` is then required.
+            guidance: the branches of each step.
+            table: the sampler's coefficients.
+            seed: seed of all noise.
+            windows: see `video/windows.py`. With one window each step is one dispatch.
+            noise: initial unit noise [T, h, w, C]; None draws it from the seed.
+            shared: share of the seed's noise that all frames have in common, 0 to 1.
         """
         scale, shared = jax.device_put((np.float32(table.start), np.float32(shared)))
-        first, *later = (
+        first_noise, *step_noises = (
             NoiseSource(key, shared)
             for key in jax.random.split(jax.random.key(seed), len(table.steps.t) + 1)
         )
-        steps = list(zip(sampler_steps(table), later, guidance, strict=True))
-        run = self.sample_one_window if len(windows) == 1 else self.sample_windows
-        return run(params, np.asarray(source, np.float32), steps, first, scale, windows, noise)
+        steps = list(zip(sampler_steps(table), step_noises, guidance, strict=True))
+        sample = self.sample_one_window if len(windows) == 1 else self.sample_windows
+        source = np.asarray(source, np.float32)
+        return sample(params, source, steps, first_noise, scale, windows, noise)
 
-    def sample_one_window(self, params, source, steps, first, scale, windows, noise):
-        frames, source = self.spread.put(
+    def sample_one_window(
+        self,
+        params: Any,
+        source: np.ndarray,
+        steps: list[Step],
+        first_noise: NoiseSource,
+        scale: jax.Array,
+        windows: list[slice],
+        noise: np.ndarray | None,
+    ) -> Iterator[np.ndarray | None]:
+        """Samples a clip in one window; its latents stay on the device."""
+        frames, source = self.devices.put(
             (np.arange(len(source), dtype=np.int32), source), FRAMES_AXIS
         )
-        x = (
-            self.start(first, frames, scale, source)
-            if noise is None
-            else self.spread.put(noise * np.float32(scale), FRAMES_AXIS)
-        )
-        state = SamplerState(x, self.spread.put(np.zeros(x.shape, np.float32), FRAMES_AXIS))
-        for step, drawn, guidance in steps:
-            state = self.whole(params, state, source, frames, drawn, step, guidance)
+        if noise is None:
+            x = self.initial_noise(first_noise, frames, scale, source)
+        else:
+            x = self.devices.put(noise * np.float32(scale), FRAMES_AXIS)
+        state = SamplerState(x, self.devices.put(np.zeros(x.shape, np.float32), FRAMES_AXIS))
+        for step, step_noise, guidance in steps:
+            state = self.full_step(params, state, source, frames, step_noise, step, guidance)
             yield None
         yield jax.device_get(state.x)
 
-    def sample_windows(self, params, source, steps, first, scale, windows, noise):
-        """The clip stays on the host; each device sees one window at a time, so its memory does not grow with length.
+    def sample_windows(
+        self,
+        params: Any,
+        source: np.ndarray,
+        steps: list[Step],
+        first_noise: NoiseSource,
+        scale: jax.Array,
+        windows: list[slice],
+        noise: np.ndarray | None,
+    ) -> Iterator[np.ndarray | None]:
+        """Samples a long clip in overlapping windows.
 
-        Every step predicts each window and blends the predictions where windows overlap, then advances the whole clip
-        (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along time).
+        The clip stays on the host and each device holds one window, so device memory does not grow
+        with length. Every step predicts each window, blends the predictions where windows overlap
+        and then updates the whole clip (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113,
+        along time).
         """
-        put, numbers = self.spread.put, np.arange(len(source), dtype=np.int32)
+        frames = np.arange(len(source), dtype=np.int32)
         if noise is None:
             x = np.empty_like(source)
             for window in windows:
                 x[window] = jax.device_get(
-                    self.start(first, put(numbers[window]), scale, put(source[window]))
+                    self.initial_noise(
+                        first_noise,
+                        self.devices.put(frames[window]),
+                        scale,
+                        self.devices.put(source[window]),
+                    )
                 )
         else:
             x = noise * np.float32(scale)
         x0, weights = np.zeros_like(x), blend_weights(windows, len(source))
-        for step, drawn, guidance in steps:
+        for step, step_noise, guidance in steps:
             prediction = np.zeros_like(x)
-            for i in range(0, len(windows), self.spread.count):
-                group = windows[i : i + self.spread.count]
-                filled = group + group[-1:] * (self.spread.count - len(group))
-                found = jax.device_get(
-                    self.guided(
-                        params,
-                        *put(
-                            tuple(np.stack([clip[w] for w in filled]) for clip in (x, source)),
-                            WINDOWS_AXIS,
-                        ),
-                        step,
-                        guidance,
-                    )
-                )
-                for window, weight, part in zip(
-                    group, weights[i : i + len(group)], found[: len(group)], strict=True
-                ):
-                    prediction[window] += weight[:, None, None, None] * part
-                    yield None
-            after = SamplerState(np.empty_like(x), np.empty_like(x))
-            for window in windows:
-                state, part, frames = put(
-                    (SamplerState(x[window], x0[window]), prediction[window], numbers[window])
-                )
-                state = jax.device_get(self.advance(state, part, frames, drawn, step))
-                after.x[window], after.x0[window] = (
-                    state  # where windows overlap, they hold the same values
-                )
-            x, x0 = after
+            for window, weight, part in zip(
+                windows,
+                weights,
+                self.predict_windows(params, x, source, windows, step, guidance),
+                strict=True,
+            ):
+                prediction[window] += weight[:, None, None, None] * part
+                yield None
+            x, x0 = self.update_windows(x, x0, prediction, frames, windows, step_noise, step)
             runtime.trim_host_memory()
         yield x
 
+    def predict_windows(
+        self,
+        params: Any,
+        x: np.ndarray,
+        source: np.ndarray,
+        windows: list[slice],
+        step: SamplerStep,
+        guidance: Guidance,
+    ) -> Iterator[np.ndarray]:
+        """Yields the guided prediction of each window; each device computes one window at a time.
+
+        x, source: latents of the clip [T, h, w, C].
+        """
+        count = self.devices.count
+        for i in range(0, len(windows), count):
+            group = windows[i : i + count]
+            padded_group = group + group[-1:] * (count - len(group))
+            inputs = self.devices.put(
+                tuple(np.stack([clip[window] for window in padded_group]) for clip in (x, source)),
+                WINDOWS_AXIS,
+            )
+            predictions = jax.device_get(self.predict(params, *inputs, step, guidance))
+            yield from predictions[: len(group)]
+
+    def update_windows(
+        self,
+        x: np.ndarray,
+        x0: np.ndarray,
+        prediction: np.ndarray,
+        frames: np.ndarray,
+        windows: list[slice],
+        noise: NoiseSource,
+        step: SamplerStep,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Updates a clip's latents window by window; returns the new x and x0.
+
+        Windows agree where they overlap, since the update is frame by frame.
+        """
+        new_x, new_x0 = np.empty_like(x), np.empty_like(x)
+        for window in windows:
+            inputs = self.devices.put(
+                (SamplerState(x[window], x0[window]), prediction[window], frames[window])
+            )
+            new_x[window], new_x0[window] = jax.device_get(self.update(*inputs, noise, step))
+        return new_x, new_x0
+
 
 def blend_weights(windows: list[slice], length: int) -> list[np.ndarray]:
-    """For each window the weights [frames] of its predictions: a tent over the window, and the tents of a frame sum to 1."""
+    """The weights [frames] of each window's predictions: a tent; those of each frame sum to 1."""
     tents = [
         np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
-        for n in (w.stop - w.start for w in windows)
+        for n in (window.stop - window.start for window in windows)
     ]
     total = np.zeros(length, np.float32)
     for tent, window in zip(tents, windows, strict=True):

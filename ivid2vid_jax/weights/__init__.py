@@ -1,3 +1,4 @@
-"""Every checkpoint format there is: the name rule, safetensors, pipeline folders, inflation. The only place that knows
-PyTorch's names and layouts.
+"""Checkpoint formats: safetensors, PyTorch pickles, pipeline folders, inflation.
+
+The only package that knows PyTorch's parameter names and layouts.
 """

@@ -1,4 +1,4 @@
-"""Where `--model` points: a folder, a run, an embedded model, or one of the Hugging Face hub."""
+"""Resolves `--model`: a folder, a training run, an embedded model or a Hugging Face hub id."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ from ivid2vid_jax import assets
 from ivid2vid_jax.utils import storage
 from ivid2vid_jax.utils.errors import UserError
 
-FILES = [
+# Files that are downloaded from the hub.
+HUB_PATTERNS = [
     "model_index.json",
     "sampling.json",
     "*/*.json",
@@ -15,29 +16,36 @@ FILES = [
     "unet/*.safetensors",
     "vae/*.safetensors",
     "text_encoder/*.safetensors",
+    # a CLIP model:
     "config.json",
     "preprocessor_config.json",
     "tokenizer*.json",
     "vocab.json",
     "merges.txt",
-    "model.safetensors",  # a CLIP's
+    "model.safetensors",
 ]
 
 
 def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
-    """The folder that `model` names: itself, RUN/pipeline of a training run, an embedded model's (None: shapes-edit), or a hub id
-    "owner/name", which is fetched into the hub's cache (or found there without a network); a bucket's folder (gs://...) likewise.
+    """Finds the folder of a model, downloading it if needed.
 
-    Raises UserError where there is no such folder and no such model on the hub.
+    Args:
+        model: a model folder; a training run (its RUN/pipeline); an embedded model's name (None:
+            shapes-edit); a bucket's folder (gs://...), or a hub id "owner/name". The last two are
+            downloaded into a cache.
+        variant: "fp16" also downloads the fp16 files.
+
+    Raises:
+        UserError: there is no such folder, and no such model on the hub.
     """
     model = assets.DEFAULT if model is None else model
     if storage.is_remote(model):
-        model = storage.fetch_folder(model)
+        model = storage.fetch_folder(str(model))
     path = Path(model).expanduser()
-    if any(
-        (path / "pipeline" / name).is_file() for name in ("model_index.json", "config.json")
-    ):  # a pipeline's, a CLIP's
-        return path / "pipeline"
+    pipeline = path / "pipeline"
+    # model_index.json: a run that trained an editor; config.json: one that trained a CLIP model
+    if any((pipeline / name).is_file() for name in ("model_index.json", "config.json")):
+        return pipeline
     if path.exists():
         return path
     if str(model) in assets.MODELS:
@@ -46,28 +54,29 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
         raise UserError(
             f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}"
         )
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    return download_from_hub(str(model), variant)
 
-    skipped = [] if variant else ["*.fp16.*", "*.non_ema.*"]
+
+def download_from_hub(repo_id: str, variant: str | None = None) -> Path:
+    """Downloads a model into the hub's cache, or finds it there without a network."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    ignored = [] if variant else ["*.fp16.*", "*.non_ema.*"]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(model), allow_patterns=FILES, ignore_patterns=skipped
-            )
+        folder = huggingface_hub.snapshot_download(
+            repo_id, allow_patterns=HUB_PATTERNS, ignore_patterns=ignored
         )
     except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
         OSError,
         ValueError,
     ) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{model}: no such folder here, and it could not be had from the Hugging Face hub ({reason})"
+            f"{repo_id}: no such folder, and the download from the Hugging Face hub failed "
+            f"({reason})"
         ) from error
+    return Path(folder)

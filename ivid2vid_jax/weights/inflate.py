@@ -13,44 +13,63 @@ from ivid2vid_jax.weights.torch_keys import torch_key
 
 
 def inflate_params(params: Any, source: UNetConfig, target: UNetConfig, seed: int) -> Any:
-    """The parameters of `source`, made to fit `target`: fresh temporal layers, and conv_in widened from 4 to 8 channels.
+    """Adds temporal layers to the parameters of `source` and widens conv_in, to fit `target`.
 
-    Fresh temporal layers end in a zero projection, so the result computes what `params` computed, frame by frame. The new
-    input channels (the source clip's) are zero and the bias is copied. Fresh leaves are float32, the others keep their type.
-    Raises ValueError where the two nets differ in anything but temporal layers and input channels.
+    New temporal layers end in a zero projection and new input channels (those of the source clip)
+    are zero, so the result computes what `params` computed, frame by frame. The bias of conv_in is
+    copied. New leaves are float32; the others keep their dtype.
+
+    Args:
+        params: parameter tree of `source`.
+        source: config of `params`.
+        target: config of the result.
+        seed: seed of the new leaves.
+
+    Raises:
+        ValueError: the nets differ in more than temporal layers and input channels.
     """
     flat = flax.traverse_util.flatten_dict(params)
-    abstract = flax.traverse_util.flatten_dict(unet_param_shapes(target))
-    new = [path for path in abstract if path not in flat and is_temporal_key(torch_key(path))]
-    stray = sorted(map(torch_key, (abstract.keys() - set(new)) ^ flat.keys()))
-    if stray:
+    target_shapes = flax.traverse_util.flatten_dict(unet_param_shapes(target))
+    new_paths = [
+        path for path in target_shapes if path not in flat and is_temporal_key(torch_key(path))
+    ]
+    mismatched = sorted(map(torch_key, (target_shapes.keys() - set(new_paths)) ^ flat.keys()))
+    if mismatched:
         raise ValueError(
-            f"the target net differs from the stored one in more than temporal layers: {', '.join(stray[:8])}"
+            "the target net differs from the stored one in more than temporal layers: "
+            + ", ".join(mismatched[:8])
+        )
+    extra_channels = target.in_channels - source.in_channels
+    if extra_channels < 0:
+        raise ValueError(
+            f"the stored net takes {source.in_channels} channels and cannot be narrowed to "
+            f"{target.in_channels}"
         )
 
-    made = (
-        random_init.init_params(lambda key: init_unet_params(target, key), seed, new) if new else {}
-    )
-    out = {path: jnp.asarray(made[path]) if path in made else flat[path] for path in abstract}
-    kernel = out[("conv_in", "kernel")]
-    extra = target.in_channels - source.in_channels
-    if extra < 0:
-        raise ValueError(
-            f"the stored net takes {source.in_channels} channels and cannot be narrowed to {target.in_channels}"
+    new_leaves = {}
+    if new_paths:
+        new_leaves = random_init.init_params(
+            lambda key: init_unet_params(target, key), seed, new_paths
         )
-    out[("conv_in", "kernel")] = jnp.pad(kernel, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    return flax.traverse_util.unflatten_dict(out)
+    inflated = {
+        path: jnp.asarray(new_leaves[path]) if path in new_leaves else flat[path]
+        for path in target_shapes
+    }
+    inflated["conv_in", "kernel"] = jnp.pad(
+        inflated["conv_in", "kernel"], ((0, 0), (0, 0), (0, extra_channels), (0, 0))
+    )
+    return flax.traverse_util.unflatten_dict(inflated)
 
 
 def unet_param_shapes(config: UNetConfig) -> Any:
-    """The parameter tree of the net as jax.ShapeDtypeStruct leaves (float32); nothing is computed."""
+    """The U-Net's parameter tree as jax.ShapeDtypeStruct leaves (float32); computes nothing."""
     return jax.eval_shape(lambda key: init_unet_params(config, key), jax.random.key(0))
 
 
 def init_unet_params(config: UNetConfig, key: jax.Array) -> Any:
-    """All parameters of the net, drawn afresh."""
+    """Initialises all parameters of the U-Net by Flax."""
     side = config.downscale
-    x = jnp.zeros((1, 1, side, side, config.in_channels))
-    return InflatedUNet3D(config).init(
-        key, x, jnp.zeros((1,)), jnp.zeros((1, 1, config.cross_attention_dim))
-    )["params"]
+    latents = jnp.zeros((1, 1, side, side, config.in_channels))
+    timesteps = jnp.zeros((1,))
+    text = jnp.zeros((1, 1, config.cross_attention_dim))
+    return InflatedUNet3D(config).init(key, latents, timesteps, text)["params"]

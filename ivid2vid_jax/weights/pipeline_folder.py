@@ -1,4 +1,7 @@
-"""Pipeline folders in diffusers' layout: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/."""
+"""Pipeline folders in diffusers' layout, and CLIP folders in transformers' layout.
+
+A pipeline folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
+"""
 
 import dataclasses
 import hashlib
@@ -29,7 +32,11 @@ from ivid2vid_jax.weights.inflate import init_unet_params
 
 log = logging.getLogger(__name__)
 
-CONFIGS = {"unet": UNetConfig, "vae": AutoencoderConfig, "text_encoder": CLIPTextConfig}
+CONFIGS: dict[str, type[UNetConfig] | type[AutoencoderConfig] | type[CLIPTextConfig]] = {
+    "unet": UNetConfig,
+    "vae": AutoencoderConfig,
+    "text_encoder": CLIPTextConfig,
+}
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -42,44 +49,42 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 @dataclasses.dataclass
 class PipelineFolder:
-    """What a pipeline folder holds, parameters apart.
-
-    scheduler: the content of scheduler_config.json. sampling: the content of sampling.json, {} where there is none. left_out: the U-Net's keys, by
-    PyTorch's names, that its files hold and nobody reads; None for none.
-    """
+    """A pipeline folder's configs; its weights stay on disk (`load_params` reads them)."""
 
     path: Path
     unet: UNetConfig
     vae: AutoencoderConfig
     text_encoder: CLIPTextConfig
-    scheduler: dict
-    sampling: dict
+    scheduler: dict  # content of scheduler_config.json
+    sampling: dict  # content of sampling.json, {} if there is none
+    # whether a PyTorch key of the U-Net's files is skipped; None: no key is
     is_excluded: Callable[[str], bool] | None = None
 
     @property
     def models(self) -> dict[str, Any]:
-        """Component -> config of what has weights."""
+        """Config of each component that has weights."""
         return {name: getattr(self, name) for name in CONFIGS}
 
     def component_dir(self, component: str) -> Path:
-        """Where a component's files lie."""
+        """The folder of a component's files."""
         return self.path / component
 
     def skip(self, component: str) -> Callable[[str], bool] | None:
-        """The component's keys that are not read, as `components.load` takes them."""
+        """The argument `skip` of `components.load_component` for a component."""
         return self.is_excluded if component == "unet" else None
 
     @property
     def tokenizer(self) -> Path:
+        """The folder of the tokenizer's files."""
         return self.path / "tokenizer"
 
     @property
     def text_length(self) -> int:
-        """Tokens of a text."""
+        """Tokens of a text, after padding."""
         return self.text_encoder.max_position_embeddings
 
     def fingerprint(self, parts: tuple[str, ...] = tuple(CONFIGS)) -> dict[str, str]:
-        """sha256 of each weight file of the parts."""
+        """SHA-256 of each weight file of the components `parts`."""
         return {
             f"{name}/{file.name}": file_sha256(file)
             for name in parts
@@ -89,7 +94,7 @@ class PipelineFolder:
     def write(
         self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int
     ) -> None:
-        """Everything that makes up the folder, into an empty one."""
+        """Writes the whole pipeline folder into an empty folder."""
         for name, config in self.models.items():
             components.save_component(
                 name, path / name, params[name], dtype, variant, max_shard_bytes
@@ -105,32 +110,32 @@ class PipelineFolder:
 
 @dataclasses.dataclass
 class ClipFolder:
-    """A CLIP model in transformers' layout: weights, configs and the tokenizer's files side by side.
-
-    preprocessor: the content of preprocessor_config.json: image_mean, image_std, size, ...
-    """
+    """A CLIP model in transformers' layout: weights, configs and tokenizer files in one folder."""
 
     path: Path
     clip: CLIPConfig
-    preprocessor: dict
+    preprocessor: dict  # content of preprocessor_config.json: image_mean, image_std, size, ...
     tokenizer: Path
 
     @property
     def models(self) -> dict[str, Any]:
+        """Config of the only component."""
         return {"clip": self.clip}
 
     def component_dir(self, component: str) -> Path:
+        """The folder of the weights."""
         return self.path
 
     def skip(self, component: str) -> None:
-        """Nothing is left out."""
+        """No key is skipped; see `PipelineFolder.skip`."""
 
     @property
     def text_length(self) -> int:
+        """Tokens of a text, after padding."""
         return self.clip.text.max_position_embeddings
 
     def fingerprint(self) -> dict[str, str]:
-        """sha256 of each weight file."""
+        """SHA-256 of each weight file."""
         return {
             file.name: file_sha256(file)
             for file in safetensors_io.find_files(self.path, components.STEMS["clip"])
@@ -139,6 +144,7 @@ class ClipFolder:
     def write(
         self, path: Path, params: dict[str, Any], dtype, variant: str | None, max_shard_bytes: int
     ) -> None:
+        """Writes the whole CLIP folder into an empty folder."""
         components.save_component("clip", path, params["clip"], dtype, variant, max_shard_bytes)
         write_json(path / "config.json", self.clip.to_json())
         write_json(path / "preprocessor_config.json", self.preprocessor)
@@ -147,22 +153,24 @@ class ClipFolder:
                 shutil.copy(self.tokenizer / name, path / name)
 
 
-def file_sha256(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_clip_folder(path: str | os.PathLike) -> ClipFolder:
-    """Reads the configs of a CLIP folder. Raises UserError that names what is missing or not understood."""
+    """Reads the configs of a CLIP folder; UserError names what is missing or not understood."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder")
+    config = read_json(path / "config.json")
+    if config.get("model_type") != "clip":
+        raise UserError(
+            f"{path}: is a {config.get('model_type', 'folder without model_type')}, "
+            "not a CLIP model"
+        )
     try:
-        config = read_json(path / "config.json")
-        if config.get("model_type") != "clip":
-            raise UserError(
-                f"{path}: is a {config.get('model_type', 'folder without model_type')}, not a CLIP model"
-            )
         clip = CLIPConfig.from_json(config)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path / 'config.json'}: {error}") from error
@@ -170,8 +178,9 @@ def open_clip_folder(path: str | os.PathLike) -> ClipFolder:
 
 
 def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
-    """Reads the configs of a pipeline folder. Components that are no models here (safety_checker, ...) are skipped by name.
+    """Reads the configs of a pipeline folder.
 
+    Components that this package does not use (safety_checker, ...) are skipped and logged.
     Raises UserError that names the part that is missing or not understood.
     """
     path = Path(path)
@@ -179,51 +188,54 @@ def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
         raise UserError(f"{path}: no such model folder")
     if not (path / "model_index.json").is_file():
         raise UserError(
-            f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder above unet/ and vae/"
+            f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder "
+            "above unet/ and vae/"
         )
     index = read_json(path / "model_index.json")
     for name, value in index.items():
         if not name.startswith("_") and name not in PARTS and isinstance(value, list) and value[0]:
-            log.info("%s: %s is not needed and left unread", path.name, name)
-    configs = {}
-    for name, cls in CONFIGS.items():
-        file = path / name / "config.json"
-        try:
-            configs[name] = cls.from_json(read_json(file))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise (
-                error if isinstance(error, UserError) else UserError(f"{file}: {error}")
-            ) from error
+            log.info("%s: %s is not needed and is skipped", path.name, name)
+    configs: dict[str, Any] = {
+        name: read_config(cls, path / name / "config.json") for name, cls in CONFIGS.items()
+    }
     unet, text = configs["unet"], configs["text_encoder"]
     if unet.cross_attention_dim != text.hidden_size:
         raise UserError(
-            f"{path}: the U-Net wants text of width {unet.cross_attention_dim}, the text encoder gives {text.hidden_size}"
+            f"{path}: the U-Net expects text of width {unet.cross_attention_dim}, the text encoder "
+            f"gives {text.hidden_size}"
         )
     sampling = path / "sampling.json"
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     return PipelineFolder(
         path,
         **configs,
-        scheduler=scheduler,
+        scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         sampling=read_json(sampling) if sampling.is_file() else {},
     )
 
 
+def read_config(cls: Any, file: Path) -> Any:
+    """Reads a component's config.json; UserError names what is not understood."""
+    try:
+        return cls.from_json(read_json(file))
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
 def param_initializer(component: str, config: Any) -> Callable[[jax.Array], Any]:
-    """Key -> a component's fresh parameters."""
+    """The function key -> initial parameters of a component."""
     if component == "unet":
         return lambda key: init_unet_params(config, key)
     if component == "vae":
         side = config.downscale * 2
-        return lambda key: AutoencoderKL(config).init(
-            key, jnp.zeros((1, side, side, config.in_channels))
-        )["params"]
+        shape = (1, side, side, config.in_channels)
+        return lambda key: AutoencoderKL(config).init(key, jnp.zeros(shape))["params"]
     ids = jnp.zeros((1, 1), jnp.int32)
     if component == "clip":
         side = config.vision.image_size
-        return lambda key: CLIPModel(config).init(
-            key, jnp.zeros((1, side, side, config.vision.num_channels)), ids
-        )["params"]
+        shape = (1, side, side, config.vision.num_channels)
+        return lambda key: CLIPModel(config).init(key, jnp.zeros(shape), ids)["params"]
     return lambda key: CLIPTextModel(config).init(key, ids)["params"]
 
 
@@ -238,7 +250,11 @@ def load_params(
     shardings: dict | None = None,
     variant: str | None = None,
 ) -> dict[str, Any]:
-    """The parameters of a folder's models: {"unet": tree, "vae": tree, "text_encoder": tree}, or {"clip": tree}; see `components.load`."""
+    """Loads the parameters of a folder's models: component -> tree.
+
+    Components are unet, vae and text_encoder, or clip. Arguments: see
+    `components.load_component`; shardings: component -> shardings.
+    """
     return {
         name: components.load_component(
             name,
@@ -255,7 +271,7 @@ def load_params(
 def stored_params(
     folder: PipelineFolder | ClipFolder, variant: str | None = None
 ) -> dict[str, Any]:
-    """The parameters as `load_params` gives them, each leaf still on disk until it is asked for."""
+    """The parameters as `load_params` returns them, each leaf on disk until it is read."""
     return {
         name: components.open_component(
             name, folder.component_dir(name), param_shapes(name, config), variant
@@ -270,14 +286,26 @@ def save_folder(
     params: dict[str, Any],
     dtype=None,
     variant: str | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = components.MAX_SHARD_BYTES,
     replace: bool = False,
     finish: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Writes a pipeline or CLIP folder: aside first, then renamed, so that a folder is whole or absent.
+    """Writes a pipeline or CLIP folder under a temporary name, then renames it.
 
-    The tokenizer's files are copied from `folder.tokenizer`; finish: adds to what was written aside. Raises UserError where `path` exists
-    already, unless `replace`.
+    The tokenizer's files are copied from `folder.tokenizer`.
+
+    Args:
+        path: the new folder.
+        folder: configs.
+        params: component -> parameter tree.
+        dtype: casts floating leaves; None keeps each.
+        variant: "fp16" or None, part of the file names.
+        max_shard_bytes: above this size a component's weights are split into shards.
+        replace: whether to replace an existing folder.
+        finish: called with the temporary folder before it is renamed, to add files.
+
+    Raises:
+        UserError: `path` exists and `replace` is not set.
     """
     path = Path(path)
     if path.exists() and not replace:
@@ -290,7 +318,10 @@ def save_folder(
 
 
 def model_index(folder: PipelineFolder) -> dict:
-    """model_index.json: our pipeline's name, or the stock one that reads the folder as it is."""
+    """The content of model_index.json.
+
+    Its pipeline class is diffusers' own where that reads the folder as it is, else ours.
+    """
     unet = folder.unet.to_json()["_class_name"]
     stock = {4: "StableDiffusionPipeline", 8: "StableDiffusionInstructPix2PixPipeline"}
     name = stock.get(folder.unet.in_channels) if unet == "UNet2DConditionModel" else None

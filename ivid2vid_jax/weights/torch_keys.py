@@ -1,7 +1,8 @@
-"""The name rule: Flax path <-> PyTorch key, and the layout of each leaf.
+"""The name rule between Flax paths and PyTorch keys, and the layout of each leaf.
 
-"Join the names, map the leaf": ("down_blocks.0", "resnets.1", "norm1", "scale") <-> "down_blocks.0.resnets.1.norm1.weight".
-Kernels are transposed by their rank; nothing else changes, so both directions are exact.
+Join the names by dots and map the leaf's name:
+("down_blocks.0", "resnets.1", "norm1", "scale") <-> "down_blocks.0.resnets.1.norm1.weight".
+Kernels are transposed by their rank. Nothing else changes, so both directions are exact.
 """
 
 import numpy as np
@@ -24,26 +25,20 @@ def torch_key(path: tuple[str, ...]) -> str:
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The PyTorch shape of a leaf, from its Flax shape."""
-    return (
-        tuple(shape[axis] for axis in TO_TORCH[len(shape)])
-        if path[-1] == "kernel"
-        else tuple(shape)
-    )
+    if path[-1] != "kernel":
+        return tuple(shape)
+    return tuple(shape[axis] for axis in TO_TORCH[len(shape)])
 
 
 def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """A leaf in PyTorch's layout (contiguous)."""
-    return (
-        np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim]))
-        if path[-1] == "kernel"
-        else np.asarray(array)
-    )
+    if path[-1] != "kernel":
+        return np.asarray(array)
+    return np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim]))
 
 
 def from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """A leaf in Flax's layout (contiguous); the inverse of `to_torch`."""
-    return (
-        np.ascontiguousarray(array.transpose(np.argsort(TO_TORCH[array.ndim])))
-        if path[-1] == "kernel"
-        else array
-    )
+    if path[-1] != "kernel":
+        return array
+    return np.ascontiguousarray(array.transpose(np.argsort(TO_TORCH[array.ndim])))

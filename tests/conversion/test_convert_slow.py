@@ -1,4 +1,4 @@
-"""Conversion at Stable Diffusion 1.5's size: memory and time, and the whole edit in PyTorch; and the way through training."""
+"""Conversion at Stable Diffusion 1.5's size: memory, time and an edit in PyTorch; and training."""
 
 import dataclasses
 import json
@@ -24,125 +24,113 @@ from ivid2vid_jax.weights.pipeline_folder import (
     param_shapes,
     save_folder,
 )
-from tests.conversion.test_exporter import (
-    INSTRUCTION,
-    KINDS,
-    assert_the_same_edit,
-    fresh_edits,
-    jax_edit,
-)
-from tests.conversion.test_importer import adapter, assert_same, imported, state
+from tests.conversion.checkpoints import assert_equal_params, import_to, motion_adapter, state_dict
+from tests.conversion.edits import INSTRUCTION, NETS, assert_same_edit, jax_edit, torch_edits
 from tests.support import factory
 from tests.support.foreign import animatediff
 from tests.support.memory import PEAK
-from tests.support.tiny_run import tiny as config_of
+from tests.support.tiny_run import tiny as tiny_config
 
 pytestmark = pytest.mark.slow
 
 
 def test_import_train_export_import(tmp_path):
-    """Two steps from motion modules of AnimateDiff, out to PyTorch, and back: the run's averaged weights, to the bit."""
+    """AnimateDiff's modules, two training steps, PyTorch and back: the EMA, bit for bit."""
     base = factory.save(tmp_path / "base", factory.tiny())
-    torch.save(animatediff(state(adapter())), tmp_path / "mm.ckpt")
-    imported(tmp_path / "mm.ckpt", tmp_path / "start", base, motion_group_norm="clip")
-    config = config_of(
+    torch.save(animatediff(state_dict(motion_adapter())), tmp_path / "mm.ckpt")
+    start = tmp_path / "start"
+    import_to(tmp_path / "mm.ckpt", start, base, motion_group_norm="clip")
+    config = tiny_config(
         tmp_path / "run",
-        model=str(tmp_path / "start"),
+        model=str(start),
         net__temporal=None,
         steps=2,
         optim__warmup=0,
         checkpoint__pipeline=True,
     )
     run = train(config)
-    held, _ = exporter.export_folder(run / "pipeline", tmp_path / "out")
-    assert held.class_name == "UNetMotionModel"
-    net = UNetMotionModel.from_pretrained(tmp_path / "out" / "unet")
-    _, _, params = imported(tmp_path / "out", tmp_path / "back")
-    assert_same(params["unet"], state(net))
-    trained = load_params(open_pipeline_folder(run / "pipeline"))
-    assert_same(trained["unet"], state(net))
-    moved = components.load_component(
-        "unet",
-        tmp_path / "start" / "unet",
-        param_shapes("unet", open_pipeline_folder(tmp_path / "start").unet),
+    target, _ = exporter.export_folder(run / "pipeline", tmp_path / "exported")
+    assert target.class_name == "UNetMotionModel"
+    net = UNetMotionModel.from_pretrained(tmp_path / "exported" / "unet")
+    _, _, params = import_to(tmp_path / "exported", tmp_path / "imported")
+    assert_equal_params(params["unet"], state_dict(net))
+    trained = load_params(open_pipeline_folder(run / "pipeline"))["unet"]
+    assert_equal_params(trained, state_dict(net))
+    initial = load_params(open_pipeline_folder(start))["unet"]
+    trained, initial = (tree["down_blocks.0"]["motion_modules.0"] for tree in (trained, initial))
+    assert not np.array_equal(trained["proj_in"]["kernel"], initial["proj_in"]["kernel"])
+    np.testing.assert_array_equal(
+        *(tree["transformer_blocks.0"]["pos_embed"]["pe"] for tree in (trained, initial))
     )
-    block = "motion_modules.0"
-    assert not np.array_equal(
-        trained["unet"]["down_blocks.0"][block]["proj_in"]["kernel"],
-        moved["down_blocks.0"][block]["proj_in"]["kernel"],
-    )
-    table = lambda tree: tree["down_blocks.0"][block]["transformer_blocks.0"]["pos_embed"]["pe"]  # noqa: E731
-    np.testing.assert_array_equal(table(trained["unet"]), table(moved))
 
 
+# Prints the peak memory (bytes) and the seconds of an export or import.
 CONVERT = f"""
 import sys, time, jax
-from ivid2vid_jax.conversion import exporting, foreign, importing
+from ivid2vid_jax.conversion import exporter, foreign_formats, importer
 from pathlib import Path
 jax.devices()
 {PEAK}
-began = time.time()
-if sys.argv[1] == "export":
-    exporting.export(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+command, source, output, dtype = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+start = time.time()
+if command == "export":
+    exporter.export_folder(source, output, dtype)
 else:
-    importing.convert(foreign.recognise(Path(sys.argv[2])), None, Path(sys.argv[3]), importing.Options(dtype=sys.argv[4]))
-print(peak - base, time.time() - began)
+    checkpoint = foreign_formats.open_checkpoint(source)
+    importer.import_checkpoint(checkpoint, None, output, importer.ImportOptions(dtype=dtype))
+print(peak - base, time.time() - start)
 """
 
 
-def hollow(path):
-    """A folder of Stable Diffusion 1.5's size with temporal layers, its values zeros that take no room on disk."""
+def write_sparse_folder(path):
+    """Writes a folder of Stable Diffusion 1.5's size with temporal layers; returns its bytes.
+
+    Its values are zeros in sparse files, which take no space on disk.
+    """
     unet = UNetConfig(in_channels=8, temporal=("conv", "attention"))
     configs = {"unet": unet, "vae": AutoencoderConfig(), "text_encoder": CLIPTextConfig()}
-    size = 0
+    total_size = 0
     for name, config in configs.items():
-        leaves = flax.traverse_util.flatten_dict(param_shapes(name, config))
         header, offset = {}, 0
-        for leaf, shape in leaves.items():
-            end = offset + 4 * int(np.prod(shape.shape))
+        for leaf, value in flax.traverse_util.flatten_dict(param_shapes(name, config)).items():
+            end = offset + 4 * int(np.prod(value.shape))
             header[torch_keys.torch_key(leaf)] = {
                 "dtype": "F32",
-                "shape": torch_keys.torch_shape(leaf, shape.shape),
+                "shape": torch_keys.torch_shape(leaf, value.shape),
                 "data_offsets": [offset, end],
             }
             offset = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+        header_bytes = json.dumps(header).encode()
+        header_bytes += b" " * (-len(header_bytes) % 8)
         (path / name).mkdir(parents=True)
-        with open(path / name / f"{components.STEMS[name]}.safetensors", "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + offset)
+        with (path / name / f"{components.STEMS[name]}.safetensors").open("wb") as file:
+            file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+            file.truncate(8 + len(header_bytes) + offset)
         write_json(path / name / "config.json", config.to_json())
-        size += offset
+        total_size += offset
     factory.write_tokenizer(path / "tokenizer")
     factory.ddim().save_pretrained(path / "scheduler")
     write_json(path / "model_index.json", {"_class_name": "InstructVid2VidPipeline"})
-    return size
+    return total_size
 
 
-@pytest.mark.parametrize("way", ["export", "import"])
-def test_time_and_memory_at_real_size(tmp_path, way):
-    size = hollow(tmp_path / "sd15")
-    words = [
-        sys.executable,
-        "-c",
-        CONVERT,
-        way,
-        str(tmp_path / "sd15"),
-        str(tmp_path / "out"),
-        "float16",
-    ]
-    peak, seconds = map(
-        float, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_time_and_memory_at_real_size(tmp_path, command):
+    size = write_sparse_folder(tmp_path / "sd15")
+    words = [command, str(tmp_path / "sd15"), str(tmp_path / "out"), "float16"]
+    process = subprocess.run(
+        [sys.executable, "-c", CONVERT, *words], capture_output=True, text=True, check=True
     )
+    peak, seconds = map(float, process.stdout.split())
     print(
-        f"{way}: {size / 1e9:.2f} GB read and half of it written in {seconds:.0f} s, peak {peak / 1e9:.2f} GB, {peak / size:.3f} x the size"
+        f"{command}: read {size / 1e9:.2f} GB and wrote half of it in {seconds:.0f} s; peak "
+        f"{peak / 1e9:.2f} GB, {peak / size:.3f} x the size"
     )
     assert size > 4e9 and peak < 1.3 * size
 
 
 @pytest.mark.parametrize("name", ["motion", "3D on SD 1"])
-def test_a_whole_edit_at_real_size(tmp_path, name):
+def test_edit_at_real_size(tmp_path, name):
     """256x256 pixels, 2 frames, 20 steps, three branches."""
     parts = dict(
         unet=factory.unet(factory.UNET_SD15 | dict(in_channels=8)),
@@ -150,33 +138,28 @@ def test_a_whole_edit_at_real_size(tmp_path, name):
         text_encoder=factory.text_encoder(factory.TEXT_SD15),
     )
     base = factory.save(tmp_path / "base", parts | dict(scheduler=factory.ddim()))
-    folder, params = open_pipeline_folder(base), load_params(open_pipeline_folder(base))
-    unet = dataclasses.replace(
-        folder.unet, **{key: tuple(value) for key, value in KINDS[name][0].items()}
-    )
-    params["unet"] = inflate_params(params["unet"], folder.unet, unet, 0)
-    awake = factory.noisy(param_shapes("unet", unet), scale=0.02)
-    flat, random = (
-        flax.traverse_util.flatten_dict(params["unet"]),
-        flax.traverse_util.flatten_dict(awake),
-    )
-    zero = [
-        path
-        for path in flat
-        if is_temporal_key(torch_keys.torch_key(path)) and not np.any(flat[path])
-    ]
+    folder = open_pipeline_folder(base)
+    params = load_params(folder)
+    changes = {field: tuple(value) for field, value in NETS[name][0].items()}
+    unet = dataclasses.replace(folder.unet, **changes)
+    inflated = flax.traverse_util.flatten_dict(inflate_params(params["unet"], folder.unet, unet, 0))
+    # random values instead of the zeros in temporal layers, so that the layers have an effect
+    random = flax.traverse_util.flatten_dict(factory.noisy(param_shapes("unet", unet), scale=0.02))
     params["unet"] = flax.traverse_util.unflatten_dict(
-        flat | {path: random[path] for path in zero}
-    )  # temporal layers that do something
-    save_folder(tmp_path / "ours", dataclasses.replace(folder, unet=unet), params)
-    del params, flat, random, awake
-    exporter.export_folder(tmp_path / "ours", tmp_path / "out")
-    clip, noise = (
-        np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8),
-        np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32),
+        {
+            path: random[path]
+            if is_temporal_key(torch_keys.torch_key(path)) and not np.any(leaf)
+            else leaf
+            for path, leaf in inflated.items()
+        }
     )
+    save_folder(tmp_path / "source", dataclasses.replace(folder, unet=unet), params)
+    del params, inflated, random
+    exporter.export_folder(tmp_path / "source", tmp_path / "out")
+    clip = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    noise = np.random.default_rng(3).standard_normal((1, 4, 2, 32, 32), np.float32)
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
-    ours = jax_edit(tmp_path / "ours", clip, noise, size=256)
+    actual = jax_edit(tmp_path / "source", clip, noise, size=256)
     job = dict(
         folder=str(tmp_path / "out"),
         dtype="float32",
@@ -184,6 +167,8 @@ def test_a_whole_edit_at_real_size(tmp_path, name):
         output=str(tmp_path / "edit.npz"),
         instruction=INSTRUCTION,
         steps=20,
+        size=256,
+        frames=8,
     )
-    [theirs] = fresh_edits(tmp_path, [job | dict(size=256, frames=8)])
-    assert_the_same_edit(f"{name}, Stable Diffusion 1.5's size", ours, theirs)
+    [reference] = torch_edits(tmp_path, [job])
+    assert_same_edit(f"{name}, Stable Diffusion 1.5's size", actual, reference)

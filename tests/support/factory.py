@@ -1,6 +1,7 @@
-"""Random-weight Stable Diffusion folders made by diffusers' and transformers' own classes: a real format, a real reference.
+"""Stable Diffusion folders with random weights, written by diffusers' and transformers' classes.
 
-Norms and biases are drawn too, so that a forgotten one shows.
+They have the published format and serve as the reference. Norms and biases are random too, so that
+a test fails where one is forgotten.
 """
 
 import json
@@ -81,7 +82,7 @@ TEXT_SD21 = dict(
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every norm and bias away from 1 and 0; weights keep torch's own initialisation."""
+    """Randomises norms, biases and zero weights; other weights keep torch's initialisation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -95,6 +96,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def vae_blocks(config: dict) -> dict:
+    """Adds the block types and latent channels to an autoencoder's config."""
     levels = len(config["block_out_channels"])
     return config | dict(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -104,11 +106,13 @@ def vae_blocks(config: dict) -> dict:
 
 
 def unet(config: dict) -> UNet2DConditionModel:
+    """A 2D U-Net with random weights."""
     torch.manual_seed(1)
     return randomise(UNet2DConditionModel(**config), 1)
 
 
 def unet3d(**config) -> UNet3DConditionModel:
+    """ModelScope's U-Net with random weights."""
     torch.manual_seed(2)
     return randomise(UNet3DConditionModel(**config), 2)
 
@@ -116,21 +120,15 @@ def unet3d(**config) -> UNet3DConditionModel:
 def motion(**changes) -> UNetMotionModel:
     """The tiny U-Net with motion modules."""
     torch.manual_seed(5)
-    types = {
-        name: [kind.replace("2D", "Motion") for kind in UNET_TINY[name]]
-        for name in ("down_block_types", "up_block_types")
-    }
-    sizes = {name: value for name, value in UNET_TINY.items() if name != "attention_head_dim"}
-    return randomise(
-        UNetMotionModel(
-            **sizes | types | dict(num_attention_heads=4, use_motion_mid_block=False) | changes
-        ),
-        5,
-    )
+    config = UNET_TINY | dict(num_attention_heads=4, use_motion_mid_block=False)
+    del config["attention_head_dim"]
+    for name in ("down_block_types", "up_block_types"):
+        config[name] = [block.replace("2D", "Motion") for block in config[name]]
+    return randomise(UNetMotionModel(**config | changes), 5)
 
 
 def noisy(tree, seed=0, scale=0.2):
-    """Random parameters of a tree's shapes; `scale` their standard deviation."""
+    """Random parameters with the shapes of a tree; scale: their standard deviation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), tree
@@ -138,11 +136,13 @@ def noisy(tree, seed=0, scale=0.2):
 
 
 def vae(config: dict) -> AutoencoderKL:
+    """An autoencoder with random weights."""
     torch.manual_seed(3)
     return randomise(AutoencoderKL(**vae_blocks(config)), 3)
 
 
 def text_encoder(config: dict) -> CLIPTextModel:
+    """A CLIP text encoder with random weights."""
     torch.manual_seed(4)
     return randomise(CLIPTextModel(CLIPTextConfig(**config)), 4)
 
@@ -153,7 +153,10 @@ def ddim() -> DDIMScheduler:
 
 
 def tiny(scheduler=None, **changes) -> dict:
-    """The parts of a tiny folder: unet, vae, text_encoder, scheduler. changes: keys of the U-Net's config."""
+    """The parts of a tiny folder: unet, vae, text_encoder and scheduler.
+
+    changes: keys of the U-Net's config.
+    """
     parts = dict(
         unet=unet(UNET_TINY | changes), vae=vae(VAE_TINY), text_encoder=text_encoder(TEXT_TINY)
     )
@@ -161,7 +164,10 @@ def tiny(scheduler=None, **changes) -> dict:
 
 
 def save(path: Path, parts: dict, **options) -> Path:
-    """Writes the parts as a pipeline folder by their own `save_pretrained`; options go to the models' (max_shard_size, variant)."""
+    """Writes the parts as a pipeline folder by their `save_pretrained`.
+
+    options: arguments of the models' `save_pretrained` (max_shard_size, variant).
+    """
     for name, part in parts.items():
         part.save_pretrained(path / name, **({} if name == "scheduler" else options))
     write_tokenizer(path / "tokenizer")
@@ -179,7 +185,7 @@ def save(path: Path, parts: dict, **options) -> Path:
 
 
 def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
-    """A byte-level CLIP vocabulary of 512 single bytes and a few merges, in CLIPTokenizer's own files."""
+    """Writes CLIPTokenizer's files: a byte-level vocabulary of 512 bytes and a few merges."""
     path.mkdir(parents=True, exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e</w>"), ("r", "e"), ("re", "d</w>"), ("c", "a")]
@@ -205,7 +211,7 @@ def write_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
 
 
 def blip(path: Path) -> Path:
-    """Saves a small BLIP with random weights, by its own classes."""
+    """Saves a small BLIP with random weights, by transformers' classes."""
     from transformers import (
         BertTokenizerFast,
         BlipConfig,
@@ -216,22 +222,8 @@ def blip(path: Path) -> Path:
         BlipVisionConfig,
     )
 
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "[DEC]",
-        "a",
-        "video",
-        "of",
-        "red",
-        "dog",
-        "on",
-        "the",
-        "beach",
-    ]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    words = [*special, "a", "video", "of", "red", "dog", "on", "the", "beach"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
     text = BlipTextConfig(
         vocab_size=len(words),
@@ -262,7 +254,7 @@ def blip(path: Path) -> Path:
     with torch.no_grad():
         for name, bias in model.named_parameters():
             if name.endswith(("predictions.bias", "predictions.decoder.bias")):
-                bias[:6] = -100.0  # words, no marks
+                bias[: len(special)] = -100.0  # it never predicts special tokens
     model.save_pretrained(path)
     BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(
         path
@@ -270,11 +262,11 @@ def blip(path: Path) -> Path:
     return path
 
 
-def relative(ours, theirs) -> float:
-    """Max |difference| / max |reference|, also printed (shown by `pytest -rP`)."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    value = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def relative(actual, reference) -> float:
+    """Max |actual - reference| / max |reference|, also printed (shown by `pytest -rP`)."""
+    actual, reference = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
+    assert actual.shape == reference.shape, (actual.shape, reference.shape)
+    value = float(np.abs(actual - reference).max() / np.abs(reference).max())
     print(f"relative difference {value:.1e}")
     return value
 
@@ -283,9 +275,3 @@ def frames_first(clip):
     """[B, T, h, w, C] numpy -> [B*T, C, h, w] torch."""
     B, T, h, w, C = clip.shape
     return torch.from_numpy(clip.reshape(B * T, h, w, C).transpose(0, 3, 1, 2).copy())
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(save(Path(sys.argv[1]), tiny()))

@@ -1,4 +1,4 @@
-"""Fresh parameters: flax's own initial values, to the constant and to the distribution, without XLA."""
+"""Random parameters have the constants and the distributions of Flax's initialisers."""
 
 import flax
 import jax
@@ -29,31 +29,33 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_as_flax_initialises(name):
+def test_same_distribution_as_flax(name):
     init = MODULES[name]
-    theirs, ours = flax.traverse_util.flatten_dict(init(jax.random.key(1))), init_params(init, 0)
-    assert {path: leaf.shape for path, leaf in theirs.items()} == {
-        path: leaf.shape for path, leaf in ours.items()
+    reference = flax.traverse_util.flatten_dict(init(jax.random.key(1)))
+    params = init_params(init, 0)
+    assert {path: leaf.shape for path, leaf in params.items()} == {
+        path: leaf.shape for path, leaf in reference.items()
     }
-    drawn = 0
-    for path, leaf in ours.items():
-        reference = np.asarray(theirs[path])
-        if (reference == reference.flat[0]).all():
-            np.testing.assert_array_equal(leaf, reference, err_msg=str(path))
+    random_leaves = 0
+    for path, leaf in params.items():
+        expected = np.asarray(reference[path])
+        if (expected == expected.flat[0]).all():
+            np.testing.assert_array_equal(leaf, expected, err_msg=str(path))
             continue
-        drawn += 1
-        assert leaf.dtype == np.float32 and not np.array_equal(leaf, reference)
-        share = 5 / np.sqrt(leaf.size)  # five standard errors of a standard deviation, about
-        assert abs(leaf.std() / reference.std() - 1) < share, path
+        random_leaves += 1
+        assert leaf.dtype == np.float32 and not np.array_equal(leaf, expected)
+        tolerance = 5 / np.sqrt(leaf.size)  # about 5 standard errors of a standard deviation
+        assert abs(leaf.std() / expected.std() - 1) < tolerance, path
         assert abs(leaf.mean()) < 5 * leaf.std() / np.sqrt(leaf.size), path
-        if path[-1] == "kernel":  # cut off at two standard deviations of the normal before the cut
-            assert np.abs(leaf).max() <= 2 / 0.8796 * leaf.std() * (1 + share), path
-    assert drawn > 2
+        if path[-1] == "kernel":
+            # truncated at 2 standard deviations of the normal, whose truncation has std 0.8796
+            assert np.abs(leaf).max() <= 2 / 0.8796 * leaf.std() * (1 + tolerance), path
+    assert random_leaves > 2
 
 
-def test_a_leaf_hangs_on_seed_and_name_alone():
+def test_a_leaf_depends_on_seed_and_path_only():
     init = MODULES["resnet"]
-    every, some = init_params(init, 0), init_params(init, 0, [("conv1", "kernel")])
-    np.testing.assert_array_equal(every["conv1", "kernel"], some["conv1", "kernel"])
-    assert not np.array_equal(every["conv1", "kernel"], every["conv2", "kernel"])
-    assert not np.array_equal(every["conv1", "kernel"], init_params(init, 1)["conv1", "kernel"])
+    params, subset = init_params(init, 0), init_params(init, 0, [("conv1", "kernel")])
+    np.testing.assert_array_equal(params["conv1", "kernel"], subset["conv1", "kernel"])
+    assert not np.array_equal(params["conv1", "kernel"], params["conv2", "kernel"])
+    assert not np.array_equal(params["conv1", "kernel"], init_params(init, 1)["conv1", "kernel"])

@@ -1,1 +1,1 @@
-"""What an exported folder carries: PyTorch files that stand alone. Nothing here is imported by this package."""
+"""PyTorch files that are copied into exported folders; this package imports none of them."""

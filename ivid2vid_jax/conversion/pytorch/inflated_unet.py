@@ -1,6 +1,7 @@
-"""Stable Diffusion's U-Net with temporal layers, in PyTorch, for weights exported by ivid2vid_jax. It needs torch and diffusers only.
+"""Stable Diffusion's U-Net with temporal layers, in PyTorch, for weights from ivid2vid_jax.
 
-Within the net a clip is [B*T, C, H, W], frame by frame, so spatial layers are those of the 2D net; temporal ones are told T.
+It needs torch and diffusers only. Inside the net a clip is [B*T, C, H, W], frame by frame: spatial
+layers are those of the 2D net, and temporal layers are given T.
 """
 
 import math
@@ -23,38 +24,50 @@ def by_frame(x):
     return x.transpose(1, 2).flatten(0, 1)
 
 
+def heads_at(config, level):
+    """Number of attention heads of a level; the config has one number, or one per level."""
+    heads = config.attention_head_dim
+    return heads if isinstance(heads, int) else heads[level]
+
+
 class GroupNorm(nn.GroupNorm):
-    """Statistics of each frame, or pooled over a clip's T frames: [B*T, C, H, W] -> the same shape."""
+    """Group norm with the statistics of each frame, or pooled over a clip's T frames."""
 
     def __init__(self, groups, channels, eps, pooled):
         super().__init__(groups, channels, eps)
         self.pooled = pooled
 
     def forward(self, x, T):
+        """[B*T, C, H, W] -> [B*T, C, H, W]."""
         return by_frame(super().forward(by_clip(x, T))) if self.pooled else super().forward(x)
 
 
-class Resnet(nn.Module):
-    def __init__(self, config, inputs, outputs):
+class ResnetBlock(nn.Module):
+    """Two convolutions of each frame, with the timestep embedding added in between."""
+
+    def __init__(self, config, in_channels, out_channels):
         super().__init__()
         pooled = config.group_norm == "clip"
-        self.norm1 = GroupNorm(config.norm_num_groups, inputs, config.norm_eps, pooled)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], outputs)
-        self.norm2 = GroupNorm(config.norm_num_groups, outputs, config.norm_eps, pooled)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.norm1 = GroupNorm(config.norm_num_groups, in_channels, config.norm_eps, pooled)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], out_channels)
+        self.norm2 = GroupNorm(config.norm_num_groups, out_channels, config.norm_eps, pooled)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
 
     def forward(self, x, temb, T):
-        h = (
-            self.conv1(F.silu(self.norm1(x, T)))
-            + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        )
+        """x: [B*T, C, H, W]; temb: [B*T, D]."""
+        h = self.conv1(F.silu(self.norm1(x, T)))
+        h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h, T)))
 
 
 class Attention(nn.Module):
-    """[N, L, width] and the context [N, K, D] (None: itself) -> [N, L, width]; gather: applied to keys and values [N, K, inner]."""
+    """Multi-head attention; context: width of keys and values, None for self-attention."""
 
     def __init__(self, width, heads, context=None, upcast=False):
         super().__init__()
@@ -64,32 +77,37 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context or width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def split(self, x):
+    def split_heads(self, x):
+        """[N, L, width] -> [N, heads, L, head_dim]."""
         x = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
         return x.float() if self.upcast else x
 
     def forward(self, x, context=None, gather=lambda k: k):
+        """x: [N, L, width]; context: [N, K, D], None for x; gather: applied to keys and values."""
         context = x if context is None else context
-        q, k, v = (
-            self.split(self.to_q(x)),
-            self.split(gather(self.to_k(context))),
-            self.split(gather(self.to_v(context))),
-        )
+        q = self.split_heads(self.to_q(x))
+        k = self.split_heads(gather(self.to_k(context)))
+        v = self.split_heads(gather(self.to_v(context)))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2).to(x.dtype))
 
 
 class GEGLU(nn.Module):
+    """Linear layer gated by GELU (Shazeer 2020, arXiv 2002.05202)."""
+
     def __init__(self, width, inner):
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x):
+        """[N, L, width] -> [N, L, inner]."""
         h, gate = self.proj(x).chunk(2, dim=-1)
         return h * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
+    """GEGLU and a linear layer."""
+
     def __init__(self, width):
         super().__init__()
         self.net = nn.Sequential(
@@ -97,32 +115,38 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x):
+        """[N, L, width] -> [N, L, width]."""
         return self.net(x)
 
 
 class PositionalEncoding(nn.Module):
-    """Adds each place's code to [N, L, width]; the table is stored with the weights."""
+    """Adds sinusoidal position codes; the table is stored with the weights."""
 
     def __init__(self, length, width):
         super().__init__()
         angles = torch.arange(length)[:, None] * torch.exp(
             torch.arange(0, width, 2) * (-math.log(10000.0) / width)
         )
-        self.register_buffer(
-            "pe",
-            torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, length, -1)[..., :width],
-        )
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, length, -1)
+        self.register_buffer("pe", table[..., :width])
 
     def forward(self, x):
+        """[N, L, width] -> [N, L, width]."""
         if x.shape[1] > self.pe.shape[1]:
             raise ValueError(
-                f"{x.shape[1]} frames at once are more than the {self.pe.shape[1]} places of the net (motion_max_seq_length)"
+                f"{x.shape[1]} frames at once are more than the {self.pe.shape[1]} positions of "
+                "the net (motion_max_seq_length)"
             )
         return x + self.pe[:, : x.shape[1]]
 
 
 class TransformerBlock(nn.Module):
-    """Two attentions, the second to the text (context: its width) or to itself, and a feed-forward; along_time: a third one, over frames."""
+    """Two attentions and a feed-forward layer.
+
+    context: width of the text that the second attention sees; None for self-attention.
+    temporal: adds a third attention, over frames (Tune-A-Video).
+    max_positions: length of the position table; 0 for none.
+    """
 
     def __init__(
         self,
@@ -130,12 +154,12 @@ class TransformerBlock(nn.Module):
         heads,
         context=None,
         sparse_causal=False,
-        along_time=False,
+        temporal=False,
         max_positions=0,
         upcast=False,
     ):
         super().__init__()
-        self.sparse_causal, self.along_time = sparse_causal, along_time
+        self.sparse_causal, self.temporal = sparse_causal, temporal
         self.pos_embed = (
             PositionalEncoding(max_positions, width) if max_positions else nn.Identity()
         )
@@ -143,24 +167,25 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(width, heads, upcast=upcast)
         self.attn2 = Attention(width, heads, context, upcast)
         self.ff = FeedForward(width)
-        if along_time:
+        if temporal:
             self.norm_temp = nn.LayerNorm(width)
             self.attn_temp = Attention(width, heads, upcast=upcast)
 
     def forward(self, x, context=None, T=1):
-        def first_and_former(k):
+        """x: [N, L, width]; context: [N, K, D]; T: frames, for layers that mix them."""
+
+        def first_and_previous_frame(k):  # [B*T, L, C] -> [B*T, 2*L, C]
             k = k.unflatten(0, (-1, T))
-            return torch.cat(
-                [k[:, :1].expand_as(k), torch.cat([k[:, :1], k[:, :-1]], dim=1)], dim=2
-            ).flatten(0, 1)
+            previous = torch.cat([k[:, :1], k[:, :-1]], dim=1)
+            return torch.cat([k[:, :1].expand_as(k), previous], dim=2).flatten(0, 1)
 
         x = x + self.attn1(
             self.pos_embed(self.norm1(x)),
-            gather=first_and_former if self.sparse_causal else lambda k: k,
+            gather=first_and_previous_frame if self.sparse_causal else lambda k: k,
         )
         x = x + self.attn2(self.pos_embed(self.norm2(x)), context)
         x = x + self.ff(self.norm3(x))
-        if self.along_time:
+        if self.temporal:
             h = self.norm_temp(x).unflatten(0, (-1, T)).transpose(1, 2)  # [B, L, T, C]
             h = self.attn_temp(h.flatten(0, 1)).unflatten(0, h.shape[:2])
             x = x + h.transpose(1, 2).flatten(0, 1)
@@ -168,6 +193,8 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
+    """Attention over each frame's pixels and to the text."""
+
     def __init__(self, config, width, heads):
         super().__init__()
         self.linear = config.use_linear_projection
@@ -187,9 +214,11 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
     def project(self, layer, x):
+        """Applies a linear layer or 1x1 convolution to [B*T, C, H, W]."""
         return layer(x.movedim(1, -1)).movedim(-1, 1) if self.linear else layer(x)
 
     def forward(self, x, context, T):
+        """x: [B*T, C, H, W]; context: [B*T, K, D]."""
         h = self.project(self.proj_in, self.norm(x))
         tokens = h.flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
@@ -198,7 +227,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Attention along time at every position: a motion module where `places` is given."""
+    """Attention over time at every pixel; a motion module if `max_positions` is given."""
 
     def __init__(self, config, width, heads, inner, pooled=True, max_positions=0):
         super().__init__()
@@ -210,6 +239,7 @@ class TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, width)
 
     def forward(self, x, T):
+        """[B*T, C, H, W] -> [B*T, C, H, W]."""
         h = by_clip(self.norm(x, T), T).permute(0, 3, 4, 2, 1)  # [B, H, W, T, C]
         h = self.proj_in(h)
         h = self.transformer_blocks[0](h.flatten(0, 2)).unflatten(0, h.shape[:3])
@@ -217,7 +247,7 @@ class TemporalTransformer(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Four steps of norm, SiLU and a convolution over 3 frames around a residual."""
+    """Four steps of norm, SiLU and a convolution over 3 frames, around a residual."""
 
     def __init__(self, config, width):
         super().__init__()
@@ -232,66 +262,73 @@ class TemporalConv(nn.Module):
             setattr(self, f"conv{step}", nn.Sequential(*layers))
 
     def forward(self, x, T):
+        """[B*T, C, H, W] -> [B*T, C, H, W]."""
         return x + by_frame(self.conv4(self.conv3(self.conv2(self.conv1(by_clip(x, T))))))
 
 
-class Sampler(nn.Module):
-    """The 3x3 convolution that halves (stride 2), or that follows a doubling (stride 1)."""
+class Resample(nn.Module):
+    """A 3x3 convolution of stride 2, or of stride 1 after nearest-neighbour upsampling by 2."""
 
     def __init__(self, width, stride):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=1)
 
     def forward(self, x):
-        return self.conv(
-            x if self.conv.stride == (2, 2) else F.interpolate(x, scale_factor=2.0, mode="nearest")
-        )
+        """[B*T, C, H, W] -> [B*T, C, H/2, W/2] or [B*T, C, 2H, 2W]."""
+        if self.conv.stride != (2, 2):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x)
 
 
-class Level(nn.Module):
-    """The layers of one resolution. inputs: channels that each resnet is given; sampler: stride of the convolution at its end, or None."""
+class UNetBlock(nn.Module):
+    """The layers of one level, on the way down or up, or in the middle.
 
-    def __init__(self, config, level, inputs, attends, sampler=None, middle=False):
+    in_channels: input channels of each resnet.
+    attends: whether it has spatial transformers.
+    stride: 2 ends the block with downsampling, 1 with upsampling, None with neither.
+    """
+
+    def __init__(self, config, level, in_channels, attends, stride=None, middle=False):
         super().__init__()
-        width, kinds = config.block_out_channels[level], config.temporal
-        heads = (
-            config.attention_head_dim
-            if isinstance(config.attention_head_dim, int)
-            else config.attention_head_dim[level]
-        )
+        width, heads = config.block_out_channels[level], heads_at(config, level)
+        kinds = config.temporal
         self.middle = middle
-        self.resnets = nn.ModuleList(Resnet(config, each, width) for each in inputs)
-        layers = range(1 if middle else len(inputs))
+        self.resnets = nn.ModuleList(ResnetBlock(config, n, width) for n in in_channels)
+        attention_layers = range(1 if middle else len(in_channels))
         if attends:
             self.attentions = nn.ModuleList(
-                SpatialTransformer(config, width, heads) for _ in layers
+                SpatialTransformer(config, width, heads) for _ in attention_layers
             )
         if "conv" in kinds:
-            self.temp_convs = nn.ModuleList(TemporalConv(config, width) for _ in inputs)
+            self.temp_convs = nn.ModuleList(TemporalConv(config, width) for _ in in_channels)
         if "attention" in kinds and attends:
             self.temp_attentions = nn.ModuleList(
-                TemporalTransformer(config, width, heads, width) for _ in layers
+                TemporalTransformer(config, width, heads, width) for _ in attention_layers
             )
         if "motion" in kinds and (config.use_motion_mid_block or not middle):
-            pooled, places = config.motion_group_norm == "clip", config.motion_max_seq_length
             self.motion_modules = nn.ModuleList(
                 TemporalTransformer(
-                    config, width, config.motion_num_attention_heads, width, pooled, places
+                    config,
+                    width,
+                    config.motion_num_attention_heads,
+                    width,
+                    config.motion_group_norm == "clip",
+                    config.motion_max_seq_length,
                 )
-                for _ in layers
+                for _ in attention_layers
             )
-        if sampler:
-            setattr(
-                self,
-                "downsamplers" if sampler == 2 else "upsamplers",
-                nn.ModuleList([Sampler(width, sampler)]),
-            )
+        if stride == 2:
+            self.downsamplers = nn.ModuleList([Resample(width, stride)])
+        elif stride == 1:
+            self.upsamplers = nn.ModuleList([Resample(width, stride)])
 
     def resnet(self, i, x, temb, T):
+        """Resnet i and its temporal convolution."""
         x = self.resnets[i](x, temb, T)
         return self.temp_convs[i](x, T) if hasattr(self, "temp_convs") else x
 
     def attention(self, i, x, context, T):
+        """Spatial transformer i and its temporal layers."""
         if hasattr(self, "attentions"):
             x = self.attentions[i](x, context, T)
         for kind in ("temp_attentions", "motion_modules"):
@@ -300,7 +337,8 @@ class Level(nn.Module):
         return x
 
     def forward(self, x, temb, context, T, skips=None):
-        outputs = []
+        """Returns the output and the skip connections; `skips` (way up) is consumed."""
+        outputs: list[torch.Tensor] = []
         if self.middle:
             x = self.attention(0, self.resnet(0, x, temb, T), context, T)
             return self.resnet(1, x, temb, T), outputs
@@ -315,12 +353,15 @@ class Level(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
+    """Two linear layers on the sinusoidal timestep code."""
+
     def __init__(self, width):
         super().__init__()
         self.linear_1 = nn.Linear(width, 4 * width)
         self.linear_2 = nn.Linear(4 * width, 4 * width)
 
     def forward(self, x):
+        """[B, width] -> [B, 4 * width]."""
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
@@ -358,42 +399,31 @@ class InflatedUNet3D(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         config = SimpleNamespace(**self.config)
-        widths, attends = (
-            config.block_out_channels,
-            ["CrossAttn" in kind for kind in config.down_block_types],
-        )
-        last = len(widths) - 1
+        widths = config.block_out_channels
+        attends = ["CrossAttn" in name for name in config.down_block_types]
+        last, layers = len(widths) - 1, config.layers_per_block
         self.time_embedding = TimeEmbedding(widths[0])
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        if "attention" in config.temporal:  # 8 heads at every size
-            heads = (
-                config.attention_head_dim
-                if isinstance(config.attention_head_dim, int)
-                else config.attention_head_dim[0]
-            )
-            self.transformer_in = TemporalTransformer(
-                config, widths[0], 8, 8 * (widths[0] // heads)
-            )
+        if "attention" in config.temporal:
+            inner = 8 * (widths[0] // heads_at(config, 0))  # 8 heads, whatever the net's size
+            self.transformer_in = TemporalTransformer(config, widths[0], 8, inner)
 
         skips, width = [widths[0]], widths[0]
         self.down_blocks = nn.ModuleList()
-        for level, outputs in enumerate(widths):
-            inputs = [width] + [outputs] * (config.layers_per_block - 1)
-            self.down_blocks.append(
-                Level(config, level, inputs, attends[level], sampler=2 if level < last else None)
-            )
-            skips += [outputs] * (config.layers_per_block + (level < last))
-            width = outputs
-        self.mid_block = Level(config, last, [width, width], attends=True, middle=True)
+        for level, out_channels in enumerate(widths):
+            in_channels = [width] + [out_channels] * (layers - 1)
+            stride = 2 if level < last else None
+            self.down_blocks.append(UNetBlock(config, level, in_channels, attends[level], stride))
+            skips += [out_channels] * (layers + (level < last))
+            width = out_channels
+        self.mid_block = UNetBlock(config, last, [width, width], attends=True, middle=True)
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            inputs = [
-                (width if i == 0 else widths[level]) + skips.pop()
-                for i in range(config.layers_per_block + 1)
+            in_channels = [
+                (width if i == 0 else widths[level]) + skips.pop() for i in range(layers + 1)
             ]
-            self.up_blocks.append(
-                Level(config, level, inputs, attends[level], sampler=1 if level > 0 else None)
-            )
+            stride = 1 if level > 0 else None
+            self.up_blocks.append(UNetBlock(config, level, in_channels, attends[level], stride))
             width = widths[level]
         self.conv_norm_out = GroupNorm(
             config.norm_num_groups, widths[0], config.norm_eps, config.group_norm == "clip"
@@ -401,7 +431,7 @@ class InflatedUNet3D(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def timestep_code(self, t):
-        """[B] -> [B, width], float32: cosines first where flip_sin_to_cos."""
+        """Sinusoidal code [B] -> [B, width], float32; cosines first if flip_sin_to_cos."""
         half = self.config.block_out_channels[0] // 2
         frequencies = torch.exp(
             -math.log(10000.0)
@@ -409,15 +439,15 @@ class InflatedUNet3D(ModelMixin, ConfigMixin):
             / (half - self.config.freq_shift)
         )
         angles = t.float()[:, None] * frequencies
-        return torch.cat(
-            [angles.cos(), angles.sin()]
-            if self.config.flip_sin_to_cos
-            else [angles.sin(), angles.cos()],
-            dim=1,
-        )
+        parts = [angles.sin(), angles.cos()]
+        return torch.cat(parts[::-1] if self.config.flip_sin_to_cos else parts, dim=1)
 
     def forward(self, sample, timestep, encoder_hidden_states, return_dict=True):
-        """sample: [B, in_channels, T, H, W]; timestep: a number or [B]; encoder_hidden_states: [B, K, D]. Returns [B, out_channels, T, H, W]."""
+        """Predicts the noise (or v) [B, out_channels, T, H, W].
+
+        sample: [B, in_channels, T, H, W]; timestep: a number or [B]; encoder_hidden_states: text
+        [B, K, D].
+        """
         B, _, T, _, _ = sample.shape
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(B)
         temb = self.time_embedding(self.timestep_code(t).to(self.dtype)).repeat_interleave(T, dim=0)

@@ -1,7 +1,10 @@
-"""Edits a clip by an instruction, with weights exported by ivid2vid_jax. It needs torch, diffusers, transformers and Pillow (and av to read files).
+"""Edits a clip by an instruction, with weights exported by ivid2vid_jax.
+
+It needs torch, diffusers, transformers and Pillow, and av to read video files.
 
 from diffusers import DiffusionPipeline
-edited = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+edited = pipe("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
 """
 
 import inspect
@@ -24,7 +27,11 @@ SCHEDULERS = {
 
 
 class InstructVid2VidPipeline(DiffusionPipeline):
-    """unet: predicts the noise of a clip [B, 2C, T, h, w], noisy latents before the source clip's. The rest: what a call takes where it says nothing."""
+    """The pipeline of an exported folder.
+
+    unet predicts the noise of a clip from [B, 2C, T, h, w]: noisy latents, then those of the source
+    clip. The arguments after the modules are the defaults of a call.
+    """
 
     def __init__(
         self,
@@ -45,7 +52,7 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
-        values = dict(
+        self.register_to_config(
             steps=steps,
             text_scale=text_scale,
             video_scale=video_scale,
@@ -54,7 +61,6 @@ class InstructVid2VidPipeline(DiffusionPipeline):
             frames=frames,
             shared_noise=shared_noise,
         )
-        self.register_to_config(**values)
 
     @torch.no_grad()
     def __call__(
@@ -71,71 +77,89 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         noise: torch.Tensor | None = None,
         shared_noise: float | None = None,
     ):
-        """video: a file, uint8 [T, H, W, 3], or a list of PIL images. text_scale, video_scale: guidance towards the instruction and the source clip;
-        size: pixels of the longer side inside the model; frames: of one window; noise: unit noise [1, C, T, h, w] in the place of the seed's;
-        shared_noise: share of the noise at the start that all frames have in common, 0 to 1.
+        """Edits a clip; None takes the folder's default.
 
-        Returns uint8 [T, H, W, 3] of the video's size.
+        Args:
+            video: a file, uint8 [T, H, W, 3], or a list of PIL images.
+            instruction: what to change.
+            negative: negative instruction, instead of the empty one.
+            steps: sampler steps.
+            text_scale: guidance towards the instruction.
+            video_scale: guidance towards the source clip.
+            size: pixels of the longer side inside the model.
+            frames: frames of one window.
+            seed: seed of the noise.
+            noise: initial unit noise [1, C, T, h, w], instead of the seed's.
+            shared_noise: share of the initial noise that all frames have in common, 0 to 1.
+
+        Returns:
+            uint8 [T, H, W, 3] of the video's size.
         """
-        own = self.config
-        steps, frames = steps or own.steps, frames or own.frames
-        text_scale = own.text_scale if text_scale is None else text_scale
-        video_scale = own.video_scale if video_scale is None else video_scale
-        shared_noise = own.shared_noise if shared_noise is None else shared_noise
+        defaults = self.config
+        text_scale = defaults.text_scale if text_scale is None else text_scale
+        video_scale = defaults.video_scale if video_scale is None else video_scale
+        shared_noise = defaults.shared_noise if shared_noise is None else shared_noise
         if self.unet.config.in_channels != 2 * self.vae.config.latent_channels:
             raise ValueError(
-                f"this U-Net takes {self.unet.config.in_channels} latent channels and no source clip, so it edits nothing"
+                f"this U-Net takes {self.unet.config.in_channels} latent channels and no source "
+                "clip, so it edits nothing"
             )
 
-        clip = read(video)
-        fit = Fit(clip.shape[1:3], size or own.size, self.factor)
+        clip = read_video(video)
+        fit = ResizeAndPad(clip.shape[1:3], size or defaults.size, self.factor)
         source = self.encode(np.stack([fit.apply(frame) for frame in clip]))
         text = self.encode_text([negative, negative, instruction])
-        scheduler = SCHEDULERS[own.sampler].from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
         generator = torch.Generator().manual_seed(seed)
-        noise = unit_noise(source.shape, shared_noise, generator) if noise is None else noise
-        x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
-        weights = torch.tensor(
-            [1 - video_scale, video_scale - text_scale, text_scale], device=self.device
-        ).reshape(3, 1, 1, 1, 1)
-        windows = plan(len(clip), frames)
-        options = (
-            {"generator": generator}
-            if "generator" in inspect.signature(scheduler.step).parameters
-            else {}
+        if noise is None:
+            noise = unit_noise(source.shape, shared_noise, generator)
+        scales = [1 - video_scale, video_scale - text_scale, text_scale]
+        windows = plan_windows(len(clip), frames or defaults.frames)
+        latents = self.sample(
+            source, text, noise, scales, windows, steps or defaults.steps, generator
         )
-        for t in self.progress_bar(scheduler.timesteps):
-            noisy, prediction = scheduler.scale_model_input(x, t), torch.zeros_like(x)
-            for window, weight in zip(windows, blend(windows, len(clip)), strict=True):
-                part = (
-                    weights * self.branches(noisy[:, :, window], source[:, :, window], t, text)
-                ).sum(0, keepdim=True)
-                prediction[:, :, window] += (
-                    part * torch.as_tensor(weight, device=self.device)[:, None, None]
-                )
-            x = scheduler.step(prediction, t, x, **options).prev_sample
-        return np.stack(
-            [fit.restore(frame) for frame in self.decode(x / self.vae.config.scaling_factor)]
-        )
+        latents = latents / self.vae.config.scaling_factor
+        return np.stack([fit.restore(frame) for frame in self.decode(latents)])
 
     @property
     def factor(self) -> int:
-        """Pixels that both sides must be a multiple of, inside the model."""
+        """Height and width of the frames inside the model are multiples of this."""
         return 2 ** (
             len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
         )
 
+    def sample(self, source, text, noise, scales, windows, steps, generator):
+        """Sampling loop over windows: unit noise [1, C, T, h, w] -> scaled latents.
+
+        source: latents of the source clip [1, C, T, h, w]; text: [3, K, D]; scales: weights of the
+        three guidance branches.
+        """
+        scheduler = SCHEDULERS[self.config.sampler].from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=self.device)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
+        x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
+        guidance = torch.tensor(scales, device=self.device).reshape(3, 1, 1, 1, 1)
+        weights = blend_weights(windows, x.shape[2])
+        for t in self.progress_bar(scheduler.timesteps):
+            noisy, prediction = scheduler.scale_model_input(x, t), torch.zeros_like(x)
+            for window, weight in zip(windows, weights, strict=True):
+                branches = self.branches(noisy[:, :, window], source[:, :, window], t, text)
+                guided = (guidance * branches).sum(0, keepdim=True)
+                weight = torch.as_tensor(weight, device=self.device)
+                prediction[:, :, window] += guided * weight[:, None, None]
+            x = scheduler.step(prediction, t, x, **options).prev_sample
+        return x
+
     def branches(self, x, source, t, text):
-        """Predictions [3, C, T, h, w], float32: neither condition, the clip alone, the clip and the instruction."""
-        x = torch.cat(
-            [x.repeat(3, 1, 1, 1, 1), torch.cat([torch.zeros_like(source), source, source])], dim=1
-        ).to(self.unet.dtype)
-        if type(self.unet).__name__ == "UNetMotionModel":  # which wants the text once a frame
+        """Predictions [3, C, T, h, w], float32: unconditional, of the clip, of clip and text."""
+        sources = torch.cat([torch.zeros_like(source), source, source])
+        x = torch.cat([x.repeat(3, 1, 1, 1, 1), sources], dim=1).to(self.unet.dtype)
+        if type(self.unet).__name__ == "UNetMotionModel":  # it takes the text once per frame
             text = text.repeat_interleave(x.shape[2], dim=0)
         return self.unet(x, t, text).sample.float()
 
     def encode_text(self, texts):
+        """Texts -> embeddings [N, K, D]."""
         ids = self.tokenizer(
             texts,
             padding="max_length",
@@ -148,58 +172,57 @@ class InstructVid2VidPipeline(DiffusionPipeline):
     def encode(self, clip):
         """uint8 [T, H, W, 3] -> posterior modes [1, C, T, h, w], unscaled, float32."""
         pixels = torch.from_numpy(clip).movedim(-1, 1).to(self.device, torch.float32) / 127.5 - 1
-        return (
-            torch.cat(
-                [
-                    self.vae.encode(frame.to(self.vae.dtype)).latent_dist.mode()
-                    for frame in pixels.split(1)
-                ]
-            )
-            .float()
-            .transpose(0, 1)[None]
-        )
+        modes = [
+            self.vae.encode(frame.to(self.vae.dtype)).latent_dist.mode()
+            for frame in pixels.split(1)
+        ]
+        return torch.cat(modes).float().transpose(0, 1)[None]
 
     def decode(self, latents):
-        """[1, C, T, h, w], unscaled -> uint8 frames [H, W, 3], one by one."""
+        """Unscaled latents [1, C, T, h, w] -> uint8 frames [H, W, 3], one by one."""
         for frame in latents[0].transpose(0, 1).split(1):
             pixels = (self.vae.decode(frame.to(self.vae.dtype)).sample[0].float() + 1) * 127.5
             yield pixels.clamp(0, 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
 
 
-class Fit:
-    """Frames of `size` (height, width) to the model's, sides padded to a multiple of `factor`, and back."""
+class ResizeAndPad:
+    """Resizes frames of `size` (height, width) to the model's size, and back.
+
+    longer: pixels of the longer side inside the model; both sides are padded to multiples of
+    `factor`.
+    """
 
     def __init__(self, size, longer, factor):
         self.size = tuple(size)
         self.inner = tuple(max(1, round(side * longer / max(size))) for side in size)
-        more = [-side % factor for side in self.inner]
-        self.margins = [(each // 2, each - each // 2) for each in more]
+        padding = [-side % factor for side in self.inner]
+        self.margins = [(pixels // 2, pixels - pixels // 2) for pixels in padding]
 
     def apply(self, frame):
+        """A frame of the video's size -> one of the model's size."""
         return np.pad(resize(frame, self.inner), [*self.margins, (0, 0)], mode="edge")
 
     def restore(self, frame):
+        """A frame of the model's size -> one of the video's size."""
         (top, _), (left, _) = self.margins
         return resize(frame[top : top + self.inner[0], left : left + self.inner[1]], self.size)
 
 
 def resize(frame, size):
-    return (
-        frame
-        if frame.shape[:2] == size
-        else np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
-    )
+    """Resizes a uint8 frame [H, W, 3] to (height, width)."""
+    if frame.shape[:2] == size:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def unit_noise(shape, shared, generator):
-    """[B, C, T, h, w]: every frame's own noise, and the share of its variance that all have in common."""
-    own, common = (
-        torch.randn(size, generator=generator) for size in (shape, (*shape[:2], 1, *shape[3:]))
-    )
-    return (1 - shared) ** 0.5 * own + shared**0.5 * common
+    """Unit noise [B, C, T, h, w]; `shared` is the share of variance that all frames have."""
+    independent = torch.randn(shape, generator=generator)
+    common = torch.randn((*shape[:2], 1, *shape[3:]), generator=generator)
+    return (1 - shared) ** 0.5 * independent + shared**0.5 * common
 
 
-def plan(length, window):
+def plan_windows(length, window):
     """Slices of `window` frames that cover the clip, neighbours sharing a quarter of it."""
     if length <= window:
         return [slice(0, length)]
@@ -207,11 +230,11 @@ def plan(length, window):
     return [slice(start, start + window) for start in starts]
 
 
-def blend(windows, length):
-    """For each window the weights of its predictions: a tent, and the tents of a frame sum to 1."""
+def blend_weights(windows, length):
+    """The weights [frames] of each window's predictions: a tent; those of each frame sum to 1."""
     tents = [
         np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
-        for n in (w.stop - w.start for w in windows)
+        for n in (window.stop - window.start for window in windows)
     ]
     total = np.zeros(length, np.float32)
     for window, tent in zip(windows, tents, strict=True):
@@ -219,7 +242,7 @@ def blend(windows, length):
     return [tent / total[window] for window, tent in zip(windows, tents, strict=True)]
 
 
-def read(video):
+def read_video(video):
     """A file, an array or a list of PIL images as uint8 [T, H, W, 3]."""
     if isinstance(video, np.ndarray):
         return video

@@ -1,0 +1,18 @@
+"""CLIP tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+from ivid2vid_jax.utils.errors import UserError
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Loads a folder as transformers' CLIPTokenizer; the padding token comes from its files."""
+    from transformers import CLIPTokenizer
+
+    if not (path / "vocab.json").is_file() and not (path / "tokenizer.json").is_file():
+        raise UserError(f"{path}: holds neither vocab.json nor tokenizer.json")
+    try:
+        return CLIPTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is not a CLIP tokenizer ({error})") from error
