@@ -95,10 +95,10 @@ def finished_shards(folder: Path, shards: list[Shard]) -> dict[str, Outcome]:
     outcomes = {}
     for line in ledger.read_text().splitlines() if ledger.is_file() else []:
         try:
-            outcome = Outcome.from_json(line)
+            entry = Outcome.from_json(line)
         except (ValueError, TypeError, KeyError):
             continue  # cut off when the run was killed: the shard is written again
-        outcomes[outcome.file] = outcome
+        outcomes[entry.file] = entry
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.array_record-*")}
     return {
         shard.file: outcome
