@@ -183,6 +183,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, capsys):
     assert actual == expected
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_keeps_finished_shards(tmp_path):
     def send(process):  # as a terminal does, to the workers too
         os.killpg(process.pid, signal.SIGINT)
