@@ -72,7 +72,9 @@ def test_the_loader_takes_the_first_cache_that_exists(cached):
     assert (without,) == latent_cache_keys(folder, CONFIG, text=False)
 
     def first_batch(view, keys, tokens):
-        tokenize = lambda text: np.zeros(tokens, np.int32)  # noqa: E731
+        def tokenize(text):
+            return np.zeros(tokens, np.int32)
+
         with Loader(CONFIG, (str(data),), view, tokenize, seed=0, cache=keys) as loader:
             return next(loader)[0]
 
