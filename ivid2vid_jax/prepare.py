@@ -21,7 +21,7 @@ from ivid2vid_jax.utils.progress import Progress
 
 if TYPE_CHECKING:  # the commands import these late, so that --help and mistakes are quick
     from ivid2vid_jax.data.readers import Reader
-    from ivid2vid_jax.data.shards import BadItem, Outcome, Shard
+    from ivid2vid_jax.data.shard_writer import BadItem, Outcome, Shard
 
 BAD_FILE = "bad.jsonl"
 MAX_NAMED = 20  # bad triplets that are printed; BAD_FILE lists all

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from ivid2vid_jax.data import shards
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import Dataset, from_npy, open_records, to_npy
+from ivid2vid_jax.data.shard_writer import BadItem
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.utils.errors import UserError
 
@@ -78,22 +79,22 @@ class LatentEncoder:
     encode_clips: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     encode_texts: Callable[[list[str]], np.ndarray] | None
 
-    def __call__(self, items: Sequence[Item]) -> Iterator[dict[str, Any] | shards.BadItem]:
+    def __call__(self, items: Sequence[Item]) -> Iterator[dict[str, Any] | BadItem]:
         """Yields the record of each item, or why there is none."""
         for i in range(0, len(items), ENCODE_BATCH):
             clips = [self.read(item) for item in items[i : i + ENCODE_BATCH]]
-            good = [pair for pair in clips if not isinstance(pair, shards.BadItem)]
+            good = [pair for pair in clips if not isinstance(pair, BadItem)]
             records = iter(self.encode(good) if good else ())
             for pair in clips:
-                yield pair if isinstance(pair, shards.BadItem) else next(records)
+                yield pair if isinstance(pair, BadItem) else next(records)
 
-    def read(self, item: Item) -> Clips | shards.BadItem:
+    def read(self, item: Item) -> Clips | BadItem:
         """The cropped clips of an item, or why they cannot be read."""
         split, index, _ = item
         try:
             return self.read_clips(*item)
         except UserError as error:
-            return shards.BadItem(str(item), f"triplet {index} of {split}", str(error))
+            return BadItem(str(item), f"triplet {index} of {split}", str(error))
 
     def encode(self, rows: list[Clips]) -> Iterator[dict[str, Any]]:
         """Yields the records of cropped clips, which all have the same shape."""

@@ -30,13 +30,11 @@ from ivid2vid_jax.data.sources import (
     ShapesSource,
     TripletSource,
     has_image_pairs,
-    held_out_split,
     open_latents,
     open_source,
 )
+from ivid2vid_jax.data.sources import held_out_split as held_out_split  # training imports it
 from ivid2vid_jax.utils.errors import UserError
-
-__all__ = ["ExampleStream", "Loader", "LoaderConfig", "held_out_split", "open_source"]
 
 log = logging.getLogger(__name__)
 

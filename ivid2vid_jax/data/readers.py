@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.clip_pairs import (
-    ClipSettings,
-    common_size,
-    read_clips,
-    read_fitted,
-    read_pair,
-)
+from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
+from ivid2vid_jax.data.clip_pairs import common_size as common_size  # evaluation imports these
+from ivid2vid_jax.data.clip_pairs import read_clips as read_clips
+from ivid2vid_jax.data.clip_pairs import read_fitted as read_fitted
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.utils.errors import UserError, check_instruction
-
-__all__ = ["ClipSettings", "common_size", "read_clips", "read_fitted", "read_pair"]
 
 LISTS = (".csv", ".jsonl", ".json")
 REQUIRED = ("src_video", "tgt_video", "prompt")

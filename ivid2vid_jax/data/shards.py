@@ -20,7 +20,6 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from ivid2vid_jax.data.shard_writer import (
-    BadItem,
     Job,
     MakeExamples,
     Outcome,
@@ -30,8 +29,6 @@ from ivid2vid_jax.data.shard_writer import (
 )
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.locks import file_lock
-
-__all__ = ["BadItem", "Outcome", "Shard"]  # and all that is defined here
 
 LEDGER = "shards.jsonl"
 ARGUMENTS = "prepare.json"

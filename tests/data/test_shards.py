@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ivid2vid_jax.data import shards
+from ivid2vid_jax.data.shard_writer import BadItem
 from ivid2vid_jax.utils.errors import UserError
 
 LATENT = tfds.features.FeaturesDict(
@@ -30,7 +31,7 @@ def numbers(count):
 def make_examples(items):
     for item in items:
         if item.index == 7:
-            yield shards.BadItem(item.id, item.id, "seven")
+            yield BadItem(item.id, item.id, "seven")
         else:
             yield {"latent": np.full((2, 2), item.index, np.float32)}
 
