@@ -1,1 +1,1 @@
-"""Triplets: a clip, an instruction and the edited clip. Where they come from, and how they are kept."""
+"""Training data: triplets (clip, instruction, edited clip), their sources, files and loader."""

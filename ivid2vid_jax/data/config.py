@@ -1,62 +1,71 @@
-"""What a training batch holds and how it is made. Apart from the loader, so that configs are read without grain."""
+"""Settings of the training loader. In a module of their own, so that reading a config is cheap."""
 
 import dataclasses
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.utils.errors import UserError
 
+# field -> (minimum, maximum)
+LIMITS = {
+    "batch": (1, 2**20),
+    "frames": (1, 1024),
+    "size": (8, 8192),
+    "images": (0, 1),
+    "stride": (1, 1024),
+    "crop": (0.01, 1),
+    "flip": (0, 1),
+    "pan": (0, 1),
+    "workers": (0, 1024),
+    "threads": (0, 1024),
+    "limit_bad": (0, 2**31),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What a batch holds and how it is made."""
+    """What a training batch contains and how it is read."""
 
-    batch: int = 16  # clips of one optimiser step, over all processes
-    frames: int = 8  # frames of a training clip
-    size: int = 64  # pixels of a side
-    images: float = 0.0  # share of a clip dataset's steps that train on one-frame clips, a random frame of each pair
-    weights: tuple[
-        float, ...
-    ] = ()  # how often each of --data is drawn, one number for each; () = equally often
-    stride: int = 1  # most frames from one taken to the next, drawn from 1..stride as far as the clip is long enough
-    crop: float = 1.0  # least share of the shorter side that a random square crop keeps; 1 = the middle square
-    flip: float = (
-        0.0  # chance of a mirrored clip; never where instruction or captions speak of left or right
-    )
-    pan: float = 0.0  # share of an image dataset's steps in which the pairs become moving clips: the window travels, alike in both
-    cached: bool = (
-        False  # read latents and embeddings that `prepare --cache-for` made, instead of pixels
-    )
-    workers: int = 0  # processes that decode; 0 = threads of this one
-    threads: int = 2  # threads of each of these processes, a batch each
-    limit_bad: int = 100  # damaged records that may be substituted before the run stops
-    kinds: tuple[str, ...] = ()  # edit kinds that the shapes world draws; () = all of the world's
-    phrasings: tuple[
-        int, ...
-    ] = ()  # numbers of the sentences (shapes_words.PHRASINGS) that it says them in; () = all
+    # clips per optimiser step, over all processes
+    batch: int = 16
+    # frames of a training clip
+    frames: int = 8
+    # height and width of a training clip in pixels
+    size: int = 64
+    # clip datasets: share of the steps that train on single frames, a random one of each pair
+    images: float = 0.0
+    # sampling weight of each --data, one number per dataset; () = equal weights
+    weights: tuple[float, ...] = ()
+    # largest step between two frames; sampled from 1..stride, as far as the clip is long enough
+    stride: int = 1
+    # smallest random square crop, as a share of the shorter side; 1 = centre crop
+    crop: float = 1.0
+    # probability of mirroring a clip; never if instruction or captions mention left or right
+    flip: float = 0.0
+    # image datasets: share of the steps that turn image pairs into moving clips by panning both
+    pan: float = 0.0
+    # read the latents and text embeddings of `prepare --cache-for` instead of pixels
+    cached: bool = False
+    # decoding processes; 0 = threads of the training process
+    workers: int = 0
+    # decoding threads of each process
+    threads: int = 2
+    # damaged records that are replaced by the next good one before training stops
+    limit_bad: int = 100
+    # shapes world: edit kinds to sample; () = all kinds of the world
+    kinds: tuple[str, ...] = ()
+    # shapes world: indices of the phrasings of instructions to sample; () = all
+    phrasings: tuple[int, ...] = ()
 
     def check(self) -> None:
-        """Raises UserError that names a value out of its range."""
-        for name, low, high in (
-            ("batch", 1, 2**20),
-            ("frames", 1, 1024),
-            ("size", 8, 8192),
-            ("images", 0, 1),
-            ("stride", 1, 1024),
-            ("crop", 0.01, 1),
-            ("flip", 0, 1),
-            ("pan", 0, 1),
-            ("workers", 0, 1024),
-            ("threads", 0, 1024),
-            ("limit_bad", 0, 2**31),
-        ):
+        """Raises UserError for a value out of range, an unknown kind or an unknown phrasing."""
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name} {value} must be between {low} and {high}")
         if self.size % 8:
             raise UserError(f"size {self.size} must be a multiple of 8 pixels")
         if unknown := [kind for kind in self.kinds if kind not in shapes.ALL_KINDS]:
-            raise UserError(
-                f"kinds {unknown} are not known to the shapes world: choose from {', '.join(shapes.ALL_KINDS)}"
-            )
+            known = ", ".join(shapes.ALL_KINDS)
+            raise UserError(f"kinds {unknown} are unknown: choose from {known}")
         for kind in self.kinds or shapes.KINDS:
-            shapes.sentences(kind, self.phrasings)
+            shapes.allowed_phrasings(kind, self.phrasings)

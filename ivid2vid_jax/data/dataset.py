@@ -1,4 +1,4 @@
-"""Triplets on disk: a tfds dataset in array_record, its clips kept encoded, read at random without TensorFlow.
+"""Datasets on disk: tfds datasets (array_record) of encoded clips, read without TensorFlow.
 
 triplets = open_dataset("data/shapes", "train")
 triplets[7].instruction
@@ -8,76 +8,87 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
+from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
 from ivid2vid_jax.data.shards import ARGUMENTS
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.utils.errors import UserError
 
 CODECS = ("npy", "mp4")
-CLIPS = ("source", "edited", "mask")  # stored as bytes
-NPY, MATROSKA = b"\x93NUMPY", b"\x1aE\xdf\xa3"
-# One thread: x264 writes the number into its bytes, and workers fill the cores. Without the tree: video/write.py, SAME_BYTES.
-X264 = {"crf": "12", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
+# Fields of a record that are stored as bytes; the others are text, but for fps.
+CLIPS = ("source", "edited", "mask")
+TEXTS = (
+    *("id", "instruction", "source_caption", "edited_caption"),
+    *("edit_type", "licence", "provenance"),
+)
+NPY_MAGIC, MATROSKA_MAGIC = b"\x93NUMPY", b"\x1aE\xdf\xa3"
+# Bytes must not depend on the machine. x264 writes its number of threads into the file, so it is
+# fixed to one (worker processes use the other cores). For mbtree=0 see video/write.py.
+X264_OPTIONS = {"crf": "12", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
 
 
 class DamagedClip(UserError):
-    """Bytes that no clip can be decoded from; the message says why."""
+    """Bytes that cannot be decoded to a clip; the message says why."""
 
 
 def features() -> tfds.features.FeaturesDict:
-    """What a triplet's record holds. source, edited: encoded clips. mask: .npy bytes of a bool [T, H, W], or empty."""
-    text = (
-        "id",
-        "instruction",
-        "source_caption",
-        "edited_caption",
-        "edit_type",
-        "licence",
-        "provenance",
+    """Features of a triplet's record.
+
+    source, edited: encoded clips. mask: .npy bytes of a bool [T, H, W], or empty.
+    """
+    return tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in TEXTS}
+        | {name: tfds.features.Scalar(np.bytes_) for name in CLIPS}
+        | {"fps": tfds.features.Scalar(np.float32)}
     )
-    columns = {name: tfds.features.Text() for name in text} | {
-        name: tfds.features.Scalar(np.bytes_) for name in CLIPS
-    }
-    return tfds.features.FeaturesDict(columns | {"fps": tfds.features.Scalar(np.float32)})
 
 
-def to_record(triplet: Triplet, codec: str) -> dict:
-    """The triplet as `features` want it, its clips encoded."""
+def to_record(triplet: Triplet, codec: str) -> dict[str, Any]:
+    """Encodes a triplet for `features`."""
     clips = {
         "source": encode_clip(triplet.source, codec),
         "edited": encode_clip(triplet.edited, codec),
+        "mask": b"" if triplet.mask is None else to_npy(triplet.mask),
     }
-    return {**vars(triplet), **clips, "mask": b"" if triplet.mask is None else to_npy(triplet.mask)}
+    return {**vars(triplet), **clips}
 
 
-def from_record(record: dict) -> Triplet:
-    """The inverse of `to_record`; DamagedClip names the triplet and which of its clips cannot be decoded."""
+def from_record(record: dict[str, Any]) -> Triplet:
+    """Decodes a record of `to_record`; DamagedClip names the triplet and the clip at fault."""
     texts = {
-        name: value.decode() if isinstance(value, bytes) else value
-        for name, value in record.items()
-        if name not in CLIPS
+        name: record[name].decode() if isinstance(record[name], bytes) else record[name]
+        for name in TEXTS
     }
-    decoded = {}
+    clips = {}
     for name in ("source", "edited"):
         try:
-            decoded[name] = decode_clip(record[name])
+            clips[name] = decode_clip(record[name])
         except DamagedClip as error:
             raise DamagedClip(f"triplet {texts['id']}: {name}: {error}") from error
-    mask = from_npy(record["mask"]) if record["mask"] else None
-    return Triplet(**{**texts, **decoded, "fps": float(texts["fps"]), "mask": mask})
+    return Triplet(
+        source=clips["source"],
+        edited=clips["edited"],
+        mask=from_npy(record["mask"]) if record["mask"] else None,
+        fps=float(record["fps"]),
+        **texts,
+    )
 
 
 # ---- encoded clips ----
 
 
 def encode_clip(frames: np.ndarray, codec: str) -> bytes:
-    """[T, H, W, 3] uint8 to bytes that say what they are. npy: exact. mp4: H.264 with full chroma (so odd sizes are kept), about 45 dB.
+    """Encodes a clip.
 
-    The rate is not in them: a triplet's `fps` is its clips' rate.
+    The frame rate is not stored in the bytes: it is the triplet's `fps`.
+
+    Args:
+        frames: [T, H, W, 3] uint8.
+        codec: "npy" is exact. "mp4" is H.264 without chroma subsampling, about 45 dB, any size.
     """
     if codec not in CODECS:
         raise UserError(f"codec {codec!r} is none of {', '.join(CODECS)}")
@@ -87,66 +98,80 @@ def encode_clip(frames: np.ndarray, codec: str) -> bytes:
 
 
 def decode_clip(data: bytes, indices: Sequence[int] | None = None) -> np.ndarray:
-    """Bytes of .npy, mp4, webm or one image (told by their first bytes) to [T, H, W, 3] uint8, all frames or those at `indices`.
+    """Decodes .npy, mp4, webm or image bytes, recognised by their first bytes.
 
-    Raises DamagedClip for anything else or less, IndexError for a frame that the clip does not have.
+    Args:
+        data: the bytes.
+        indices: the frames to return; None = all.
+
+    Returns:
+        [T, H, W, 3] uint8; an image is one frame.
+
+    Raises:
+        DamagedClip: the bytes cannot be decoded, or end too early.
+        IndexError: the clip does not have such a frame.
     """
-    if data[:6] == NPY:
+    if data[:6] == NPY_MAGIC:
         frames = from_npy(data)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise DamagedClip(
-                f"holds {frames.dtype}{list(frames.shape)}, not a clip [T, H, W, 3] uint8"
-            )
-    elif data[4:8] == b"ftyp" or data[:4] == MATROSKA:
+            shape = f"{frames.dtype}{list(frames.shape)}"
+            raise DamagedClip(f"holds {shape}, not a clip [T, H, W, 3] uint8")
+    elif data[4:8] == b"ftyp" or data[:4] == MATROSKA_MAGIC:
         return from_video(data, indices)
-    elif (
-        data[:8] == b"\x89PNG\r\n\x1a\n"
-        or data[:3] == b"\xff\xd8\xff"
-        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-    ):
+    elif is_image(data):
         frames = from_image(data)
     else:
         raise DamagedClip(
-            f"{len(data)} bytes that are no npy, mp4, webm, png, jpg or webp (they begin {bytes(data[:8])!r})"
+            f"{len(data)} bytes that are no npy, mp4, webm, png, jpg or webp "
+            f"(first bytes: {bytes(data[:8])!r})"
         )
     return frames if indices is None else frames[list(indices)]
 
 
+def is_image(data: bytes) -> bool:
+    """Whether bytes begin like a PNG, JPEG or WebP file."""
+    return (
+        data[:8] == b"\x89PNG\r\n\x1a\n"
+        or data[:3] == b"\xff\xd8\xff"
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    )
+
+
 def to_npy(array: np.ndarray) -> bytes:
+    """The bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
-PLAIN_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][a-z]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n",
+# What `to_npy` writes for C-contiguous arrays of numbers: (dtype, shape).
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][a-z]\d+)', 'fortran_order': False, "
+    rb"'shape': \(([\d, ]*)\), \} *\n",
     re.DOTALL,
 )
 
 
 def from_npy(data: bytes) -> np.ndarray:
-    """The array of a .npy file's bytes; DamagedClip for what is none.
+    """Returns the array of a .npy file; DamagedClip if it cannot be read.
 
-    What `to_npy` writes is read without numpy's own reader, which parses the header as Python: seven times slower, and in threads of Python 3.11.7
-    it failed after half a million reads ("SystemError: AST constructor recursion depth mismatch").
+    Headers that `to_npy` writes are matched here instead of by `np.load`, which parses them as
+    Python source. That is seven times slower, and in threads of Python 3.11.7 it failed once in
+    half a million reads ("SystemError: AST constructor recursion depth mismatch").
     """
     try:
-        if plain := PLAIN_NPY.match(data):
-            shape = tuple(int(side) for side in plain[2].split(b",") if side.strip())
-            return (
-                np.frombuffer(data, np.dtype(plain[1].decode()), offset=plain.end())
-                .reshape(shape)
-                .copy()
-            )
+        if header := NPY_HEADER.match(data):
+            dtype = np.dtype(header[1].decode())
+            shape = tuple(int(length) for length in header[2].split(b",") if length.strip())
+            return np.frombuffer(data, dtype, offset=header.end()).reshape(shape).copy()
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, TypeError, EOFError, SyntaxError) as error:
         raise DamagedClip(f"a damaged .npy ({error})") from error
 
 
 def from_image(data: bytes) -> np.ndarray:
-    from PIL import (
-        Image,  # here and not above: a bare accelerator machine reads npy clips without it
-    )
+    """[1, H, W, 3] uint8 of image bytes; DamagedClip if they cannot be decoded."""
+    from PIL import Image  # imported late: reading npy clips needs neither pillow nor av
 
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -156,59 +181,59 @@ def from_image(data: bytes) -> np.ndarray:
 
 
 def to_mp4(frames: np.ndarray) -> bytes:
-    import av  # here and not above: a bare accelerator machine has none and reads npy clips
+    """H.264 in yuv444p, so that odd sizes and coloured edges survive; see X264_OPTIONS."""
+    import av  # imported late, as in `from_image`
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=8, options=X264)
+        stream = out.add_stream("libx264", rate=8, options=X264_OPTIONS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
         for pixels in frames:
-            out.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                )
-            )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return buffer.getvalue()
 
 
 def from_video(data: bytes, indices: Sequence[int] | None) -> np.ndarray:
-    """The frames wanted, upright; nothing after the last of them is decoded."""
+    """Decodes the frames at `indices` (None = all), upright; stops at the last one needed."""
     import av
 
-    wanted = None if indices is None else set(indices)
-    frames, count = {}, 0
+    needed = None if indices is None else set(indices)
+    frames: dict[int, np.ndarray] = {}
+    count = 0
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             for frame in container.decode(stream):
-                if wanted is None or count in wanted:
-                    frames[count] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                if needed is None or count in needed:
+                    pixels = frame.to_ndarray(format="rgb24")
+                    frames[count] = np.rot90(pixels, frame.rotation // 90)
                 count += 1
-                if wanted is not None and len(frames) == len(wanted):
+                if needed is not None and len(frames) == len(needed):
                     break
             announced = stream.frames
     except (av.error.FFmpegError, IndexError) as error:
         raise DamagedClip(f"a damaged video, {count} frames could be decoded ({error})") from error
-    if not count or (wanted is None and count < announced):
+    if not count or (needed is None and count < announced):
         raise DamagedClip(
             f"a damaged video: announces {announced} frames, {count} could be decoded"
         )
-    if wanted is not None and wanted - set(frames):
-        raise IndexError(f"the clip has {count} frames, not number {max(wanted - set(frames))}")
+    if needed is not None and (missing := needed - set(frames)):
+        raise IndexError(f"the clip has {count} frames, not number {max(missing)}")
     return np.stack([frames[i] for i in (sorted(frames) if indices is None else indices)])
 
 
 def clip_length(data: bytes) -> int:
-    """How many frames an encoded clip has, from its header where that says so."""
-    if data[:6] == NPY:
+    """Number of frames of an encoded clip; from its header if that says so."""
+    if data[:6] == NPY_MAGIC:
         return len(from_npy(data))
     if data[4:8] == b"ftyp":
         import av
 
         try:
-            with av.open(io.BytesIO(data)) as container:
+            with av.open(io.BytesIO(data), "r") as container:
                 announced = container.streams.video[0].frames
         except (av.error.FFmpegError, IndexError) as error:
             raise DamagedClip(f"a damaged video ({error})") from error
@@ -221,20 +246,34 @@ def clip_length(data: bytes) -> int:
 
 
 class Dataset:
-    """Triplets by number: `len(triplets)`, `triplets[i]`. Opens no shard before it is read from, and travels to worker processes."""
+    """Triplets by index: `len(triplets)`, `triplets[i]`.
 
-    def __init__(self, path: Path, split: str, records, splits: tuple[str, ...] = ()):
+    Opens a shard file when it is first read from. Can be pickled.
+
+    Args:
+        path: the folder.
+        split: the split or part of a split, e.g. "train[:10%]".
+        records: its records by index.
+        splits: names of all splits of the folder.
+    """
+
+    def __init__(
+        self, path: Path, split: str, records: Sequence[dict], splits: tuple[str, ...] = ()
+    ):
         self.path, self.split, self.records, self.splits = path, split, records, splits
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, i: int) -> Triplet:
-        """The i-th triplet, decoded. Raises DamagedClip, IndexError, and UserError where the shard cannot be read."""
+        """Decodes a triplet; raises DamagedClip, IndexError, or UserError for a damaged shard."""
         return from_record(self.record(i))
 
-    def record(self, i: int) -> dict:
-        """The i-th triplet as stored, its clips still encoded: with `decode_clip(..., indices)` for a few frames of a long clip."""
+    def record(self, i: int) -> dict[str, Any]:
+        """Returns a triplet as stored, its clips still encoded.
+
+        With `decode_clip(..., indices)` a few frames of a long clip can be read.
+        """
         if not 0 <= i < len(self):
             raise IndexError(
                 f"{self.path}: split {self.split} has {len(self)} triplets, not number {i}"
@@ -243,21 +282,27 @@ class Dataset:
             return self.records[i]
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(
-                f"{self.path}: triplet {i} of {self.split} cannot be read ({error}); the shard is damaged, prepare it again"
+                f"{self.path}: triplet {i} of {self.split} cannot be read ({error}); "
+                "the shard is damaged: prepare the data again"
             ) from error
 
 
 def open_dataset(path: str | Path, split: str = "train") -> Dataset:
-    """Opens a folder that `prepare` wrote; takes the same time for any number of triplets.
+    """Opens a folder of `prepare`, in the same time for any number of triplets.
 
-    split: a split's name, or a part of one as tfds writes it, "train[:10%]".
-    Raises UserError: no such folder, not a dataset or not finished, not triplets, a shard missing, no such split (naming those there are).
+    Args:
+        path: the folder.
+        split: name of a split, or a part of one in tfds' notation, e.g. "train[:10%]".
+
+    Raises:
+        UserError: the folder does not exist, is not a finished dataset of triplets, has no such
+            split, or lacks a shard.
     """
     return open_records(Path(path).expanduser(), split, features())
 
 
-def open_records(path: Path, split: str, wanted: tfds.features.FeaturesDict) -> Dataset:
-    """`open_dataset` for records of the wanted features, which `Dataset.record` gives."""
+def open_records(path: Path, split: str, expected: tfds.features.FeaturesDict) -> Dataset:
+    """Like `open_dataset`, for records of other features; read them with `Dataset.record`."""
     if not path.is_dir():
         raise UserError(f"{path}: no such dataset folder")
     if not (path / "dataset_info.json").is_file():
@@ -268,16 +313,14 @@ def open_records(path: Path, split: str, wanted: tfds.features.FeaturesDict) -> 
         builder = tfds.builder_from_directory(path)
     except (ParseError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: its description cannot be read ({error})") from error
-    if set(builder.info.features or ()) != set(wanted):
-        raise UserError(
-            f"{path}: holds {sorted(builder.info.features or ())}, not {sorted(wanted)}"
-        )
+    names = set(builder.info.features or ())
+    if names != set(expected):
+        raise UserError(f"{path}: holds {sorted(names)}, not {sorted(expected)}")
     try:
         files = builder.info.splits[split].filenames
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: has no split {split!r}, only {', '.join(builder.info.splits)}"
-        ) from error
+        known = ", ".join(builder.info.splits)
+        raise UserError(f"{path}: has no split {split!r}, only {known}") from error
     for file in files:
         if not (path / file).is_file():
             raise UserError(

@@ -1,6 +1,7 @@
-"""Others' triplets: lists of video pairs (CSV, JSON lines), InstructPix2Pix folders, and the shapes world.
+"""Readers of triplets: lists of video pairs (CSV, JSON), InstructPix2Pix folders, shapes worlds.
 
-A reader first lists its items, which are small and travel to worker processes, and turns one into a Triplet later.
+A reader first lists its items, which are small and can be sent to worker processes; `read` then
+turns an item into a Triplet.
 """
 
 import csv
@@ -8,65 +9,76 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from ivid2vid_jax.data import shapes
+from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
+from ivid2vid_jax.data.clip_pairs import common_size as common_size  # evaluation imports these
+from ivid2vid_jax.data.clip_pairs import read_clips as read_clips
+from ivid2vid_jax.data.clip_pairs import read_fitted as read_fitted
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.utils.errors import UserError, check_instruction
 
 LISTS = (".csv", ".jsonl", ".json")
-WANTED = ("src_video", "tgt_video", "prompt")
+REQUIRED = ("src_video", "tgt_video", "prompt")
 OPTIONAL = ("source_caption", "edited_caption", "edit_type", "licence")
-LENGTHS = 0.1  # clips of a pair are cut to the shorter one when they differ by no more than this share; also the limit for rates
-ASPECTS = 0.03  # 832x480 beside 1280x720, which differ by 2.5%, is a usual pair
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipSettings:
-    """How clips are brought in. size: pixels of the shorter side, never enlarged. fps: resample to it. frames: take the first so many."""
-
-    size: int = 256
-    fps: float | None = None
-    frames: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Where one triplet is. id: the triplet's. where: what a user would look for, a file or a row of one."""
+    """Where one triplet is found.
+
+    Attributes:
+        id: the triplet's.
+        where: what a user would look for, a file or a row of a list.
+    """
 
     id: str
     where: str
 
     @property
     def origin(self) -> str:
-        """What triplets of one source share: they go into the same split."""
+        """What triplets of one source clip have in common: they go into the same split."""
         return self.id
 
 
 class Reader(Protocol):
-    def items(self) -> list[Item]:
-        """All items, in a fixed order; UserError where there is no such list or it is malformed."""
+    """A source of triplets; each class reads its own kind of items."""
 
-    def read(self, item: Item) -> Triplet:
-        """One item's triplet; UserError where it cannot be had."""
+    def items(self) -> list[Any]:
+        """Lists all items in a fixed order; UserError if the list is missing or malformed."""
+
+    def read(self, item: Any) -> Triplet:
+        """Reads an item; UserError if that fails."""
 
 
-def open_reader(data: str, root: Path | None, clips: ClipSettings, world: "ShapesReader") -> Reader:
-    """The reader for `data`: the name of a procedural world, a .csv, .jsonl or .json file, or an InstructPix2Pix folder; UserError for anything else."""
+def open_reader(
+    data: str, root: Path | None, clips: ClipSettings, shapes_reader: "ShapesReader"
+) -> Reader:
+    """Returns the reader for `data`.
+
+    Args:
+        data: the name of a procedural world, a .csv, .jsonl or .json file, or an InstructPix2Pix
+            folder.
+        root: folder that the paths of a list are relative to; None = the list's own folder.
+        clips: how clips are read.
+        shapes_reader: returned for a procedural world.
+
+    Raises:
+        UserError: `data` is none of these.
+    """
     if data in shapes.WORLDS:
-        return world
+        return shapes_reader
     path = Path(data).expanduser()
     if path.is_file() and path.suffix.lower() in LISTS:
         return ListReader(path.resolve(), (root or path.parent).resolve(), clips)
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
-    kinds = f"a procedural world ({', '.join(shapes.WORLDS)}), a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
+    state = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
-        f"{data}: {'is not' if path.exists() else 'no such file or folder, and not'} one of these: {kinds}"
+        f"{data}: {state} one of these: a procedural world ({', '.join(shapes.WORLDS)}), "
+        f"a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
     )
 
 
@@ -87,14 +99,20 @@ class ListRow(Item):
 
     @property
     def origin(self) -> str:
+        """The source clip."""
         return self.source
 
 
 @dataclasses.dataclass(frozen=True)
 class ListReader:
-    """A CSV or JSON list with src_video, tgt_video and prompt, as Kiwi-Edit and DiffSynth-Studio write them; images are one-frame clips.
+    """A CSV or JSON list with the columns src_video, tgt_video and prompt.
 
-    root: the folder that the list's paths start from.
+    Kiwi-Edit and DiffSynth-Studio write such lists. Images are clips of one frame.
+
+    Attributes:
+        path: the list.
+        root: folder that its paths are relative to.
+        clips: how clips are read.
     """
 
     path: Path
@@ -102,25 +120,27 @@ class ListReader:
     clips: ClipSettings
 
     def items(self) -> list[ListRow]:
-        read = read_csv if self.path.suffix.lower() == ".csv" else read_json
-        rows, seen = [], {}
-        for number, cells in read(self.path):
+        """The rows; UserError if one lacks a column or holds something else than text."""
+        read_rows = read_csv if self.path.suffix.lower() == ".csv" else read_json
+        rows = []
+        seen: dict[str, int] = {}
+        for number, cells in read_rows(self.path):
             where = f"{self.path.name} {number}"
-            missing = [name for name in WANTED if name not in cells]
-            if missing:
-                held = ", ".join(map(str, cells))
+            if missing := [name for name in REQUIRED if name not in cells]:
                 raise UserError(
-                    f"{self.path}: {number} has no {', '.join(missing)} (it has: {held}); needed are {', '.join(WANTED)}"
+                    f"{self.path}: {number} has no {', '.join(missing)} "
+                    f"(it has: {', '.join(map(str, cells))}); required are {', '.join(REQUIRED)}"
                 )
-            texts = {name: cells.get(name) or "" for name in (*WANTED, *OPTIONAL)}
-            wrong = [name for name, value in texts.items() if not isinstance(value, str)]
-            if wrong:
+            texts = {name: cells.get(name) or "" for name in (*REQUIRED, *OPTIONAL)}
+            if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
                 raise UserError(f"{self.path}: {number}: {', '.join(wrong)} must be text")
-            first = [texts.pop(name) for name in WANTED]
-            rows.append(ListRow(unique(pair_id(*first), seen), where, *first, **texts))
+            source, edited, instruction = (texts.pop(name) for name in REQUIRED)
+            id = unique(pair_id(source, edited, instruction), seen)
+            rows.append(ListRow(id, where, source, edited, instruction, **texts))
         return rows
 
     def read(self, item: ListRow) -> Triplet:
+        """Reads a row; UserError for an empty cell or clips that cannot be read."""
         for name, path in (("src_video", item.source), ("tgt_video", item.edited)):
             if not path.strip():
                 raise UserError(f"{name} is empty")
@@ -128,38 +148,42 @@ class ListReader:
         source, edited, fps = read_pair(
             self.root / item.source, self.root / item.edited, self.clips
         )
-        words = (item.instruction, item.source_caption, item.edited_caption, item.edit_type)
         return Triplet(
-            item.id,
-            source,
-            edited,
-            *words,
-            fps,
-            None,
-            item.licence,
-            f"{item.where}: {item.source}, {item.edited}",
+            id=item.id,
+            source=source,
+            edited=edited,
+            instruction=item.instruction,
+            source_caption=item.source_caption,
+            edited_caption=item.edited_caption,
+            edit_type=item.edit_type,
+            fps=fps,
+            mask=None,
+            licence=item.licence,
+            provenance=f"{item.where}: {item.source}, {item.edited}",
         )
 
 
 def pair_id(source: str, edited: str, instruction: str) -> str:
-    """The same for the same row in any list on any machine."""
-    return f"{Path(source).stem}-{hashlib.sha256(json.dumps([source, edited, instruction]).encode()).hexdigest()[:12]}"
+    """Returns an id that is the same for the same row in any list on any machine."""
+    digest = hashlib.sha256(json.dumps([source, edited, instruction]).encode()).hexdigest()
+    return f"{Path(source).stem}-{digest[:12]}"
 
 
 def unique(name: str, seen: dict[str, int]) -> str:
-    """The name, with a number from its second use on."""
+    """Returns the name, followed by a number from its second use on; counts uses in `seen`."""
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else f"{name}-{seen[name]}"
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, dict]]:
-    """("row 2", cells by column) for each row, counted as spreadsheets do, with the header as row 1."""
+    """Yields ("row 2", cells by column), counted as spreadsheets do: the header is row 1."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             for number, cells in enumerate(csv.DictReader(file), 2):
                 if None in cells:
                     raise UserError(
-                        f"{path}: row {number} has more cells than the header: put texts with commas in quotes"
+                        f"{path}: row {number} has more cells than the header: "
+                        "put texts with commas in quotes"
                     )
                 yield f"row {number}", cells
     except (csv.Error, UnicodeDecodeError) as error:
@@ -167,20 +191,19 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def read_json(path: Path) -> Iterator[tuple[str, dict]]:
-    """("line 1", object) for each line of JSON lines, or ("entry 1", object) for each of a JSON list."""
+    """Yields ("line 1", object) of JSON lines, or ("entry 1", object) of a JSON list."""
+    values: list[tuple[str, Any]]
     try:
         if path.suffix.lower() == ".json":
-            found = [(f"entry {number}", value) for number, value in enumerate(listed(path), 1)]
+            values = [(f"entry {i}", value) for i, value in enumerate(read_json_list(path), 1)]
         else:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-            found = [
-                (f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()
-            ]
+            values = [(f"line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error})") from error
-    for number, value in found:
+    for number, text in values:
         try:
-            value = json.loads(value) if isinstance(value, str) else value
+            value = json.loads(text) if isinstance(text, str) else text
         except ValueError as error:
             raise UserError(f"{path}: {number} is not JSON ({error})") from error
         if not isinstance(value, dict):
@@ -188,8 +211,8 @@ def read_json(path: Path) -> Iterator[tuple[str, dict]]:
         yield number, value
 
 
-def listed(path: Path) -> list:
-    """A JSON list from a file."""
+def read_json_list(path: Path) -> list:
+    """Reads a file with a JSON list; UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -211,22 +234,26 @@ class ImagePair(Item):
 
     @property
     def origin(self) -> str:
+        """The prompt's folder."""
         return self.folder
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFolderReader:
-    """InstructPix2Pix's image pairs: <name>/{prompt.json, <seed>_0.jpg, <seed>_1.jpg}, listed in seeds.json as [[name, [seed, ...]], ...].
+    """The image pairs of InstructPix2Pix, as clips of one frame.
 
-    The clips have one frame. The source caption is prompt.json's `input` or `caption`: the public sets have either.
+    Layout: <name>/{prompt.json, <seed>_0.jpg, <seed>_1.jpg}, and seeds.json, which lists
+    [[name, [seed, ...]], ...]. The source caption is `input` or `caption` in prompt.json: the
+    published sets use either.
     """
 
     path: Path
     clips: ClipSettings
 
     def items(self) -> list[ImagePair]:
+        """The pairs that seeds.json lists."""
         items, index = [], self.path / "seeds.json"
-        for number, entry in enumerate(listed(index), 1):
+        for number, entry in enumerate(read_json_list(index), 1):
             match entry:
                 case [str(name), list(seeds)]:
                     items += [
@@ -238,26 +265,28 @@ class PairFolderReader:
         return items
 
     def read(self, item: ImagePair) -> Triplet:
+        """Reads a pair; UserError if an image or the prompt cannot be read."""
         folder = self.path / item.folder
-        prompt = self.prompt(folder / "prompt.json")
+        prompt = self.read_prompt(folder / "prompt.json")
         source, edited, fps = read_pair(
             folder / f"{item.seed}_0.jpg", folder / f"{item.seed}_1.jpg", self.clips
         )
-        captions = (prompt.get("input", prompt.get("caption", "")), prompt.get("output", ""))
         return Triplet(
-            item.id,
-            source,
-            edited,
-            prompt["edit"],
-            *captions,
-            "",
-            fps,
-            None,
-            "",
-            f"{self.path.name}/{item.where}",
+            id=item.id,
+            source=source,
+            edited=edited,
+            instruction=prompt["edit"],
+            source_caption=prompt.get("input", prompt.get("caption", "")),
+            edited_caption=prompt.get("output", ""),
+            edit_type="",
+            fps=fps,
+            mask=None,
+            licence="",
+            provenance=f"{self.path.name}/{item.where}",
         )
 
-    def prompt(self, path: Path) -> dict:
+    def read_prompt(self, path: Path) -> dict:
+        """A prompt.json; UserError if it cannot be read or has no instruction."""
         try:
             prompt = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -268,101 +297,44 @@ class PairFolderReader:
         return prompt
 
 
-# ---- the shapes world ----
+# ---- shapes worlds ----
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesItem(Item):
-    """One triplet of the shapes world's sequence."""
+    """One triplet of a shapes world's sequence."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesReader:
-    """The first `count` triplets of a seed's sequence; `data/shapes.py` says what the arguments mean."""
+    """The first `count` triplets of a seed's sequence; for the fields see `shapes.sample_spec`."""
 
     count: int
     seed: int = 0
     split: str = "train"
-    kinds: tuple[str, ...] = ()  # () = all of the world's
+    kinds: tuple[str, ...] = ()  # () = all kinds of the world
     size: int = 64
     frames: int = 8
     world: str = "shapes"
 
     def items(self) -> list[ShapesItem]:
-        self.spec(0)  # its arguments are wrong for all or for none
-        sequence = hashlib.sha256(
-            repr((self.seed, self.split, self.kinds, self.size, self.frames, self.world)).encode()
-        ).hexdigest()[:8]
+        """The triplets' indices; UserError for wrong fields."""
+        self.spec(0)  # wrong fields are wrong for every index
+        fields = (self.seed, self.split, self.kinds, self.size, self.frames, self.world)
+        sequence = hashlib.sha256(repr(fields).encode()).hexdigest()[:8]
         return [
             ShapesItem(f"shapes-{sequence}-{index}", f"{self.world} {index}", index)
             for index in range(self.count)
         ]
 
     def read(self, item: ShapesItem) -> Triplet:
+        """Renders a triplet."""
         return dataclasses.replace(shapes.triplet(self.spec(item.index)), id=item.id)
 
     def spec(self, index: int) -> shapes.Spec:
+        """The spec of a triplet."""
         return shapes.sample_spec(
             self.seed, index, self.split, self.kinds, self.size, self.frames, self.world
         )
-
-
-# ---- clips ----
-
-
-def read_pair(
-    source: Path, edited: Path, settings: ClipSettings
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both clips in one size and length, [T, H, W, 3] uint8, and their frames/s. Raises UserError as `read_both` does."""
-    first, second, fps = read_clips(source, edited, settings)
-    shorter = min(len(first), len(second))
-    return first[:shorter], second[:shorter], fps
-
-
-def read_clips(
-    source: Path, edited: Path, settings: ClipSettings
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both clips in one size, each of its own length, [T, H, W, 3] uint8, and their frames/s.
-
-    Raises UserError where a clip cannot be read, or the two do not belong together: rates, shapes or lengths too far apart.
-    """
-    from ivid2vid_jax.video.read import (
-        open_clip,  # here and not above: the shapes world needs no av
-    )
-
-    clips = [open_clip(path, fps=settings.fps) for path in (source, edited)]
-    rates = [float(clip.rate) for clip in clips]
-    if all(clip.is_container for clip in clips) and max(rates) > (1 + LENGTHS) * min(rates):
-        raise UserError(
-            f"the source runs at {rates[0]:g} frames/s and the edited clip at {rates[1]:g}: which frames belong together is not known"
-        )
-    size = common_size([(clip.height, clip.width) for clip in clips], settings.size)
-    frames = [read_fitted(clip, size, settings.frames) for clip in clips]
-    shorter, longer = sorted(len(each) for each in frames)
-    if longer - shorter > LENGTHS * longer:
-        raise UserError(
-            f"the source has {len(frames[0])} frames and the edited clip {len(frames[1])}: more than {LENGTHS:.0%} apart"
-        )
-    return *frames, float(clips[0].fps or clips[0].rate)
-
-
-def common_size(sizes: list[tuple[int, int]], shorter_side: int) -> tuple[int, int]:
-    """The size (height, width) of the smaller clip with its shorter side at most `shorter_side`; UserError where the shapes differ."""
-    aspects = [width / height for height, width in sizes]
-    if max(aspects) > (1 + ASPECTS) * min(aspects):
-        (h0, w0), (h1, w1) = sizes
-        raise UserError(
-            f"the source is {w0}x{h0} and the edited clip {w1}x{h1}: their shapes differ by more than {ASPECTS:.0%}"
-        )
-    smaller = min(sizes, key=min)
-    scale = min(1, shorter_side / min(smaller))
-    return round(smaller[0] * scale), round(smaller[1] * scale)
-
-
-def read_fitted(clip, size: tuple[int, int], most: int | None) -> np.ndarray:
-    """The clip's first frames at that size, resized as they are decoded, so that full-size frames are never held together."""
-    from ivid2vid_jax.video.fit import resize
-
-    return np.stack([resize(frame.pixels, size) for frame in islice(clip.frames(), most)])

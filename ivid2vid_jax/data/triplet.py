@@ -7,10 +7,20 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Triplet:
-    """A clip, an instruction and the clip as the instruction wants it.
+    """A clip, an instruction and the edited clip.
 
-    source, edited: [T, H, W, 3] uint8 RGB, the same size. mask: [T, H, W] bool, the pixels that the edit may change; None where it
-    may change all of them. fps: frames per second. licence: SPDX name. provenance: where it came from, enough to find or make it again.
+    Attributes:
+        id: unique within a dataset.
+        source: [T, H, W, 3] uint8 RGB.
+        edited: [T, H, W, 3] uint8 RGB, the same shape as `source`.
+        instruction: what to change.
+        source_caption: what the source clip shows; may be empty.
+        edited_caption: what the edited clip shows; may be empty.
+        edit_type: kind of edit; may be empty.
+        fps: frames per second of both clips.
+        mask: [T, H, W] bool, the pixels that the edit may change; None if it may change all.
+        licence: SPDX name; may be empty.
+        provenance: where the triplet comes from, enough to find or to make it again.
     """
 
     id: str

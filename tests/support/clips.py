@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 
 def texture(side: int = 256, seed: int = 0, smooth: float = 2.0) -> np.ndarray:
-    """A picture [side, side, 3] uint8 with detail everywhere, that repeats at its edges."""
+    """A picture [side, side, 3] uint8 with detail everywhere that wraps around at its edges."""
     noise = gaussian_filter(
         np.random.default_rng(seed).random((side, side, 3)), (smooth, smooth, 0), mode="wrap"
     )
@@ -13,7 +13,7 @@ def texture(side: int = 256, seed: int = 0, smooth: float = 2.0) -> np.ndarray:
 
 
 def moving(dx: int, dy: int, frames: int = 4, size: int = 64, seed: int = 0) -> np.ndarray:
-    """[T, size, size, 3]: what is seen moves by (dx, dy) pixels a frame."""
+    """[T, size, size, 3] uint8: a texture that moves by (dx, dy) pixels per frame."""
     picture = texture(seed=seed)
     return np.stack(
         [
@@ -24,4 +24,5 @@ def moving(dx: int, dy: int, frames: int = 4, size: int = 64, seed: int = 0) -> 
 
 
 def static(frames: int = 4, size: int = 64, seed: int = 0) -> np.ndarray:
+    """[T, size, size, 3] uint8: a texture at rest."""
     return moving(0, 0, frames, size, seed)

@@ -1,8 +1,10 @@
-"""The shapes world: clips of moving shapes, each with an instruction and the true edited clip. A pure function of seed and index.
+"""The shapes world: clips of moving shapes, each with an instruction and the true edited clip.
 
-spec = sample_spec(seed=0, index=7)
-example = triplet(spec)
-check(example.source, an_editors_clip, spec).passed
+    spec = sample_spec(seed=0, index=7)
+    example = triplet(spec)
+    check(example.source, edited_clip, spec).passed
+
+A triplet is a pure function of seed and index.
 """
 
 import hashlib
@@ -14,10 +16,10 @@ from ivid2vid_jax.data.shapes.scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
 from ivid2vid_jax.data.shapes.scene_sampler import (
     SPLITS,
     WORLDS,
+    allowed_phrasings,
     held_out,
     sample_edit,
     sample_spec,
-    sentences,
 )
 from ivid2vid_jax.data.triplet import Triplet
 
@@ -30,6 +32,7 @@ __all__ = [
     "Limits",
     "Spec",
     "Verdict",
+    "allowed_phrasings",
     "caption",
     "check",
     "edit_mask",
@@ -39,13 +42,12 @@ __all__ = [
     "render",
     "sample_edit",
     "sample_spec",
-    "sentences",
     "triplet",
 ]
 
 
 def triplet(spec: Spec) -> Triplet:
-    """Draws both clips; the provenance is the spec itself, which `Spec.from_json` reads back."""
+    """Renders both clips; the provenance is the spec in JSON, for `Spec.from_json`."""
     text = spec.to_json()
     return Triplet(
         id=f"shapes-{hashlib.sha256(text.encode()).hexdigest()[:16]}",

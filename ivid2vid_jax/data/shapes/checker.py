@@ -1,12 +1,16 @@
-"""Judges from pixels whether an edited clip shows what was asked, in every frame, and whether the rest was kept.
+"""Judges from pixels whether an edited clip follows its instruction and keeps the rest.
 
-The scene and the edit are known, so each frame is measured against drawings. With x the frame, w the drawing that was asked for and a
-that of an alternative (the source, or another value of what the edit sets), <x - w, a - w> / |a - w|^2 says how far x went from what
-was asked, 0, to the alternative, 1: a blend of both lies between, and noise, blur or a colour cast hardly move it. What no alternative
-foresees is found by the mean colours of small blocks, which must lie within what w shows around there, half a block's shift allowed.
+Scene and edit are known, so each frame is compared with rendered clips. Let x be a frame, w the
+true edit and a an alternative to it: the source, or another value of what the edit sets. Then
+<x - w, a - w> / |a - w|^2 says how far x is from the true edit (0) towards the alternative (1). A
+blend of both lies between; noise, blur or a colour cast hardly change it. All other errors are
+found by the mean colours of small blocks, which must lie within the range of the true edit's
+colours around the block, with a tolerance of half a block's shift.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +24,20 @@ from ivid2vid_jax.data.shapes.scene import (
     ALL_STYLES,
     TEXTURES,
     VALUES,
+    Edit,
     Scene,
     Spec,
     apply_edit,
 )
 from ivid2vid_jax.utils.errors import UserError
 
-MIN_CELLS = 24  # a side: fine enough for the smallest object, coarse enough to bear noise and blur
+# Cells per side: fine enough for the smallest object, coarse enough to average out noise and blur.
+MIN_CELLS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much of each number of the verdict may pass."""
+    """The largest values of a verdict that pass."""
 
     toward: float = 0.42  # of the way to an alternative
     inside: float = 60.0  # grey levels
@@ -41,12 +47,20 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verdict:
-    """success: what was asked is shown in every frame. preserved: the rest is as it was. passed: both.
+    """The judgement of an edited clip.
 
-    toward: [T] float32, how far each frame went to any alternative, 0 none of the way, 1 all of it, more beyond. nearest: what the
-    worst of them resembles most, "" for the true edit. inside, outside: [T] float32, grey levels by which the worst block is off, among
-    those that the edit may change and among the rest; cast: the mean of the rest's. For a style, which changes everything, all blocks
-    are the rest, measured against the restyled source.
+    A style changes all blocks. They count as `outside` and are compared with the restyled source.
+
+    Attributes:
+        passed: `success` and `preserved`.
+        success: every frame shows the edit.
+        preserved: the rest of the clip is unchanged.
+        toward: [T] float32, how far each frame is towards any alternative: 0 is the true edit, 1
+            the alternative; may exceed 1.
+        nearest: what the worst frame resembles most; "" = the true edit.
+        inside: [T] float32, error in grey levels of the worst block that the edit may change.
+        outside: [T] float32, error in grey levels of the worst other block.
+        cast: [T] float32, mean error in grey levels of the other blocks.
     """
 
     passed: bool
@@ -60,25 +74,31 @@ class Verdict:
 
 
 def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = Limits()) -> Verdict:
-    """Judges `edited` as the answer to the spec's instruction for `source`; both [T, H, W, 3] uint8.
+    """Judges `edited` as the result of the spec's instruction for `source`.
 
-    Raises UserError where a clip has not the spec's size and length.
+    Args:
+        source: [T, H, W, 3] uint8.
+        edited: [T, H, W, 3] uint8.
+        spec: the scene and the edit.
+        limits: what passes.
+
+    Raises:
+        UserError: a clip does not have the spec's size and length.
     """
-    expected = (spec.frames, spec.size, spec.size, 3)
+    shape = (spec.frames, spec.size, spec.size, 3)
     for name, clip in (("source", source), ("edited", edited)):
-        if clip.shape != expected or clip.dtype != np.uint8:
+        if clip.shape != shape or clip.dtype != np.uint8:
             raise UserError(
-                f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {expected}"
+                f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {shape}"
             )
-    mask, drawn = edit_mask(spec), render(spec.edited, spec.size, spec.frames)
-    wanted = target_clip(source, spec, mask, drawn)
-    found_cells, wanted_cells = cells(edited), cells(wanted)
+    mask, rendered = edit_mask(spec), render(spec.edited, spec.size, spec.frames)
+    target = target_clip(source, spec, mask, rendered)
+    edited_cells, target_cells = cells(edited), cells(target)
     toward, nearest = toward_alternatives(
-        found_cells - wanted_cells, alternatives(source, wanted, spec, drawn)
+        edited_cells - target_cells, alternatives(source, target, spec, rendered)
     )
-    inside, outside, cast = deviations(
-        found_cells, wanted_cells, np.zeros(expected[:3], bool) if mask is None else mask
-    )
+    changeable = np.zeros(shape[:3], bool) if mask is None else mask
+    inside, outside, cast = deviations(edited_cells, target_cells, changeable)
     success = bool(toward.max() <= limits.toward and inside.max() <= limits.inside)
     preserved = bool(outside.max() <= limits.outside and cast.max() <= limits.cast)
     return Verdict(
@@ -87,158 +107,174 @@ def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = L
 
 
 def target_clip(
-    source: np.ndarray, spec: Spec, mask: np.ndarray | None, drawn: np.ndarray
+    source: np.ndarray, spec: Spec, mask: np.ndarray | None, rendered: np.ndarray
 ) -> np.ndarray:
-    """The true edit of the source that was passed in: as drawn where the edit may change it, and else as it is."""
-    return (
-        stylize(source, spec.edit.kind)
-        if mask is None
-        else np.where(mask[..., None], drawn, source)
-    )
+    """The true edit of this source: rendered pixels where the edit may change them."""
+    if mask is None:
+        return stylize(source, spec.edit.kind)
+    return np.where(mask[..., None], rendered, source)
 
 
-def alternatives(source: np.ndarray, wanted: np.ndarray, spec: Spec, drawn: np.ndarray):
-    """Yields (name, [T, H, W, 3] float32 difference of an alternative to the true edit, both drawn alike)."""
-    wanted, drawn = wanted.astype(np.float32), drawn.astype(np.float32)
-    if spec.edit.kind != "identity":
-        yield "source", source - wanted
-    if spec.edit.kind in (*ALL_STYLES, "identity"):
-        yield from (
-            (style, stylize(source, style) - wanted)
-            for style in ALL_STYLES
-            if style != spec.edit.kind
-        )
-    scenes = less_one(spec.edited) if spec.edit.kind in ALL_STYLES else rival_scenes(spec)
-    yield from ((name, render(scene, spec.size, spec.frames) - drawn) for name, scene in scenes)
+# ---- alternatives to the true edit ----
 
 
-def less_one(scene: Scene):
-    """Yields (name, scene) with each object left out in turn."""
-    for i, thing in enumerate(scene.objects):
-        yield (
-            f"no {thing.shape}",
-            dataclasses.replace(scene, objects=scene.objects[:i] + scene.objects[i + 1 :]),
-        )
+def alternatives(
+    source: np.ndarray, target: np.ndarray, spec: Spec, rendered: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, [T, H, W, 3] float32 difference of an alternative to the true edit).
 
-
-def rival_scenes(spec: Spec):
-    """Yields (name, scene) of every other value that the edit could have set, but the source's; for "identity", of other textures."""
-    edit, scene = spec.edit, spec.scene
-    if edit.kind in VALUES:
-        present = (
-            scene.background
-            if edit.kind == "background"
-            else getattr(scene.objects[edit.target], edit.kind)
-        )
-        rivals = [
-            (value, dataclasses.replace(edit, value=value))
-            for value in VALUES[edit.kind]
-            if value not in (edit.value, present)
-        ]
-    elif edit.kind == "remove":
-        rivals = [
-            ("the other", dataclasses.replace(edit, target=i))
-            for i in range(len(scene.objects))
-            if i != edit.target
-        ]
-    elif edit.kind == "identity":
-        textures = [
-            (i, value)
-            for i, thing in enumerate(scene.objects)
-            for value in TEXTURES
-            if value != thing.texture
-        ]
-        rivals = [
-            (value, dataclasses.replace(edit, kind="texture", target=i, value=value))
-            for i, value in textures
-        ]
-    else:
-        rivals = [
-            (
-                value,
-                dataclasses.replace(
-                    edit, added=dataclasses.replace(edit.added, **{attribute: value})
-                ),
-            )
-            for attribute in ("colour", "shape")
-            for value in VALUES[attribute]
-            if value != getattr(edit.added, attribute)
-        ]
-    return [(name, apply_edit(scene, rival)) for name, rival in rivals]
-
-
-def toward_alternatives(error: np.ndarray, directions) -> tuple[np.ndarray, str]:
-    """The largest share of the way to any alternative, [T] float32, and what the worst frame resembles most, "" for the true edit.
-
-    error: [T, n, n, 3], the cells' difference to the true edit's.
+    Rendered alternatives are compared with the rendered edit, the others with the target clip.
     """
-    toward, names, nearer = (
-        np.zeros(len(error), np.float32),
-        [""],
-        [np.zeros(len(error), np.float32)],
-    )
+    target, rendered = target.astype(np.float32), rendered.astype(np.float32)
+    kind = spec.edit.kind
+    if kind != "identity":
+        yield "source", source - target
+    if kind in (*ALL_STYLES, "identity"):
+        for style in ALL_STYLES:
+            if style != kind:
+                yield style, stylize(source, style) - target
+    scenes = without_one(spec.edited) if kind in ALL_STYLES else rival_scenes(spec)
+    for name, scene in scenes:
+        yield name, render(scene, spec.size, spec.frames) - rendered
+
+
+def without_one(scene: Scene) -> Iterator[tuple[str, Scene]]:
+    """Yields (name, scene) with each object left out in turn."""
+    for i, obj in enumerate(scene.objects):
+        others = scene.objects[:i] + scene.objects[i + 1 :]
+        yield f"no {obj.shape}", dataclasses.replace(scene, objects=others)
+
+
+def rival_scenes(spec: Spec) -> Iterator[tuple[str, Scene]]:
+    """Yields (name, scene) of the results of all rival edits."""
+    for name, edit in rival_edits(spec.scene, spec.edit):
+        yield name, apply_edit(spec.scene, edit)
+
+
+def rival_edits(scene: Scene, edit: Edit) -> Iterator[tuple[str, Edit]]:
+    """Yields (name, edit) of the other values that an edit could have set.
+
+    The source's value is left out. Rivals of "identity" are edits of the texture.
+    """
+    if edit.kind in VALUES:
+        if edit.kind == "background":
+            present = scene.background
+        else:
+            present = getattr(scene.objects[edit.target], edit.kind)
+        for value in VALUES[edit.kind]:
+            if value not in (edit.value, present):
+                yield value, dataclasses.replace(edit, value=value)
+    elif edit.kind == "remove":
+        for i in range(len(scene.objects)):
+            if i != edit.target:
+                yield "the other", dataclasses.replace(edit, target=i)
+    elif edit.kind == "identity":
+        for i, obj in enumerate(scene.objects):
+            for value in TEXTURES:
+                if value != obj.texture:
+                    yield value, dataclasses.replace(edit, kind="texture", target=i, value=value)
+    else:
+        assert edit.added is not None
+        for attribute in ("colour", "shape"):
+            for value in VALUES[attribute]:
+                if value != getattr(edit.added, attribute):
+                    change: dict[str, Any] = {attribute: value}
+                    added = dataclasses.replace(edit.added, **change)
+                    yield value, dataclasses.replace(edit, added=added)
+
+
+def toward_alternatives(
+    error: np.ndarray, directions: Iterable[tuple[str, np.ndarray]]
+) -> tuple[np.ndarray, str]:
+    """Projects the error on the direction of each alternative.
+
+    Args:
+        error: [T, n, n, 3], difference of the edited clip's cells to the true edit's.
+        directions: (name, [T, H, W, 3] difference of an alternative to the true edit).
+
+    Returns:
+        The largest share of the way to any alternative, [T] float32; what the worst frame resembles
+        most, "" for the true edit.
+    """
+    toward = np.zeros(len(error), np.float32)
+    names = [""]
+    # Squared distance to the true edit minus squared distance to the alternative, [T] each.
+    closeness = [np.zeros(len(error), np.float32)]
     for name, direction in directions:
         way = flat(cells(direction))
         length = np.maximum(np.einsum("tn,tn->t", way, way), 1.0)
         share = np.einsum("tn,tn->t", flat(error), way) / length
         toward = np.maximum(toward, share)
         names.append(name)
-        nearer.append(
-            (2 * share - 1) * length
-        )  # squared distance to the true edit less that to this alternative
-    return toward, names[int(np.argmax(np.stack(nearer)[:, toward.argmax()]))]
+        closeness.append((2 * share - 1) * length)
+    return toward, names[int(np.argmax(np.stack(closeness)[:, toward.argmax()]))]
 
 
 def flat(clip: np.ndarray) -> np.ndarray:
+    """[T, ...] -> [T, n]."""
     return clip.reshape(len(clip), -1)
 
 
-def deviations(
-    found: np.ndarray, wanted: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[T] float32 each, excess in grey levels: the worst block's where blocks touch the mask, the worst and the mean where they do not.
+# ---- deviations from the true edit ----
 
-    found, wanted: [T, n, n, 3] cells; mask: [T, H, W] bool. A block is the mean of 2 x 2 cells.
+
+def deviations(
+    edited: np.ndarray, target: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Errors of blocks in grey levels; a block is the mean of 2 x 2 cells.
+
+    Args:
+        edited: [T, n, n, 3], cells.
+        target: [T, n, n, 3], cells of the true edit.
+        mask: [T, H, W] bool.
+
+    Returns:
+        [T] float32 each: the worst block that touches the mask; the worst of the others; their
+        mean.
     """
-    excess = block_excess(pairs(found, step=1), pairs(wanted, step=1))
-    touched = pairs(cells(mask[..., None]), step=1)[..., 0] > 0
+    excess = block_excess(pair_means(edited, step=1), pair_means(target, step=1))
+    touched = pair_means(cells(mask[..., None]), step=1)[..., 0] > 0
     inside, outside = np.where(touched, excess, 0), np.where(touched, 0, excess)
-    return (
-        inside.max((1, 2)),
-        outside.max((1, 2)),
-        outside.sum((1, 2)) / np.maximum((~touched).sum((1, 2)), 1),
-    )
+    untouched = np.maximum((~touched).sum((1, 2)), 1)
+    return inside.max((1, 2)), outside.max((1, 2)), outside.sum((1, 2)) / untouched
 
 
 def cells(clip: np.ndarray) -> np.ndarray:
-    """[T, H, W, C] -> [T, n, n, C] float32: the means of square cells, 2 pixels wide at size 64; H a multiple of 8."""
+    """[T, H, W, C] -> [T, n, n, C] float32: means of square cells; H is a multiple of 8.
+
+    A cell is 2 pixels wide at size 64.
+    """
     means = np.asarray(clip, np.float32)
     for _ in range(3):
         if means.shape[1] >= 2 * MIN_CELLS:
-            means = pairs(means, step=2)
+            means = pair_means(means, step=2)
     return means
 
 
-def pairs(values: np.ndarray, step: int) -> np.ndarray:
-    """The means of 2 x 2 neighbours along axes 1 and 2: of all of them for step 1, of every other one for step 2."""
+def pair_means(values: np.ndarray, step: int) -> np.ndarray:
+    """Means of 2 x 2 neighbours along axes 1 and 2, overlapping (step 1) or not (step 2)."""
     rows = values[:, :-1:step] + values[:, 1::step]
     return (rows[:, :, :-1:step] + rows[:, :, 1::step]) / 4
 
 
-def block_excess(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """[T, n, n]: how far the worst channel is out of the range that the wanted block and, half-way, its neighbours span."""
-    low, high = wanted, wanted
+def block_excess(edited: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """[T, n, n]: how far the worst channel of each block is outside the target's range.
+
+    The range is spanned by the target block and the points half-way to its neighbours.
+    """
+    low, high = target, target
     for axis in (1, 2):
         low, high = neighbourhood(low, axis, np.minimum), neighbourhood(high, axis, np.maximum)
-    excess = np.maximum(found - (wanted + high) / 2, (wanted + low) / 2 - found)
+    excess = np.maximum(edited - (target + high) / 2, (target + low) / 2 - edited)
     return largest_channel(excess).clip(0)
 
 
-def neighbourhood(values: np.ndarray, axis: int, extreme) -> np.ndarray:
-    """The extreme of each value and its two neighbours along the axis."""
-    padded = np.pad(
-        values, [(1, 1) if each == axis else (0, 0) for each in range(values.ndim)], mode="edge"
-    )
+def neighbourhood(
+    values: np.ndarray, axis: int, extreme: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The minimum or maximum of each value and its two neighbours along an axis."""
+    widths = [(1, 1) if i == axis else (0, 0) for i in range(values.ndim)]
+    padded = np.pad(values, widths, mode="edge")
     count = values.shape[axis]
     first, second, third = (padded.take(range(shift, shift + count), axis) for shift in range(3))
     return extreme(extreme(first, second), third)

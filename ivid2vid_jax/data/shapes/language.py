@@ -1,4 +1,7 @@
-"""The shapes world in words: captions of scenes, and several sentences for every edit. Few and simple words, for a small text encoder."""
+"""The shapes world in words: captions of scenes, and several phrasings of every edit.
+
+The vocabulary is small, for a small text encoder.
+"""
 
 from ivid2vid_jax.data.shapes.scene import (
     ALL_STYLES,
@@ -24,6 +27,7 @@ STYLE_PHRASINGS = (
     "use the {look} style",
     "show it in {look} style",
 )
+# Kind of edit -> templates of its instruction; `Edit.phrasing` is an index into them.
 PHRASINGS = {
     "colour": (
         "make the {shape} {value}",
@@ -80,45 +84,51 @@ PHRASINGS = {
 
 
 def subject(scene: Scene, edit: Edit) -> Object:
-    """The object that the edit speaks of: the added one, else the target."""
+    """The object that the instruction mentions: the added one, or the target."""
     return edit.added or scene.objects[edit.target]
 
 
 def instruction(scene: Scene, edit: Edit) -> str:
-    """The edit of the scene as a sentence."""
-    spoken_of = subject(scene, edit)
-    words = {"shape": spoken_of.shape, "colour": spoken_of.colour, "value": edit.value}
+    """The instruction for an edit of a scene."""
+    mentioned = subject(scene, edit)
     return PHRASINGS[edit.kind][edit.phrasing].format(
-        **words, look=LOOKS.get(edit.kind), where=WHERE.get(edit.value)
+        shape=mentioned.shape,
+        colour=mentioned.colour,
+        value=edit.value,
+        look=LOOKS.get(edit.kind),
+        where=WHERE.get(edit.value),
     )
 
 
-def edit_towards(scene: Scene, wanted: str) -> Edit | None:
-    """The edit of one attribute, of the background or of the style that gives the scene this caption; None where there is none."""
-    targets = range(len(scene.objects))
+def edit_towards(scene: Scene, edited_caption: str) -> Edit | None:
+    """Finds the edit of one attribute, the background or the style that leads to a caption.
+
+    Returns None if there is none.
+    """
     edits = [
         Edit(kind, 0, target, value)
         for kind, values in VALUES.items()
-        for target in targets
+        for target in range(len(scene.objects))
         for value in values
     ]
     edits += [Edit(style, 0) for style in ALL_STYLES]
-    made = ((edit, apply_edit(scene, edit)) for edit in edits)
-    return next(
-        (edit for edit, edited in made if edited != scene and caption(edited) == wanted), None
-    )
+    for edit in edits:
+        edited = apply_edit(scene, edit)
+        if edited != scene and caption(edited) == edited_caption:
+            return edit
+    return None
 
 
 def caption(scene: Scene) -> str:
-    """What the clip shows, as "a large red circle and a striped blue square on a white background, outlined"."""
-    objects = " and ".join(describe(each) for each in scene.objects)
+    """What a clip shows, e.g. "a large red circle on a white background, outlined"."""
+    objects = " and ".join(describe(obj) for obj in scene.objects)
     style = f", {LOOKS[scene.style]}" if scene.style else ""
     return f"{objects} on a {scene.background} background{style}"
 
 
-def describe(thing: Object) -> str:
-    """Size and texture are said only where they are not the usual ones."""
-    unusual = [
-        word for word, usual in ((thing.size, "medium"), (thing.texture, "plain")) if word != usual
-    ]
-    return " ".join(["a", *unusual, thing.colour, thing.shape])
+def describe(obj: Object) -> str:
+    """An object in words; size and texture are left out if they are the default ones."""
+    words = [obj.size] if obj.size != "medium" else []
+    if obj.texture != "plain":
+        words.append(obj.texture)
+    return " ".join(["a", *words, obj.colour, obj.shape])

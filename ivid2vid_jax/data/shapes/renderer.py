@@ -1,4 +1,7 @@
-"""Draws the shapes world: signed distances make antialiased shapes, whole clips at a time."""
+"""Renders the shapes world, all frames of a clip at once; signed distances antialias the shapes.
+
+Letters in names of arrays: T frames, H height, W width.
+"""
 
 import numpy as np
 
@@ -15,43 +18,42 @@ from ivid2vid_jax.data.shapes.scene import (
 )
 
 DARK = 0.5  # the second tone of a texture, as a share of the colour
-LATTICE = 0.125  # distance between two stripes or two dots, in frame sides
-DOT = 0.33  # a dot's radius, in lattice steps
-WAVE_PERIOD = 0.25  # of the background's unevenness, in frame sides
+TEXTURE_PERIOD = 0.125  # distance between two stripes or two dots, in frame sides
+DOT_RADIUS = 0.33  # in texture periods
+WAVE_PERIOD = 0.25  # of the background's waves, in frame sides
 SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]], np.float32)
 TINTS = {"warm": (255, 130, 0), "cool": (0, 110, 255)}
-TINT = 0.35  # the tint's share of the picture
-LINE = (
-    20.0,
-    40.0,
-)  # grey levels per pixel at which an outline begins, and over how many more it becomes black
+TINT = 0.35  # opacity of the tint
+# Slope in grey levels per pixel at which an outline starts, and the further slope at which it is
+# black.
+OUTLINE_START, OUTLINE_RANGE = 20.0, 40.0
 
 
 def render(scene: Scene, size: int, frames: int) -> np.ndarray:
-    """The scene as a clip: [frames, size, size, 3] uint8."""
+    """Renders a scene to a clip, [frames, size, size, 3] uint8."""
     clip = to_uint8(paint(scene, size, frames))
     return stylize(clip, scene.style) if scene.style else clip
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
+    """Rounds and clips to uint8."""
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
 def paint(scene: Scene, size: int, frames: int) -> np.ndarray:
     """The scene without its style: [frames, size, size, 3] float32 in [0, 255]."""
     picture = paint_background(scene, size, frames)
-    for thing in scene.objects:
-        windows, alpha, tone = patches(thing, size, frames)
-        keep, ink = (
-            1 - alpha[..., None],
-            (alpha * tone)[..., None] * np.float32(COLOURS[thing.colour]),
-        )
+    for obj in scene.objects:
+        windows, alpha, tone = patches(obj, size, frames)
+        transparency = 1 - alpha[..., None]
+        colour = (alpha * tone)[..., None] * np.asarray(COLOURS[obj.colour], np.float32)
         for frame, window in enumerate(windows):
-            picture[window] = keep[frame] * picture[window] + ink[frame]
+            picture[window] = transparency[frame] * picture[window] + colour[frame]
     return picture
 
 
 def paint_background(scene: Scene, size: int, frames: int) -> np.ndarray:
+    """The background with its waves: [frames, size, size, 3] float32."""
     pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
     x_TW, y_TH = (
         2 * np.pi / WAVE_PERIOD * (pixels + pan * times(frames)[:, None]) for pan in scene.pan
@@ -63,29 +65,37 @@ def paint_background(scene: Scene, size: int, frames: int) -> np.ndarray:
     return picture
 
 
-def coverage(thing: Object, size: int, frames: int) -> np.ndarray:
+def coverage(obj: Object, size: int, frames: int) -> np.ndarray:
     """[frames, size, size] float32 in [0, 1]: the share of each pixel that the object covers."""
     cover = np.zeros((frames, size, size), np.float32)
-    windows, alpha, _ = patches(thing, size, frames)
+    windows, alpha, _ = patches(obj, size, frames)
     for frame, window in enumerate(windows):
         cover[window] = alpha[frame]
     return cover
 
 
-def patches(thing: Object, size: int, frames: int):
-    """One window around the object per frame, as indices into [T, H, W], and its alpha and tone there, [T, w, w] in [0, 1]."""
-    radius = RADII[thing.size] * size
-    centres = positions(thing.path, frames) * size
+def patches(
+    obj: Object, size: int, frames: int
+) -> tuple[list[tuple[int, slice, slice]], np.ndarray, np.ndarray]:
+    """Renders an object in a window around it.
+
+    Returns:
+        One window per frame, as an index into [T, H, W]; the object's alpha and tone in these
+        windows, [T, w, w] in [0, 1].
+    """
+    radius = RADII[obj.size] * size
+    centres = positions(obj.path, frames) * size
     width = min(size, 2 * int(np.ceil(radius)) + 3)
     corners = np.clip(np.floor(centres - width / 2 + 0.5).astype(int), 0, size - width)
     offsets = corners[:, None] + np.arange(width)[:, None] + 0.5 - centres[:, None]
     x, y = offsets[:, None, :, 0].astype(np.float32), offsets[:, :, None, 1].astype(np.float32)
-    alpha = np.clip(0.5 - DISTANCES[thing.shape](x, y, radius), 0, 1)
+    alpha = np.clip(0.5 - DISTANCES[obj.shape](x, y, radius), 0, 1)
     windows = [
         (frame, slice(top, top + width), slice(left, left + width))
         for frame, (left, top) in enumerate(corners.tolist())
     ]
-    return windows, alpha, 1 - (1 - DARK) * darkness(thing.texture, x, y, LATTICE * size)
+    tone = 1 - (1 - DARK) * darkness(obj.texture, x, y, TEXTURE_PERIOD * size)
+    return windows, alpha, tone
 
 
 def times(frames: int) -> np.ndarray:
@@ -94,35 +104,45 @@ def times(frames: int) -> np.ndarray:
 
 
 def positions(path: Path, frames: int) -> np.ndarray:
-    """[frames, 2] (x, y) of the centre in frame sides."""
+    """[frames, 2]: (x, y) of an object's centre in frame sides."""
     t = times(frames)[:, None]
     start, via, end = np.asarray((path.start, path.via, path.end))
-    free = (1 - t) ** 2 * start + 2 * t * (1 - t) * via + t**2 * end
-    folded = 1 - np.abs(1 - np.mod(free, 2))
+    bezier = (1 - t) ** 2 * start + 2 * t * (1 - t) * via + t**2 * end
+    reflected = 1 - np.abs(1 - np.mod(bezier, 2))
     low, high = np.asarray(path.box).reshape(2, 2)
-    return low + folded * (high - low)
+    return low + reflected * (high - low)
 
 
-def circle(x, y, r):
+# ---- signed distances of the shapes in pixels, negative inside; r: half of the width ----
+
+
+def circle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """A disc."""
     return np.hypot(x, y) - r
 
 
-def square(x, y, r):
+def square(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Half of a side is 0.89 r."""
     return np.maximum(np.abs(x), np.abs(y)) - 0.89 * r
 
 
-def triangle(x, y, r):
+def triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     """Corners at (0, -r) and (+-r, 0.75 r), y downward."""
     return np.maximum(y - 0.75 * r, (1.75 * np.abs(x) - y - r) / np.hypot(1.75, 1))
 
 
-def cross(x, y, r):
-    long, short = np.maximum(np.abs(x), np.abs(y)) - r, np.minimum(np.abs(x), np.abs(y)) - 0.33 * r
-    return np.maximum(long, short)
+def cross(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Two bars, 0.66 r wide."""
+    length = np.maximum(np.abs(x), np.abs(y)) - r
+    width = np.minimum(np.abs(x), np.abs(y)) - 0.33 * r
+    return np.maximum(length, width)
 
 
-def star(x, y, r):
-    """Five points, the first upward; the inner corners at 0.45 r. The angle is folded into one half of a point."""
+def star(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Five points, the first one upward, and inner corners at 0.45 r.
+
+    All angles are reflected into one half of a point.
+    """
     half = np.pi / 5
     angle = np.abs(np.mod(np.arctan2(x, -y) + half, 2 * half) - half)
     length = np.hypot(x, y)
@@ -135,63 +155,76 @@ DISTANCES = {"circle": circle, "square": square, "triangle": triangle, "cross": 
 
 
 def darkness(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
-    """[T, h, w] or what broadcasts to it, in [0, 1]: where the texture has its second tone. period: pixels; a dot, or the gap
-    between two stripes, is central.
+    """Where a texture has its second tone, in [0, 1]; [T, h, w] or a shape that broadcasts to it.
+
+    The object's centre is in a dot, or between two stripes.
+
+    Args:
+        texture: one of TEXTURES.
+        x: pixels from the object's centre.
+        y: pixels from the object's centre.
+        period: of the texture in pixels.
     """
     if texture == "plain":
         return np.zeros_like(x)
-    x, y = (np.abs(np.mod(each + period / 2, period) - period / 2) for each in (x, y))
-    distance = period / 4 - x if texture == "striped" else np.hypot(x, y) - DOT * period
+    x, y = (np.abs(np.mod(offset + period / 2, period) - period / 2) for offset in (x, y))
+    distance = period / 4 - x if texture == "striped" else np.hypot(x, y) - DOT_RADIUS * period
     return np.clip(0.5 - distance, 0, 1)
 
 
 def stylize(clip: np.ndarray, style: str) -> np.ndarray:
-    """[T, H, W, 3] uint8 -> the same in one of ALL_STYLES; H and W multiples of 8 for "pixelated"."""
+    """Applies one of ALL_STYLES to [T, H, W, 3] uint8.
+
+    For "pixelated", H and W are multiples of 8.
+    """
     if style == "negative":
         return 255 - clip
     picture = clip.astype(np.float32)
     if style == "grey":
-        return to_uint8(np.repeat((picture @ np.float32(LUMA))[..., None], 3, axis=-1))
+        luma = picture @ np.asarray(LUMA, np.float32)
+        return to_uint8(np.repeat(luma[..., None], 3, axis=-1))
     if style == "sepia":
         return to_uint8(picture @ SEPIA.T)
     if style in TINTS:
-        return to_uint8(picture + TINT * (np.float32(TINTS[style]) - picture))
+        return to_uint8(picture + TINT * (np.asarray(TINTS[style], np.float32) - picture))
     return to_uint8(pixelated(picture) if style == "pixelated" else outlined(picture))
 
 
 def pixelated(picture: np.ndarray) -> np.ndarray:
-    """8 x 8 blocks of one colour each."""
+    """The mean colours of 8 x 8 blocks."""
     T, H, W, _ = picture.shape
     blocks = picture.reshape(T, 8, H // 8, 8, W // 8, 3).mean((2, 4))
     return blocks.repeat(H // 8, 1).repeat(W // 8, 2)
 
 
 def outlined(picture: np.ndarray) -> np.ndarray:
-    """Dark lines on white where any channel changes by more than LINE from one pixel to the next."""
+    """Dark lines on white where any channel changes fast from one pixel to the next."""
     slope = np.zeros(picture.shape[:3], np.float32)
-    for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:, :, :-1], np.s_[:, :, 1:])):
-        step = largest_channel(np.abs(picture[there] - picture[here]))
-        for side in (here, there):
-            np.maximum(slope[side], step, out=slope[side])
-    line = np.clip((slope - LINE[0]) / LINE[1], 0, 1)
+    for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:, :, :-1], np.s_[:, :, 1:])):
+        difference = largest_channel(np.abs(picture[second] - picture[first]))
+        for side in (first, second):
+            np.maximum(slope[side], difference, out=slope[side])
+    line = np.clip((slope - OUTLINE_START) / OUTLINE_RANGE, 0, 1)
     return np.repeat((250 - 225 * line)[..., None], 3, axis=-1)
 
 
 def largest_channel(picture: np.ndarray) -> np.ndarray:
-    """[..., 3] -> [...]; several times faster than a reduction over so short an axis."""
+    """[..., 3] -> [...]; several times faster than `max` over so short an axis."""
     return np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2])
 
 
 def edit_mask(spec: Spec) -> np.ndarray | None:
-    """[T, H, W] bool, the pixels that the edit may change: the object it speaks of, before and after; all that is not an object for a
-    background; nothing for "identity"; None, that is all of them, for a style.
+    """[T, H, W] bool, the pixels that the edit may change.
+
+    An object's edit may change its pixels before and after, a background's edit all pixels outside
+    objects, "identity" nothing. None, for a style, means all pixels.
     """
-    edit, scene, frames = spec.edit, spec.scene, (spec.size, spec.frames)
+    edit, scene, shape = spec.edit, spec.scene, (spec.size, spec.frames)
     if edit.kind in ALL_STYLES:
         return None
     if edit.kind == "identity":
         return np.zeros((spec.frames, spec.size, spec.size), bool)
     if edit.kind == "background":
-        return np.maximum.reduce([coverage(each, *frames) for each in scene.objects]) < 1
+        return np.maximum.reduce([coverage(obj, *shape) for obj in scene.objects]) < 1
     changed = set(scene.objects) ^ set(spec.edited.objects)
-    return np.maximum.reduce([coverage(each, *frames) for each in changed]) > 0
+    return np.maximum.reduce([coverage(obj, *shape) for obj in changed]) > 0

@@ -1,17 +1,16 @@
-"""What the shapes world holds: its words and numbers, a scene, an edit of it, and both together as a `Spec`."""
+"""What the shapes world contains: its vocabulary, a scene, an edit of it, and both as a `Spec`."""
 
 import dataclasses
 import json
+from collections.abc import Collection
+from typing import Any
 
 from ivid2vid_jax.utils.errors import UserError
 
 SHAPES = ("circle", "square", "triangle", "cross", "star")
 TEXTURES = ("plain", "striped", "dotted")
-RADII = {
-    "small": 0.12,
-    "medium": 0.165,
-    "large": 0.22,
-}  # half of the object's width, in frame sides
+# half of the object's width, in frame sides
+RADII = {"small": 0.12, "medium": 0.165, "large": 0.22}
 COLOURS = {
     "red": (225, 35, 35),
     "green": (40, 210, 60),
@@ -28,42 +27,49 @@ BACKGROUNDS = {
     "pink": (225, 130, 170),
     "brown": (75, 45, 25),
 }
-PLACES = {
-    "left": (0.25, 0.5),
-    "right": (0.75, 0.5),
-    "top": (0.5, 0.25),
-    "bottom": (0.5, 0.75),
-}  # (x, y) in frame sides
+# (x, y) in frame sides
+PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}
 
-VALUES = {
+# kind of edit -> words that it can set
+VALUES: dict[str, Collection[str]] = {
     "colour": COLOURS,
     "shape": SHAPES,
     "size": RADII,
     "texture": TEXTURES,
     "background": BACKGROUNDS,
-}  # kind -> words that it can set
+}
 ATTRIBUTES = ("colour", "shape", "size", "texture")
 STYLES = ("grey", "negative", "outline", "pixelated", "warm", "cool")
 CROWDED_KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")
-KINDS = tuple(
-    kind for kind in CROWDED_KINDS if kind != "texture"
-)  # of the plain world, the default
-UNSEEN_STYLE = "sepia"  # a kind that can be asked for but that no default draws: for fine-tuning on something never seen
+# Kinds of edit of the plain world, the default.
+KINDS = tuple(kind for kind in CROWDED_KINDS if kind != "texture")
+# A kind that no world samples by default: for fine-tuning on something unseen.
+UNSEEN_STYLE = "sepia"
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
 ALL_KINDS = (*CROWDED_KINDS, UNSEEN_STYLE)
 
-MIN_CONTRAST = 100.0  # Euclidean RGB distance between an object and the background: 25 times the noise that the checker must bear
-MIN_LUMA_CONTRAST = 20.0  # grey levels, so that it is still seen where the colour is taken away
-WAVE = 20.0  # grey levels by which a background is uneven, so that a pan is seen
+# Smallest distance in RGB of an object and the background: 25 times the noise that the checker
+# must tolerate.
+MIN_CONTRAST = 100.0
+# Smallest distance in grey levels, so that objects remain visible in a grey clip.
+MIN_LUMA_CONTRAST = 20.0
+# Amplitude of the background's waves in grey levels: they make a pan visible.
+WAVE = 20.0
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """A quadratic Bezier curve in the unit square, folded back at its walls and stretched to `box`.
+    """The motion of an object: a quadratic Bezier curve in the unit square, scaled to `box`.
 
-    box: (x0, y0, x1, y1) in frame sides, where the object's centre may be. start, via, end: control points in box units;
-    an end beyond [0, 1] bounces. Straight where via is the middle; at rest where all three agree.
+    The curve is reflected at the walls of the unit square. It is straight if `via` is the midpoint;
+    the object rests if all three points are the same.
+
+    Attributes:
+        box: (x0, y0, x1, y1) in frame sides, where the object's centre may be.
+        start: control point in box units.
+        via: control point in box units.
+        end: control point in box units; beyond [0, 1] the object bounces off the walls.
     """
 
     box: tuple[float, float, float, float]
@@ -74,7 +80,7 @@ class Path:
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One shape: its words, keys of the tables above, and its way through the clip."""
+    """One shape: its attributes, which are words of the tables above, and its motion."""
 
     shape: str
     colour: str
@@ -85,7 +91,15 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a clip shows. pan: how far the camera moves over the clip, (x, y) in frame sides. wave: the background's unevenness in grey levels."""
+    """What a clip shows.
+
+    Attributes:
+        objects: in drawing order.
+        background: a word of BACKGROUNDS.
+        pan: motion of the camera over the clip, (x, y) in frame sides.
+        style: one of ALL_STYLES, or None.
+        wave: amplitude of the background's waves in grey levels.
+    """
 
     objects: tuple[Object, ...]
     background: str
@@ -96,8 +110,14 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """kind: one of ALL_KINDS. phrasing: index of the sentence. target: index of the object it speaks of. value: the attribute's or the
-    background's new word, the added object's place, else empty. added: the new object of an "add".
+    """An edit of a scene.
+
+    Attributes:
+        kind: one of ALL_KINDS.
+        phrasing: index of the instruction's phrasing.
+        target: index of the object that the instruction mentions.
+        value: new word of the attribute or the background, place of an added object, or "".
+        added: the new object of an "add".
     """
 
     kind: str
@@ -109,9 +129,14 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Everything there is to know of one triplet: a pure function of it draws both clips.
+    """A full description of a triplet: both clips are rendered from it.
 
-    size: pixels of a side, a multiple of 8. frames: length of the clip; the objects' whole way is spread over it. fps: frames per second.
+    Attributes:
+        scene: what the source clip shows.
+        edit: the edit of it.
+        size: pixels of a side, a multiple of 8.
+        frames: length of the clip; the objects' motion is spread over it.
+        fps: frames per second.
     """
 
     scene: Scene
@@ -120,7 +145,7 @@ class Spec:
     frames: int = 8
     fps: float = 8.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
             raise UserError(f"size {self.size} must be a multiple of 8 pixels")
         if self.frames < 1:
@@ -128,9 +153,11 @@ class Spec:
 
     @property
     def edited(self) -> Scene:
+        """What the edited clip shows."""
         return apply_edit(self.scene, self.edit)
 
     def to_json(self) -> str:
+        """The spec as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -138,23 +165,27 @@ class Spec:
         """The inverse of `to_json`."""
         fields = json.loads(text)
         scene, edit = fields.pop("scene"), fields.pop("edit")
-        objects = tuple(object_from(each) for each in scene.pop("objects"))
-        scene = Scene(**{**scene, "objects": objects, "pan": tuple(scene["pan"])})
-        added = edit.pop("added")
-        return cls(scene, Edit(**edit, added=added and object_from(added)), **fields)
+        scene["objects"] = tuple(object_from_json(obj) for obj in scene["objects"])
+        scene["pan"] = tuple(scene["pan"])
+        if edit["added"]:
+            edit["added"] = object_from_json(edit["added"])
+        return cls(Scene(**scene), Edit(**edit), **fields)
 
 
-def object_from(fields: dict) -> Object:
+def object_from_json(fields: dict[str, Any]) -> Object:
+    """An object from its JSON fields."""
     path = Path(**{name: tuple(numbers) for name, numbers in fields["path"].items()})
     return Object(**{**fields, "path": path})
 
 
 def apply_edit(scene: Scene, edit: Edit) -> Scene:
-    """The scene as the edit wants it. Raises UserError for an unknown kind."""
+    """Returns the edited scene; UserError for an unknown kind."""
     objects = list(scene.objects)
     if edit.kind in ATTRIBUTES:
-        objects[edit.target] = dataclasses.replace(objects[edit.target], **{edit.kind: edit.value})
+        attribute: dict[str, Any] = {edit.kind: edit.value}
+        objects[edit.target] = dataclasses.replace(objects[edit.target], **attribute)
     elif edit.kind == "add":
+        assert edit.added is not None
         objects.append(edit.added)
     elif edit.kind == "remove":
         del objects[edit.target]
@@ -168,8 +199,8 @@ def apply_edit(scene: Scene, edit: Edit) -> Scene:
 
 
 def contrasts(colour: str, background: str) -> bool:
-    """Whether an object of that colour can be told from that background, by word and by eye."""
-    steps = [a - b for a, b in zip(COLOURS[colour], BACKGROUNDS[background], strict=True)]
-    distance = sum(step**2 for step in steps) ** 0.5
-    luma_distance = abs(sum(weight * step for weight, step in zip(LUMA, steps, strict=True)))
+    """Whether an object of a colour stands out from a background, in its name and to the eye."""
+    difference = [a - b for a, b in zip(COLOURS[colour], BACKGROUNDS[background], strict=True)]
+    distance = sum(step**2 for step in difference) ** 0.5
+    luma_distance = abs(sum(weight * step for weight, step in zip(LUMA, difference, strict=True)))
     return colour != background and distance >= MIN_CONTRAST and luma_distance >= MIN_LUMA_CONTRAST
