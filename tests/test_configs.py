@@ -47,7 +47,7 @@ def twin(config: TrainConfig, model: Path, data: Path, output: Path) -> TrainCon
             config.optim, warmup=1, accumulation=min(config.optim.accumulation, 2)
         ),
         checkpoint=dataclasses.replace(config.checkpoint, every=2),
-        log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0, judge=0),
+        log=dataclasses.replace(config.log, eval_every=3, eval_batches=1, sample_every=0, benchmark=0),
     )
 
 

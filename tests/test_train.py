@@ -23,7 +23,7 @@ from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import init_state, pipeline_export, run_folder
-from ivid2vid_jax.training.checkpoints import Checkpoints, named
+from ivid2vid_jax.training.checkpoints import Checkpoints, named_leaves
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train
@@ -107,7 +107,7 @@ def files(run, *but) -> dict:
 def state(run, step) -> dict[str, np.ndarray]:
     """Every leaf of a checkpoint's state."""
     tree = ocp.PyTreeCheckpointer().restore(run / "checkpoints" / str(step) / "state")
-    return {name: np.asarray(leaf) for name, leaf in named(tree)}
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(tree)}
 
 
 def position(run, step):
@@ -537,7 +537,7 @@ def test_fresh_temporal_layers_take_the_place_of_the_models_own(edited, tmp_path
     with pytest.raises(
         UserError, match="unexpected .*temp"
     ):  # without the word, stray temporal weights are refused as before
-        stray = dataclasses.replace(source, left_out=None)
+        stray = dataclasses.replace(source, is_excluded=None)
         init_state.load_initial_weights(
             config_of(tmp_path, model=edited.output, net__temporal=kinds),
             folder,
