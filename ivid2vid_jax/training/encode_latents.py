@@ -6,6 +6,7 @@ The cache's format: `data/latent_cache.py`.
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,9 +70,30 @@ def write_latent_cache(
     """
     splits = {split: open_dataset(data, split) for split in open_dataset(data).splits}
     pipe = load(model, dtype)
+    files = cache_fingerprints(pipe.folder, text)
+    arguments = {"model": str(model), "files": files} | {
+        name: getattr(config, name) for name in latent_cache.CUT
+    }
+    counts = {split: len(source) for split, source in splits.items()}
+    with Progress("encoding") as progress:
+        return latent_cache.write_cache(
+            data,
+            latent_cache.cache_key(files, config),
+            arguments,
+            augmentations,
+            counts,
+            latent_encoder(pipe, str(data), splits, config, text),
+            progress,
+        )
+
+
+def latent_encoder(
+    pipe: Pipeline, name: str, splits: dict[str, Any], config: LoaderConfig, text: bool
+) -> latent_cache.LatentEncoder:
+    """The encoder of a dataset's triplets. name: of the dataset. splits: split -> triplets."""
     streams = {
         split: ExampleStream(
-            data=str(data),
+            data=name,
             source=source,
             order=None,
             frames=config.frames,
@@ -89,26 +111,10 @@ def write_latent_cache(
         row = streams[split].row(triplet, np.random.default_rng([index, augmentation, 2]))
         return triplet, row["source"], row["edited"]
 
-    encoder = latent_cache.LatentEncoder(
-        rows,
-        posterior_encoder(pipe),
-        (lambda texts: np.asarray(pipe.encode_text(texts), np.float32)) if text else None,
-    )
-    files = cache_fingerprints(pipe.folder, text)
-    arguments = {"model": str(model), "files": files} | {
-        name: getattr(config, name) for name in latent_cache.CUT
-    }
-    counts = {split: len(source) for split, source in splits.items()}
-    with Progress("encoding") as progress:
-        return latent_cache.write_cache(
-            data,
-            latent_cache.cache_key(files, config),
-            arguments,
-            augmentations,
-            counts,
-            encoder,
-            progress,
-        )
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.asarray(pipe.encode_text(texts), np.float32)
+
+    return latent_cache.LatentEncoder(rows, posterior_encoder(pipe), embed if text else None)
 
 
 def posterior_encoder(pipe: Pipeline) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:

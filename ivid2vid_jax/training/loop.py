@@ -114,8 +114,8 @@ def run_steps(
         for step in range(start_step + 1, config.steps + 1):
             trace(step)
             with clock.data():
-                batch, position = next(loader)
-            batch = sharding.put_batch(batch, mesh)
+                host_batch, position = next(loader)
+            batch = sharding.put_batch(host_batch, mesh)
             if not program.is_compiled_for(batch):
                 with clock.pause():
                     program.compile(state, frozen, batch)

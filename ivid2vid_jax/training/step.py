@@ -1,6 +1,7 @@
 """One training step and the state that it updates. Pure functions of jax, flax and optax only."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -110,6 +111,21 @@ def micro_batches(batch: dict, count: int) -> dict:
     }
 
 
+def accumulated(function: Callable[[dict], Any], batch: dict, count: int) -> Any:
+    """The mean of function(micro_batch), a pytree, over `count` micro-batches of the batch."""
+    if count == 1:
+        return function(batch)
+    split = micro_batches(batch, count)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda total, micro_batch: (jax.tree.map(jnp.add, total, function(micro_batch)), None),
+        zeros,
+        split,
+    )
+    return jax.tree.map(lambda x: x / count, total)
+
+
 def train_step(
     state: TrainState,
     frozen: dict[str, jax.Array],
@@ -152,19 +168,7 @@ def train_step(
         (_, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, micro_batch)
         return grads, means
 
-    if config.accumulation == 1:
-        grads, metrics = gradients(batch)
-    else:
-        split = micro_batches(batch, config.accumulation)
-        shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(
-            lambda total, micro_batch: (jax.tree.map(jnp.add, total, gradients(micro_batch)), None),
-            zeros,
-            split,
-        )
-        grads, metrics = jax.tree.map(lambda x: x / config.accumulation, total)
-
+    grads, metrics = accumulated(gradients, batch, config.accumulation)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema)

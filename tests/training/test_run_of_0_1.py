@@ -14,7 +14,16 @@ from tests.support.tiny_run import tiny
 from tests.support.train_runs import complete_steps
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "run_0_1.tar.gz"
-LOSSES = ("loss", "noise_loss", "frame_loss")
+# Relative tolerances. On the machine that recorded the run the metrics are bitwise equal; other CPUs
+# round differently.
+TOLERANCES = {
+    "loss": 1e-5,
+    "noise_loss": 1e-5,
+    "frame_loss": 1e-5,
+    "grad_norm": 1e-4,
+    "update_norm": 1e-4,
+    "param_norm": 1e-5,
+}
 
 NET = NetConfig(
     reinit_temporal=True,
@@ -72,8 +81,7 @@ def test_a_run_of_0_1_resumes_with_the_same_losses(tmp_path):
     resumed = read_metrics(run, "train")
     assert [record["step"] for record in resumed] == [1, 2, 3, 4] and complete_steps(run) == [2, 4]
     for before, after in zip(expected, resumed, strict=True):
-        for name in LOSSES:
-            # Bitwise equal on the machine that recorded them; other CPUs round differently.
-            assert after[name] == pytest.approx(before[name], rel=1e-5), (after["step"], name)
+        for name, rel in TOLERANCES.items():
+            assert after[name] == pytest.approx(before[name], rel=rel), (after["step"], name)
     now = json.loads((run / "config.json").read_text())
     assert now["loss"]["x0_weighting"] is True and "clean" not in now["loss"]
