@@ -33,7 +33,7 @@ class Due:
 
 
 def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
-    """What is due after a step; the last step does everything, a stop only saves."""
+    """What is due after a step. Everything is due after the last step; a stop always saves."""
 
     def is_due(interval: int, always: bool) -> bool:
         return interval > 0 and (step % interval == 0 or always)

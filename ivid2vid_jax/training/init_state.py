@@ -79,13 +79,11 @@ class InitialWeights:
     """The weights before the first step.
 
     Attributes:
-        folder: the networks' configs.
         origin: where the weights came from; compared when a run resumes.
         trained: name -> trained weights, float32.
         frozen: name -> frozen weights.
     """
 
-    folder: Folder
     origin: dict[str, Any]
     trained: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
@@ -260,7 +258,7 @@ def load_initial_weights(
         {name: weights[name] for name in sorted(weights) if (name in trained_names) == is_trained}
         for is_trained in (True, False)
     )
-    return InitialWeights(folder, origin, trained, frozen)
+    return InitialWeights(origin, trained, frozen)
 
 
 def check_trainable(config: TrainConfig, trained_names: set[str]) -> None:

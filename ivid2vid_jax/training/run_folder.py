@@ -89,7 +89,7 @@ def check_same_config(run: Path, before: dict, now: dict) -> None:
             f"--{name} was {old.get(name)}, is {new.get(name)}" for name in changed[:8]
         )
         raise UserError(
-            f"{run}: holds a run with another config ({changes}). Use the same options, or a new "
+            f"{run}: holds a run of another config ({changes}). Use the same options, or a new "
             f"--output, with --model {run} to start from its weights"
         )
 
