@@ -1,11 +1,15 @@
-"""One chip of 16 GB, as Colab lends it (TPU v5e-1): temporal layers on frozen InstructPix2Pix weights, 8 frames at 256x256.
+"""For one 16 GB TPU v5e chip, as on Colab: temporal layers on frozen InstructPix2Pix weights.
 
-    python -m ivid2vid_jax.train --config configs/colab_v5e1.py --data data/triplets --output /content/drive/MyDrive/ivid2vid
+    python -m ivid2vid_jax.train --config configs/colab_v5e1.py --data data/triplets \
+        --output /content/drive/MyDrive/ivid2vid
 
-Hardware: that chip. The TPU compiler's word on the whole program, `plan --config configs/colab_v5e1.py --topology v5e:1x1 --full`: 15.0 GiB of
-16 (docs/tpu-plan.md). With an EMA of the weights it was 16.8, so the learning rate's fall to zero has to do what averaging would. Drive keeps the
-checkpoints: run the same cell again after a disconnect.
-Time and quality: not measured here.
+Clips of 8 frames at 256x256. Checkpoints go to Google Drive: after a disconnect, run the same cell
+again to resume.
+
+Hardware: TPU v5e-1. Memory: 15.0 GiB of 16 (compiler estimate, by `python -m ivid2vid_jax.plan
+--config configs/colab_v5e1.py --topology v5e:1x1 --full`, see docs/tpu-plan.md). An EMA of the
+weights does not fit (16.8 GiB); instead the learning rate decays to zero.
+Time and quality: not measured.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,10 +1,14 @@
-"""InstructPix2Pix made to edit clips: its 8-channel U-Net frozen in bfloat16, only the temporal layers trained.
+"""InstructPix2Pix for clips: its 8-channel U-Net frozen in bfloat16, only temporal layers trained.
 
-    python -m ivid2vid_jax.prepare --data triplets.csv --size 256 --frames 16 --codec mp4 --output data/triplets
-    python -m ivid2vid_jax.train --config configs/instruct_pix2pix_temporal.py --data data/triplets --output runs/ip2p
+    python -m ivid2vid_jax.prepare --data triplets.csv --size 256 --frames 16 --codec mp4 \
+        --output data/triplets
+    python -m ivid2vid_jax.train --config configs/instruct_pix2pix_temporal.py \
+        --data data/triplets --output runs/ip2p
 
-The edits that InstructPix2Pix knows are kept, as its weights are not touched; what is learned is that frames belong together.
-Hardware: 4 chips of 16 GB, or one GPU of 40 GB. Time and quality: not measured here.
+The frozen weights keep the edits that InstructPix2Pix knows; the temporal layers learn consistency
+between frames.
+
+Hardware: 4 TPU chips of 16 GB, or one GPU of 40 GB. Time and quality: not measured.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,12 +1,16 @@
-"""The paper-shaped run: Stable Diffusion 1.5 inflated to an editor, all of the U-Net trained, 16 frames at 256x256.
+"""The paper's setting: Stable Diffusion 1.5 inflated to an editor, the whole U-Net trained.
 
-    python -m ivid2vid_jax.prepare --data triplets.csv --size 256 --frames 16 --codec mp4 --output data/triplets
-    python -m ivid2vid_jax.prepare --data data/triplets --cache-for stable-diffusion-v1-5/stable-diffusion-v1-5 --size 256 --frames 16
+    python -m ivid2vid_jax.prepare --data triplets.csv --size 256 --frames 16 --codec mp4 \
+        --output data/triplets
+    python -m ivid2vid_jax.prepare --data data/triplets --size 256 --frames 16 \
+        --cache-for stable-diffusion-v1-5/stable-diffusion-v1-5
     python -m ivid2vid_jax.train --config configs/sd15.py --data data/triplets --output runs/sd15
 
-Hardware: meant for TPU v5e-16 or larger (parameters, Adam, EMA and gradients are 20 bytes a parameter, split by fsdp).
-Time and quality: not measured here (no TPU, no SD weights within reach). The paper's own settings are not public; lr and dropout are
-InstructPix2Pix's.
+Clips of 16 frames at 256x256. The paper's hyper-parameters are not public; learning rate and
+conditioning dropout are those of InstructPix2Pix.
+
+Hardware: TPU v5e-16 or larger. Parameters, Adam's state, EMA and gradients take 20 bytes per
+parameter, sharded by fsdp. Time and quality: not measured.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,10 +1,12 @@
-"""Stable Diffusion 2.1 (v-prediction, 1024-wide text) inflated to an editor; otherwise as configs/sd15.py, but without min-SNR weights (snr_gamma).
+"""As configs/sd15.py for Stable Diffusion 2.1: v-prediction, 1024-wide text, no min-SNR weighting.
 
     python -m ivid2vid_jax.train --config configs/sd21.py --data data/triplets --output runs/sd21
 
-The data are prepared, and cached with --cache-for stabilityai/stable-diffusion-2-1, as there. The temporal layers fit diffusers'
-UNet3DConditionModel (heads of 64), so the result can be exported to that stock class.
-Hardware: TPU v5e-16 or larger. Time and quality: not measured here.
+Prepare the data as in configs/sd15.py, with --cache-for stabilityai/stable-diffusion-2-1. The
+temporal layers have the layout of diffusers' UNet3DConditionModel (heads of width 64), so the
+result can be exported to that class.
+
+Hardware: TPU v5e-16 or larger. Time and quality: not measured.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,8 +1,12 @@
-"""The data engine at the paper's scale: captions by BLIP, instructions by a chat model, edits by Tune-A-Video on Stable Diffusion 1.5, CLIP ViT-L/14.
+"""The paper's data engine: BLIP captions, a chat model, Tune-A-Video on Stable Diffusion 1.5, CLIP.
 
-    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate
+    python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR \
+        --estimate
 
-Hardware: GPUs or TPU chips, a clip each at once. `--chat.base-url` names a local server; without it OpenAI is asked, with OPENAI_API_KEY.
+`--estimate` only prints the expected cost; run without it to write the data. `--chat.base-url` sets
+a local chat server; without it OpenAI's API is used, with the key in OPENAI_API_KEY.
+
+Hardware: GPUs or TPU chips, one clip per device at a time. Time and quality: not measured.
 """
 
 from ivid2vid_jax.synthesis.captions import CaptionsConfig

@@ -1,16 +1,25 @@
-"""The data engine on the shapes world, whole: its own captions and sentences, edits by shapes-base, thresholds of shapes-clip.
+"""The data engine on the shapes world: its captions and instructions, edits by shapes-base.
 
-    python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py --output data/synthesised
-    python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py --output data/tuned --editor tune_a_video --count 24
+    python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py \
+        --output data/synthesised
+    python -m ivid2vid_jax.synthesize --config configs/synthesis_shapes.py --output data/tuned \
+        --editor tune_a_video --count 24
 
-The thresholds are those that `python -m ivid2vid_jax.synthesis.calibrate --count 100` found on 50 clips, each the largest that 95% of true edits pass,
-seen through the base's autoencoder. Of 50 other clips they passed 90.0% of the true edits, none of the unedited and 4.0% of the wrong ones: a precision of
-95.7%. Edits that the base makes are worse than these: of 400 by shared noise 18.8% are right, of the 182 that the filter keeps 35.2%; of 48 by
-Tune-A-Video 4.2%, of the 20 kept 10.0% (docs/experiments.md). Another autoencoder, CLIP or world wants the command again.
-The editors' settings were searched for: noise inverted by the caption and little guidance keep the rest of the clip. By shared noise, of 24 edits in two of
-each of twelve kinds 8 were right at strength 0.8, 6 at 0.9. No setting of Tune-A-Video (learning rates 3e-5 to 2e-3, text scales 1 to 3) got more than 1 of 8
-right: shapes-base was trained on single frames and few words, and draws a described scene from noise better than it redraws one.
 Hardware: 2 CPU cores.
+
+Filter thresholds: found by `python -m ivid2vid_jax.synthesis.calibrate --count 100` on 50 clips,
+each the largest that 95% of true edits pass, seen through the base's autoencoder. On 50 other clips
+90.0% of the true edits pass, none of the unedited clips and 4.0% of the wrong edits: a precision of
+95.7%. For another autoencoder, CLIP or world, run the command again.
+
+Expected: of 400 edits by shared noise 18.8% are right, and 35.2% of the 182 that pass the filter;
+of 48 edits by Tune-A-Video 4.2%, and 10.0% of the 20 that pass (docs/experiments.md).
+
+Editor settings: the best of a search. DDIM inversion with the caption and a low guidance scale
+preserve the rest of the clip. By shared noise, of 24 edits, two of each of twelve kinds, 8 were
+right at strength 0.8 and 6 at 0.9. No setting of Tune-A-Video (learning rates 3e-5 to 2e-3, text
+scales 1 to 3) got more than 1 of 8 right: shapes-base was trained on single frames and few words,
+and generates a described scene from noise better than it edits one.
 """
 
 from ivid2vid_jax.synthesis.config import SynthesisConfig

@@ -1,7 +1,9 @@
-"""`python -m ivid2vid_jax.train`: train an editor, or the nets it is made of. Run the same command again to go on.
+"""Trains an editor, or the networks it consists of. Run the same command again to resume.
 
-python -m ivid2vid_jax.train                                            # teaches the embedded editor sepia, which it has never seen
-python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
+    python -m ivid2vid_jax.train
+    python -m ivid2vid_jax.train --config configs/sd15.py --data DIR --output RUN
+
+Without arguments it teaches the embedded editor sepia, a style held out of its training.
 """
 
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
@@ -11,17 +13,18 @@ recipe = cli.recipe_loader(TrainConfig)
 
 
 def run(config: TrainConfig) -> None:
-    """Trains, and says what can be done with the result."""
+    """Trains, and prints the benchmark's table and how to use the result."""
     from ivid2vid_jax.evaluation import training_benchmark
     from ivid2vid_jax.training.loop import train
 
     training_benchmark.check_config(config)
-    done = train(config, training_benchmark.run_benchmark if config.log.benchmark else None)
+    run_folder = train(config, training_benchmark.run_benchmark if config.log.benchmark else None)
     if config.log.benchmark:
-        print(training_benchmark.table(done))
-    if config.task == "edit" and (done / "pipeline").is_dir():
+        print(training_benchmark.table(run_folder))
+    if config.task == "edit" and (run_folder / "pipeline").is_dir():
         print(
-            f'wrote {done}; edit with: python -m ivid2vid_jax.edit --model {done} --video in.mp4 --instruction "..." --output out.mp4'
+            f"wrote {run_folder}; edit with: python -m ivid2vid_jax.edit --model {run_folder} "
+            '--video in.mp4 --instruction "..." --output out.mp4'
         )
 
 

@@ -1,8 +1,13 @@
-"""Stage D of the embedded pipeline: editing of images by instruction, from stage C: 8 input channels, no temporal layers yet.
+"""Stage D of the embedded pipeline: editing of images by instruction, from stage C.
 
     python -m ivid2vid_jax.train --config configs/embedded/edit_images.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+8 input channels, no temporal layers yet.
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 14,000 steps of 0.34 s (the packaged weights: stopped at step 11,199).
+Expected: v loss 0.052; 49% of 70 held-out edits of the 7 harder kinds pass.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

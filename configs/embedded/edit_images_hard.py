@@ -1,8 +1,13 @@
-"""Stage D, second part: the hard kinds of edit more often, and the noise levels where an edit is decided.
+"""Stage D of the embedded pipeline, second part: more of the harder kinds of edit.
 
     python -m ivid2vid_jax.train --config configs/embedded/edit_images_hard.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+The loss is weighted towards the noise levels at which an edit is decided (x0_weighting).
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 6,000 steps of 0.34 s.
+Expected: 83% of 168 held-out edits pass; shape 75%, texture 8%, outline 42%, others 75% or more.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

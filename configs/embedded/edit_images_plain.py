@@ -1,8 +1,14 @@
-"""Stage D, last part: the world without textures, and the kinds of edit that failed most, thin outlines and which of two objects goes, more often.
+"""Stage D of the embedded pipeline, last part: the world without textures.
 
     python -m ivid2vid_jax.train --config configs/embedded/edit_images_plain.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+The kinds of edit that failed most are more frequent: thin outlines, and removal of one of two
+objects.
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 5,000 steps of 0.37 s.
+Expected: 96% of 312 held-out edits of single frames pass; outline 67%, others 96% or more.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,8 +1,14 @@
-"""Stage D, third part: the world of one object on a flat background, the harder kinds of edit more often.
+"""Stage D of the embedded pipeline, third part: one object on a flat background.
 
     python -m ivid2vid_jax.train --config configs/embedded/edit_images_simple.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+Harder kinds of edit are more frequent.
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 4,500 steps of 0.36 s.
+Expected: 91% of 168 held-out edits of single frames pass; outline 50%, texture 58%, others 92% or
+more.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

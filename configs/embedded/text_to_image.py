@@ -1,8 +1,13 @@
-"""Stage C of the embedded pipeline: text to image, U-Net and text encoder, on cached latents of stage A's autoencoder.
+"""Stage C of the embedded pipeline: text to image, U-Net and text encoder.
 
     python -m ivid2vid_jax.train --config configs/embedded/text_to_image.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+It trains on cached latents of stage A's autoencoder.
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 5,000 steps of 0.34 s.
+Expected: v loss 0.176.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

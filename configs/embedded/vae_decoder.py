@@ -1,8 +1,13 @@
-"""Stage A of the embedded pipeline, second part: the decoder alone, on both worlds. The encoder stays, and with it every latent and every net on latents.
+"""Stage A of the embedded pipeline, second part: only the decoder, on both worlds.
 
     python -m ivid2vid_jax.train --config configs/embedded/vae_decoder.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+The encoder is frozen, so latents, and all networks trained on them, stay valid.
+
+Hardware: 2 CPU cores (measured: AMD EPYC).
+Time: 1,500 steps of 0.32 s.
+Expected: 100% of 120 true edits of the plain world pass the check after reconstruction, at 33 dB.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,8 +1,14 @@
-"""Stage A of the embedded pipeline, third part: the decoder alone again, on more outlines, whose lines it blurs most. Every latent stays what it is.
+"""Stage A of the embedded pipeline, third part: only the decoder, with more outlines.
 
     python -m ivid2vid_jax.train --config configs/embedded/vae_decoder_lines.py
 
-Hardware: 2 CPU cores. Time and numbers: see the model card, ivid2vid_jax/assets/README.md.
+Outlines are what the decoder blurs most. The encoder is frozen, so latents stay valid.
+
+Hardware: 2 CPU cores (measured: one core of an Intel Xeon).
+Time: 1,000 steps of 0.7 to 0.9 s.
+Expected: 99.2% of 520 true edits of the plain world pass the check after reconstruction; outlines
+have a PSNR of 29.3 dB.
+More numbers: ivid2vid_jax/assets/README.md.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -1,11 +1,16 @@
-"""What do captions and instructions have to say? The data engine told the truth, told of another clip, told nothing, 3 seeds, equal steps.
+"""How much do captions and instructions matter for the data engine? True, wrong, and no captions.
 
-    python -m ivid2vid_jax.evaluate --experiment configs/experiments/captions.py --output runs/experiments/captions
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/captions.py \
+        --output runs/experiments/captions
 
-The chain of the paper: instructions are made from captions, edits from both, here by the cheap editor and without the filter, which would hide what goes
-wrong. "own sentences" are the shapes world's, with the true edited caption: what a language model would say that never errs. The rules (the engine's
-offline default) know only the caption; from one that says nothing they can only ask for weather and styles, which this world does not have.
-Hardware: 2 CPU cores. Time: 12 runs of 4.5 minutes on one core and, before them, 20 minutes of shared noise. What came out: docs/experiments.md.
+As in the paper, instructions are made from captions, and edits from both; here by the cheap editor
+and without the filter, which would hide errors. "own sentences" are those of the shapes world, with
+the true edited caption: a language model without errors. "rules", the engine's offline default,
+sees only the caption; without information in it, it can only ask for weather and styles, which this
+world does not have. Each arm trains for equal steps, with 3 seeds.
+
+Hardware: 2 CPU cores. Time: 20 minutes for the edits, then 12 runs of 4.5 minutes on one core.
+Results: docs/experiments.md.
 """
 
 import dataclasses
@@ -27,22 +32,25 @@ def triplets(name: str, instructions: str, captions=None) -> EngineTriplets:
     )
 
 
-def of_another(id: str) -> str:
-    """The caption of a clip that the engine does not make."""
+def other_caption(id: str) -> str:
+    """The caption of a clip that is not in the dataset."""
     index = engine.count + int(id.rpartition("-")[2])
     return shapes.caption(shapes.sample_spec(engine.seed, index).scene)
 
 
-made = {
+synthesized = {
     "true captions, own sentences": triplets("own", "shapes"),
     "true captions, rules": triplets("rules", "rules"),
-    "wrong captions, rules": triplets("rules-wrong", "rules", of_another),
+    "wrong captions, rules": triplets("rules-wrong", "rules", other_caption),
     "no captions, rules": triplets("rules-none", "rules", lambda id: "a clip"),
 }
 experiment = Experiment(
-    question="Equal steps on triplets that the data engine made, from the same image editor: what captions and instructions are worth.",
-    arms=dict.fromkeys(made, shared["base"]),
-    synthesized=made,
+    question=(
+        "Equal steps on triplets that the data engine made, from the same image editor: what "
+        "captions and instructions are worth."
+    ),
+    arms=dict.fromkeys(synthesized, shared["base"]),
+    synthesized=synthesized,
     against="true captions, own sentences",
     **shared["protocol"],
 )

@@ -1,14 +1,20 @@
-"""Does the frame-difference loss help, in which form and how much of it? Off against its modes and weights, 3 seeds, equal steps from the same image editor.
+"""Does the inter-frames consistency loss help, and in which form and weight?
 
-    python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output runs/experiments/frame_difference
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py \
+        --output runs/experiments/frame_difference
 
-Before it, the clips and their latents:
+Prepare the clips and their latents first:
 
-    python -m ivid2vid_jax.prepare --data shapes --seed 9 --count 2000 --output data/experiments/clips
-    python -m ivid2vid_jax.prepare --data data/experiments/clips --cache-for shapes-edit --frames 8 --size 64
+    python -m ivid2vid_jax.prepare --data shapes --seed 9 --count 2000 \
+        --output data/experiments/clips
+    python -m ivid2vid_jax.prepare --data data/experiments/clips --cache-for shapes-edit \
+        --frames 8 --size 64
 
-Temporal layers alone are trained, as in stage E: all else in shapes-edit is stage D's, so new temporal layers on it are stage E begun anew.
-Hardware: 2 CPU cores. Time: 18 runs of 7 minutes on one core. What came out: docs/experiments.md.
+Arms: no such loss, and its modes and weights; equal steps from the same image editor, 3 seeds. Only
+temporal layers are trained, as in stage E of the embedded pipeline (configs/embedded). All other
+weights of shapes-edit are those of stage D, so new temporal layers on it repeat stage E.
+
+Hardware: 2 CPU cores. Time: 18 runs of 7 minutes on one core. Results: docs/experiments.md.
 """
 
 import dataclasses
@@ -36,9 +42,8 @@ base = TrainConfig(
     checkpoint=CheckpointConfig(every=150, keep=1),
     log=LogConfig(eval_every=300, eval_batches=8, sample_every=0),
 )
-protocol = dict(
-    count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5)
-)  # of judging: 39 held-out clips a run
+# The evaluation: 3 clips of each kind of edit, 39 held-out clips per run.
+protocol = dict(count=3, settings=EditSettings(steps=10, text_scale=1.5, video_scale=1.5))
 
 
 def with_loss(**changes) -> TrainConfig:
@@ -46,7 +51,10 @@ def with_loss(**changes) -> TrainConfig:
 
 
 experiment = Experiment(
-    question="Equal steps of new temporal layers on the same image editor: what the frame-difference loss changes.",
+    question=(
+        "Equal steps of new temporal layers on the same image editor: what the frame-difference "
+        "loss changes."
+    ),
     arms={
         "none": base,
         "match 0.25": with_loss(frame_difference="match", frame_weight=0.25),

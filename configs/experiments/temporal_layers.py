@@ -1,10 +1,12 @@
-"""Which temporal layers? Each kind, 3 seeds, equal steps from the same image editor. What it does without any: "per frame" in the model card's table.
+"""Which kind of temporal layers is best? Equal steps from the same image editor, 3 seeds.
 
-    python -m ivid2vid_jax.evaluate --experiment configs/experiments/temporal_layers.py --output runs/experiments/temporal_layers
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/temporal_layers.py \
+        --output runs/experiments/temporal_layers
 
-"conv and attention" is the arm "none" of frame_difference.py: a copy of its runs is gone on with.
+The arm "conv and attention" equals the arm "none" of frame_difference.py: a copy of those runs can
+be resumed. The result without temporal layers is the row "per frame" of the model card.
 
-Hardware: 2 CPU cores. Time: 12 runs of 7 minutes on one core. What came out: docs/experiments.md.
+Hardware: 2 CPU cores. Time: 12 runs of 7 minutes on one core. Results: docs/experiments.md.
 """
 
 import dataclasses
@@ -23,7 +25,9 @@ KINDS = {
 }
 
 experiment = Experiment(
-    question="Equal steps of new temporal layers on the same image editor: what their kind changes.",
+    question=(
+        "Equal steps of new temporal layers on the same image editor: what their kind changes."
+    ),
     arms={
         name: dataclasses.replace(
             shared["base"], net=NetConfig(temporal=kinds, reinit_temporal=True)

@@ -1,11 +1,15 @@
-"""Does it help to be told in many ways? A new kind of edit learned in one wording, in three, in the tested ones, in all; 3 seeds, equal steps.
+"""Does training on several wordings help? A new kind of edit, in one, three or all wordings.
 
-    python -m ivid2vid_jax.evaluate --experiment configs/experiments/wording.py --output runs/experiments/wording
+    python -m ivid2vid_jax.evaluate --experiment configs/experiments/wording.py \
+        --output runs/experiments/wording
 
-The image editor that all runs start from knows every wording of every kind of edit but of one kind: sepia, held out of all training. So the runs learn
-sepia, with the other kinds mixed in that they may not be forgotten, all of them said in the arm's wordings; and sepia alone is judged, said as
-"use the sepia style" and "show it in sepia style" (numbers 3 and 4 of shapes_words.PHRASINGS; "make it sepia" is 0).
-Hardware: 2 CPU cores. Time: 12 runs of 6 minutes on one core. What came out: docs/experiments.md.
+The image editor that all runs start from knows every wording of every kind of edit except sepia,
+which is held out of all its training. The runs learn sepia for equal steps, with 3 seeds. The other
+kinds are mixed in, so that they are not forgotten; all use the wordings of the arm. Only sepia is
+evaluated, as "use the sepia style" and "show it in sepia style" (numbers 3 and 4 of
+PHRASINGS in data/shapes/language.py; "make it sepia" is 0).
+
+Hardware: 2 CPU cores. Time: 12 runs of 6 minutes on one core. Results: docs/experiments.md.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ from ivid2vid_jax.training.config import (
 )
 
 shared = runpy.run_path(str(Path(__file__).with_name("frame_difference.py")))
-TESTED = (3, 4)
+TESTED = (3, 4)  # wordings of the evaluation
 base = dataclasses.replace(
     DEFAULT,
     steps=300,
@@ -31,17 +35,20 @@ base = dataclasses.replace(
 )
 
 
-def told(*phrasings: int) -> TrainConfig:
+def with_wordings(*phrasings: int) -> TrainConfig:
     return dataclasses.replace(base, loader=dataclasses.replace(base.loader, phrasings=phrasings))
 
 
 experiment = Experiment(
-    question="Sepia learned in other wordings than it is asked for in: what the number of wordings changes.",
+    question=(
+        "Sepia learned in other wordings than it is asked for in: what the number of wordings "
+        "changes."
+    ),
     arms={
-        "one wording": told(0),
-        "three wordings": told(0, 1, 2),
-        "the tested wordings": told(*TESTED),
-        "all wordings": told(),
+        "one wording": with_wordings(0),
+        "three wordings": with_wordings(0, 1, 2),
+        "the tested wordings": with_wordings(*TESTED),
+        "all wordings": with_wordings(),
     },
     against="the tested wordings",
     kinds=(UNSEEN_STYLE,),

@@ -1,1 +1,1 @@
-"""The trainer: state, step, sharding, checkpoints, the metrics log, the loop."""
+"""Training: config, initial weights, objectives, step, checkpoints, metrics, the loop."""

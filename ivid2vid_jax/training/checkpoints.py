@@ -1,15 +1,17 @@
-"""Checkpoints of a training run: RUN/checkpoints/<step>/{state,data,meta}, whole or not at all, each leaf under a checksum.
+"""Checkpoints of a training run: RUN/checkpoints/<step>/{state,data,meta}, by orbax.
 
-The only module that knows orbax. What it adds: a bit that flips on disk is found (orbax restores it silently), every failure to restore
-names the folder and offers the checkpoint before it, and nothing falls back to another checkpoint or to a fresh start by itself.
+Added to what orbax does:
+- Every leaf has a checksum: orbax itself restores a file with a flipped bit without an error.
+- Every failure to restore is a UserError with the checkpoint's folder and the step of the previous
+  one. Nothing falls back to another checkpoint or to a fresh start by itself.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import signal
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,46 +24,52 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ivid2vid_jax.utils.errors import UserError
 
 policies = ocp.checkpoint_managers
-COMMIT = "commit_success.txt"  # orbax's, in a bucket
+COMMIT = "commit_success.txt"  # written last by orbax: in a bucket it marks a complete checkpoint
 
 
 class Leaf(NamedTuple):
-    """What meta keeps of an array of the state."""
+    """Type, shape and checksum of an array of the state, as meta stores them."""
 
     dtype: str
     shape: list[int]
     checksum: str  # 8 hexadecimal digits
 
     def kind(self) -> str:
+        """Type and shape, for messages."""
         return f"{self.dtype}{self.shape}"
 
 
 class Checkpoints:
-    """The checkpoints of the run folder `run` (here or on gs://), the newest `keep` of them; use it as a context manager, in the main thread.
+    """The checkpoints of a run folder; a context manager, for the main thread.
 
-    In a run of several processes every process makes one and calls the same methods with the same arguments.
-    Raises UserError where a checkpoint cannot be read or written.
+    Of several processes each creates one and calls the same methods with the same arguments.
+    Raises UserError if a checkpoint cannot be read or written.
     """
 
     def __init__(self, run: Path | str, keep: int = 3):
+        """Opens RUN/checkpoints.
+
+        Args:
+            run: the RUN folder, local or gs://.
+            keep: number of checkpoints to keep, the newest.
+        """
         self.folder = folder_of(run)
-        self.marked = is_bucket(self.folder)
+        self.in_bucket = is_bucket(self.folder)
         self.clean()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(keep),
-            save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides when
-            lightweight_initialize=True,  # a damaged checkpoint must not stop the others from being listed
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # the training loop decides
+            lightweight_initialize=True,  # do not read the checkpoints, one may be corrupt
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.stop = threading.Event()
-        self.listens = (
+        # jax.distributed has its own SIGTERM handler, which must stay.
+        self.handles_sigterm = (
             not jax.distributed.is_initialized()
             and threading.current_thread() is threading.main_thread()
         )
-        if (
-            self.listens
-        ):  # jax.distributed has a SIGTERM handler of its own, which ours would replace
-            self.handler = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        if self.handles_sigterm:
+            self.old_handler = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
 
     def __enter__(self):
         return self
@@ -70,34 +78,51 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending; the commit is a rename, so one that is being written has another name. A bucket cannot
-        rename: there a file that is written last is the commit.
+        """The steps of the complete checkpoints, ascending.
+
+        On a file system orbax renames a checkpoint when it is complete; in a bucket, which cannot
+        rename, it writes the file COMMIT last.
         """
-        whole = (path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
         return sorted(
-            int(path.name) for path in whole if not self.marked or (path / COMMIT).exists()
+            int(path.name)
+            for path in self.folder.iterdir()
+            if path.name.isdecimal() and path.is_dir() and self.is_complete(path)
         )
 
+    def is_complete(self, path: epath.Path) -> bool:
+        """Whether orbax has finished writing the checkpoint with this name."""
+        return not self.in_bucket or (path / COMMIT).exists()
+
     def clean(self) -> None:
-        """Removes what a killed save left behind. Not by orbax: its own cleaning runs beside the first save and may trip over itself."""
+        """Removes incomplete checkpoints, left by a killed save.
+
+        Orbax would remove them while it writes the first checkpoint, and may fail at that.
+        """
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if ".orbax-checkpoint-tmp" in path.name or (
-                    self.marked and path.name.isdecimal() and not (path / COMMIT).exists()
+                    path.name.isdecimal() and not self.is_complete(path)
                 ):
                     path.rmtree(missing_ok=True)
         ocp.multihost.sync_global_processes("ivid2vid_jax.cleaned")
 
     def save(self, step: int, state: Any, data: dict, meta: dict) -> None:
-        """Starts a save; returns when the arrays are copied off the device, so `state` may be donated at once.
+        """Starts a save and returns when the arrays are copied: `state` may be donated then.
 
-        state: pytree of jax arrays. data (loader position) and meta: what JSON holds. Waits for the save before, and raises its error.
+        Waits for the previous save, and raises its error.
+
+        Args:
+            step: newer than every checkpoint.
+            state: pytree of jax arrays.
+            data: position of the loader, JSON.
+            meta: anything else, JSON.
         """
         self.wait()
         later = [other for other in self.steps() if other >= step]
         if later:
             raise ValueError(
-                f"{self.folder}: step {step} cannot be saved while {later} are there; discard_after({step - 1}) sets them aside"
+                f"{self.folder}: step {step} cannot be saved while checkpoints of {later} exist; "
+                f"discard_after({step - 1}) sets them aside"
             )
         data, meta = jsonable(data), jsonable(meta)
         leaves = jsonable(describe(state))
@@ -108,56 +133,61 @@ class Checkpoints:
             meta=ocp.args.JsonSave(record),
         )
         try:
-            self.manager.save(
-                step, args=args, force=True
-            )  # without force orbax may decline, and says so only by its return value
+            # Without force orbax may skip the save, which only its return value tells.
+            self.manager.save(step, args=args, force=True)
         except OSError as error:
-            raise self.unwritten(error) from error
+            raise self.write_error(error) from error
 
     def read_meta(self, step: int) -> dict:
-        """The `meta` that `save` was given."""
+        """The `meta` that was saved."""
         return self.read_record(step)[1]["meta"]
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict, dict]:
-        """(state, data, meta) as they were saved, the state on the devices that `abstract_state` asks for.
+        """(state, data, meta) as they were saved.
 
-        abstract_state: the pytree with jax.ShapeDtypeStruct leaves that carry shardings; any mesh and number of devices will do.
-        Raises UserError for a state of other leaves, a damaged file or a checksum that differs.
+        Args:
+            step: one of `steps()`.
+            abstract_state: the pytree with jax.ShapeDtypeStruct leaves that carry shardings, on any
+                mesh and number of devices.
+
+        Raises:
+            UserError: the state has other leaves, a file is corrupt, or a checksum differs.
         """
         data, record = self.read_record(step)
         leaves = {path: Leaf(*leaf) for path, leaf in record["leaves"].items()}
-        self.check_fit(step, leaves, abstract_state)
+        self.check_leaves(step, leaves, abstract_state)
         state = self.read(step, state=ocp.args.StandardRestore(abstract_state))["state"]
-        found = describe(state)
-        wrong = [path for path in leaves if found[path].checksum != leaves[path].checksum]
-        if wrong:
-            raise self.damaged(
-                step,
-                f"is damaged: the checksum of {some(wrong)} differs from the one it was saved with",
-            )
+        restored = describe(state)
+        corrupt = [path for path in leaves if restored[path].checksum != leaves[path].checksum]
+        if corrupt:
+            raise self.read_error(step, f"is corrupt: wrong checksum of {first_names(corrupt)}")
         return state, data, record["meta"]
 
     def discard_after(self, step: int) -> None:
-        """Renames every checkpoint after `step` to `<its step>.discarded`, so that its step can be saved anew; deletes nothing."""
+        """Renames every checkpoint after `step` to `<its step>.discarded`, so that steps are free.
+
+        Nothing is deleted.
+        """
         self.wait()
         later = [other for other in self.steps() if other > step]
-        ocp.multihost.sync_global_processes(
-            "ivid2vid_jax.discard.listed"
-        )  # all have looked before one renames
+        # No process renames before all have listed the steps.
+        ocp.multihost.sync_global_processes("ivid2vid_jax.discard.listed")
         if jax.process_index() == 0:
             for other in later:
-                names = (
-                    f"{other}.discarded{n or ''}"
-                    for n in range(len(list(self.folder.iterdir())) + 1)
-                )
-                (self.folder / str(other)).rename(
-                    next(self.folder / name for name in names if not (self.folder / name).exists())
-                )
+                (self.folder / str(other)).rename(self.unused_name(f"{other}.discarded"))
         ocp.multihost.sync_global_processes("ivid2vid_jax.discard.renamed")
         self.manager.reload()
 
+    def unused_name(self, name: str) -> epath.Path:
+        """`name`, or `name` with the smallest number that makes it new."""
+        candidates = (self.folder / f"{name}{n or ''}" for n in itertools.count())
+        return next(path for path in candidates if not path.exists())
+
     def preempted(self, step: int) -> bool:
-        """Whether to save now and end: a SIGTERM came. To be asked at every step, as several processes agree on a step through it."""
+        """Whether to save and end after this step, because of SIGTERM.
+
+        Call it at every step: several processes agree on a common step by it.
+        """
         if jax.distributed.is_initialized():
             return self.manager.reached_preemption(step)
         return self.stop.is_set()
@@ -166,109 +196,107 @@ class Checkpoints:
         """Blocks until the last save is on disk."""
         try:
             self.manager.wait_until_finished()
-        except Exception as error:  # whatever the writing thread met
-            raise self.unwritten(error) from error
+        except Exception as error:  # any error of the writing thread
+            raise self.write_error(error) from error
 
     def close(self) -> None:
-        """Waits for the last save and gives SIGTERM back."""
+        """Waits for the last save and restores the old SIGTERM handler."""
         try:
             self.wait()
         finally:
-            if self.listens:
-                signal.signal(
-                    signal.SIGTERM, self.handler or signal.SIG_DFL
-                )  # None: the one before was not Python's
-                self.listens = False
+            if self.handles_sigterm:
+                # The old handler is None if it was not installed from Python.
+                signal.signal(signal.SIGTERM, self.old_handler or signal.SIG_DFL)
+                self.handles_sigterm = False
         self.manager.close()
 
     def read_record(self, step: int) -> tuple[dict, dict]:
-        """data, and what `save` put in meta, both as sealed."""
+        """data, and the record that `save` stored in meta; checked against their seal."""
         self.wait()
-        if step not in self.steps():
-            held = (
-                f"it holds {', '.join(map(str, self.steps()))}" if self.steps() else "it holds none"
-            )
-            raise UserError(f"{self.folder}: there is no checkpoint of step {step}; {held}")
-        found = self.read(step, data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        data, record = found["data"], found["meta"]
-        parts = (
-            [record.get(name) for name in ("meta", "leaves", "seal")]
-            if isinstance(record, dict)
-            else [None] * 3
-        )
-        if parts[2] != seal(data, *parts[:2]):
-            raise self.damaged(step, "is damaged: data or meta are not what was saved")
+        steps = self.steps()
+        if step not in steps:
+            available = f"there are {', '.join(map(str, steps))}" if steps else "there are none"
+            raise UserError(f"{self.folder}: there is no checkpoint of step {step}; {available}")
+        items = self.read(step, data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        data, record = items["data"], items["meta"]
+        fields = record if isinstance(record, dict) else {}
+        if fields.get("seal") != seal(data, fields.get("meta"), fields.get("leaves")):
+            raise self.read_error(step, "is corrupt: wrong checksum of data or meta")
         return data, record
 
     def read(self, step: int, **items) -> Any:
-        """Items of a checkpoint. Orbax raises whatever it meets in a broken file (a plain Exception, KeyError, JSONDecodeError, ...)."""
+        """Reads items of a checkpoint. Any error but lack of memory means a corrupt checkpoint.
+
+        Orbax raises Exception, KeyError, JSONDecodeError and others for a broken file.
+        """
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))
         except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # out of memory is no fault of the checkpoint
+            raise
         except Exception as error:
-            raise self.damaged(
+            raise self.read_error(
                 step,
-                f"cannot be read: {' and '.join(items)} is missing or damaged ({first_line(error)})",
+                f"cannot be read: {' and '.join(items)} is missing or corrupt "
+                f"({first_line(error)})",
             ) from error
 
-    def check_fit(self, step: int, leaves: dict[str, Leaf], abstract_state: Any) -> None:
-        """UserError that names the leaves in which the checkpoint and `abstract_state` differ."""
-        wanted = {path: Leaf(str(x.dtype), list(x.shape), "") for path, x in named(abstract_state)}
-        other = [
-            path for path in wanted if path in leaves and wanted[path].kind() != leaves[path].kind()
-        ]
-        faults = {
-            "missing in it": [path for path in wanted if path not in leaves],
-            "unexpected in it": [path for path in leaves if path not in wanted],
+    def check_leaves(self, step: int, saved: dict[str, Leaf], abstract_state: Any) -> None:
+        """Raises UserError that names the leaves in which a checkpoint and a state differ."""
+        expected = {
+            path: Leaf(str(x.dtype), list(x.shape), "") for path, x in named_leaves(abstract_state)
+        }
+        differences = {
+            "missing in it": [path for path in expected if path not in saved],
+            "unexpected in it": [path for path in saved if path not in expected],
             "other shape or type": [
-                f"{path} (saved {leaves[path].kind()}, wanted {wanted[path].kind()})"
-                for path in other
+                f"{path} (saved {saved[path].kind()}, expected {leaf.kind()})"
+                for path, leaf in expected.items()
+                if path in saved and leaf.kind() != saved[path].kind()
             ],
         }
-        told = "; ".join(f"{what}: {some(paths)}" for what, paths in faults.items() if paths)
-        if told:
-            folder = self.folder / str(step)
+        faults = "; ".join(
+            f"{fault}: {first_names(paths)}" for fault, paths in differences.items() if paths
+        )
+        if faults:
             raise UserError(
-                f"{folder}: is a checkpoint of another model or optimiser: {told}; train with the config it was saved with"
+                f"{self.folder / str(step)}: is a checkpoint of another model or optimiser: "
+                f"{faults}; train with the config it was saved with"
             )
 
-    def damaged(self, step: int, what: str) -> UserError:
-        """The error for a checkpoint that cannot be had, with the way out."""
+    def read_error(self, step: int, fault: str) -> UserError:
+        """The error for a checkpoint that cannot be restored; it names the previous one."""
         before = [other for other in self.steps() if other < step]
-        offer = "there is none before it: train anew elsewhere"
+        advice = "there is no checkpoint before it: train again in a new --output"
         if before:
-            offer = (
-                f"the one before it is of step {before[-1]}: start again with --resume {before[-1]}"
-            )
-        return UserError(f"{self.folder / str(step)}: {what}; {offer}")
+            advice = f"the one before it is of step {before[-1]}: use --resume {before[-1]}"
+        return UserError(f"{self.folder / str(step)}: {fault}; {advice}")
 
-    def unwritten(self, error: Exception) -> UserError:
-        held = (
-            f"the last complete one is of step {self.steps()[-1]}"
-            if self.steps()
-            else "there is no complete one"
+    def write_error(self, error: Exception) -> UserError:
+        """The error for a checkpoint that cannot be written; it names the last complete one."""
+        steps = self.steps()
+        last = (
+            f"the last complete one is of step {steps[-1]}" if steps else "there is no complete one"
         )
         return UserError(
-            f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {held}; make room or repair the disk"
+            f"{self.folder}: a checkpoint could not be written ({first_line(error)}); {last}; "
+            "free some disk space or repair the disk"
         )
 
 
 def folder_of(run: Path | str) -> epath.Path:
     """RUN/checkpoints, absolute."""
     folder = epath.Path(run) / "checkpoints"
-    return (
-        folder if is_bucket(folder) else folder.absolute()
-    )  # which epath takes a bucket for a file's name
+    # epath would make a bucket's URL a local path.
+    return folder if is_bucket(folder) else folder.absolute()
 
 
 def is_bucket(folder: epath.Path) -> bool:
-    """Whether orbax commits by a file there."""
+    """Whether orbax marks complete checkpoints in this folder by the file COMMIT."""
     return str(folder).startswith("gs://")
 
 
-def named(tree: Any) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf; names of fields, keys and positions joined by slashes."""
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf; the path joins fields, keys and indices by slashes."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -276,8 +304,8 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def describe(state: Any) -> dict[str, Leaf]:
-    """Kind and checksum of every array of `state`; blocks until they are computed."""
-    leaves = named(state)
+    """Path -> type, shape and checksum of every array; blocks until they are computed."""
+    leaves = named_leaves(state)
     meshes = [x.sharding.mesh for _, x in leaves if isinstance(x.sharding, NamedSharding)]
     replicated = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
     sums = jax.device_get(checksums([x for _, x in leaves], replicated))
@@ -289,31 +317,34 @@ def describe(state: Any) -> dict[str, Leaf]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def checksums(leaves: list[jax.Array], replicated: NamedSharding | None) -> jax.Array:
-    """uint32 [len(leaves)], in one program, so that its collectives cannot starve each other, and whole on every process."""
+    """The leaves' checksums, uint32 [len(leaves)], on every process.
+
+    One program for all leaves: the collectives of several programs at once could deadlock.
+    """
     sums = jnp.stack([checksum(x) for x in leaves])
     return sums if replicated is None else jax.lax.with_sharding_constraint(sums, replicated)
 
 
-@jax.jit  # traced once per shape, not once per leaf
+@jax.jit  # so that equal shapes are traced once
 def checksum(x: jax.Array) -> jax.Array:
-    """sum_i word_i (2i + 1) mod 2^32 over the bits of `x`, uint32 scalar; i counts the logical array's words, however it is sharded.
+    """sum_i word_i (2i + 1) mod 2^32 over the bits of `x`, a uint32 scalar.
 
-    A flipped bit adds +-2^k (2i + 1), k < 32, to the sum: an odd number times a power of two below 2^32, hence never 0 mod 2^32.
+    i counts the words of the logical array, so the sum does not depend on its sharding. A flipped
+    bit changes the sum by +-2^k (2i + 1) with k < 32: an odd number times a power of two below
+    2^32, which is never 0 mod 2^32.
     """
     words = as_words(x)
     index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(
-        range(words.ndim)
-    ):  # no reshape: flattening a sharded array would gather it
-        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
+    # No reshape: flattening a sharded array would gather it.
+    for axis in reversed(range(words.ndim)):
+        axis_index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        index += axis_index * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
     return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 
 
 def as_words(x: jax.Array) -> jax.Array:
-    """The bits of `x` as uint32 words: one per element, two (a last axis) where an element has 64 bits."""
+    """The bits of `x` as uint32 words: one per element, or two, on a new last axis, of 64 bits."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
@@ -321,19 +352,21 @@ def as_words(x: jax.Array) -> jax.Array:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as it will come back from JSON."""
+    """`value` as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
 def seal(*parts: Any) -> str:
-    """sha256 of what came out of JSON."""
+    """sha256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def first_names(names: list[str], limit: int = 5) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, else its type; at most 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

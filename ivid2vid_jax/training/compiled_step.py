@@ -1,48 +1,60 @@
-"""The training step as compiled programs: one for each shape of batch, compiled before it runs, so that nothing ever recompiles."""
+"""The training step as compiled programs, one per batch shape; nothing recompiles in the loop."""
 
 from functools import partial
 from typing import Any
 
 import jax
+import optax
 
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import OptimConfig
+from ivid2vid_jax.training.objectives import Objective
 from ivid2vid_jax.training.step import TrainState, train_step
 
 
 class CompiledStep:
-    """program(state, frozen, batch) -> (state, metrics); the state is donated.
+    """step(state, frozen, batch) -> (state, metrics); `state` is donated.
 
-    flops: of one step of the shape that ran last, over all devices, by the compiler's own count and `training/flops.py` for what that leaves out;
-    a multiply-add is two.
+    Attributes:
+        flops: floating-point operations of the last step that ran, over all devices; a multiply-add
+            counts as two. The compiler's count, plus `training/flops.py` for what that omits.
     """
 
-    def __init__(self, objective, optimizer, config: OptimConfig, schedule, placed: TrainState):
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        config: OptimConfig,
+        schedule: optax.Schedule,
+        placed: TrainState,
+    ):
+        """placed: the state's shardings."""
         step = partial(
             train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule
         )
         self.step = runtime.jit(step, donate_argnums=0, out_shardings=(placed, None))
-        self.programs: dict[Any, tuple] = {}
+        self.programs: dict[tuple, tuple[jax.stages.Compiled, float]] = {}
         self.flops = 0.0
 
-    def is_compiled_for(self, batch: dict) -> bool:
-        return shapes(batch) in self.programs
+    def is_compiled_for(self, batch: dict[str, Any]) -> bool:
+        """Whether a program for the batch's shapes exists."""
+        return batch_shapes(batch) in self.programs
 
-    def compile(self, state: TrainState, frozen: dict, batch: dict) -> None:
-        """Compiles for the batch's shapes."""
+    def compile(self, state: TrainState, frozen: dict, batch: dict[str, Any]) -> None:
+        """Compiles the step for the batch's shapes."""
         traced = self.step.trace(state, frozen, batch)
         compiled = traced.lower().compile()
         chips = jax.device_count()
-        self.programs[shapes(batch)] = (
-            compiled,
-            chips * flops.program_flops(traced, compiled, chips)[0],
-        )
+        operations = chips * flops.program_flops(traced, compiled, chips)[0]
+        self.programs[batch_shapes(batch)] = (compiled, operations)
 
-    def __call__(self, state: TrainState, frozen: dict, batch: dict):
-        program, self.flops = self.programs[shapes(batch)]
+    def __call__(self, state: TrainState, frozen: dict, batch: dict[str, Any]):
+        """Runs one step; the batch's shapes must be compiled."""
+        program, self.flops = self.programs[batch_shapes(batch)]
         return program(state, frozen, batch)
 
 
-def shapes(batch: dict) -> tuple:
+def batch_shapes(batch: dict[str, Any]) -> tuple:
+    """The names and shapes of a batch, hashable."""
     return tuple((name, x.shape) for name, x in sorted(batch.items()))

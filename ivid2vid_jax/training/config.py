@@ -1,4 +1,7 @@
-"""The training config: one tree of typed dataclasses. A recipe file says `config = TrainConfig(...)`; `DEFAULT` is what is trained without one."""
+"""The training config: one tree of typed dataclasses.
+
+A recipe file defines `config = TrainConfig(...)`; without a recipe, `DEFAULT` is trained.
+"""
 
 import dataclasses
 from typing import Literal
@@ -20,13 +23,13 @@ from ivid2vid_jax.utils.errors import UserError, check_types
 
 @dataclasses.dataclass(frozen=True)
 class NetConfig:
-    """The net that is trained. Sizes count where it starts from scratch; with --model they are the model's own."""
+    """The networks. Sizes apply to training from scratch; with --model they are the model's."""
 
-    temporal: tuple[str, ...] | None = (
-        "conv",
-        "attention",
-    )  # kinds of temporal layers (models/temporal.py); None = as the model has them
-    reinit_temporal: bool = False  # the model's own temporal layers are left out, and new ones begin as nothing: its image editor is inflated anew
+    # kinds of temporal layers (models/temporal.py); None = those of the model
+    temporal: tuple[str, ...] | None = ("conv", "attention")
+    # discard the model's temporal layers and add new ones, whose output is zero at first
+    reinit_temporal: bool = False
+
     unet: UNetConfig = UNetConfig(
         block_out_channels=(48, 64, 96),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -55,7 +58,8 @@ class NetConfig:
         max_position_embeddings=32,
         projection_dim=96,
     )
-    clip: CLIPConfig = CLIPConfig(  # of --task clip; its images have the loader's size
+    # for --task clip; its image size is that of the loader
+    clip: CLIPConfig = CLIPConfig(
         text=CLIPTextConfig(
             vocab_size=1024,
             hidden_size=96,
@@ -75,99 +79,104 @@ class NetConfig:
         ),
         projection_dim=96,
     )
-    prediction_type: Literal["epsilon", "v_prediction"] = (
-        "v_prediction"  # from scratch; with --model its scheduler says it
-    )
-    zero_terminal_snr: bool = True  # from scratch: the last timestep is pure noise
+    # from scratch only; with --model, the model's scheduler determines it
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    zero_terminal_snr: bool = True  # from scratch only: the last timestep is pure noise
 
 
 @dataclasses.dataclass(frozen=True)
 class CondDropoutConfig:
-    """Conditioning dropout, which guidance needs: chances that a clip loses its conditions; one draw decides."""
+    """Conditioning dropout for classifier-free guidance: one uniform draw per clip decides."""
 
-    text: float = 0.05  # the instruction only
-    both: float = 0.05
-    video: float = 0.05  # the source clip only
+    text: float = 0.05  # probability of dropping only the instruction
+    both: float = 0.05  # probability of dropping the instruction and the source clip
+    video: float = 0.05  # probability of dropping only the source clip
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, schedule, EMA, and which weights are trained."""
+    """Optimiser, learning rate schedule, EMA, precision, and which weights are trained."""
 
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     lr: float = 1e-3  # peak learning rate
-    schedule: Literal["constant", "linear", "cosine"] = (
-        "cosine"  # after the warm-up, down to final_lr
-    )
+    # after the warm-up, from lr to final_lr * lr
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: int = 100  # steps of linear warm-up
-    final_lr: float = 0.0  # share of lr that is left when the last step is done
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-    weight_decay: float = 1e-2  # of kernels; never of norms, biases and embeddings
-    clip: float = 1.0  # most global gradient norm; 0 = no clipping
-    accumulation: int = 1  # micro-batches of one optimiser step; the batch is split, not multiplied
-    ema: float = (
-        0.999  # decay of the averaged weights, warmed up as min(ema, (1+n)/(10+n)); 0 = none
-    )
-    trainable: tuple[str, ...] = (
-        "unet",
-    )  # unet, temporal, spatial, attention, text_encoder, vae, clip, or regular expressions on parameter names
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = (
-        "auto"  # of the arithmetic; auto: bfloat16 on TPU and GPU, float32 on CPU
-    )
-    frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = (
-        "auto"  # frozen weights are kept in; auto = dtype
-    )
-    remat: Literal["none", "products", "block"] = (
-        "none"  # what layers keep for the backward pass: all, products of weights, their input alone
-    )
-    attention: str = "auto"  # implementation, see models/attention.py
+    final_lr: float = 0.0  # learning rate after the last step, as a fraction of lr
+    b1: float = 0.9  # Adam: decay of the gradient's moving average
+    b2: float = 0.99  # Adam: decay of the squared gradient's moving average
+    eps: float = 1e-8  # Adam: added to the denominator
+    weight_decay: float = 1e-2  # on kernels only, not on norms, biases and embeddings
+    clip: float = 1.0  # maximum global gradient norm; 0 = no clipping
+    # micro-batches per optimiser step; loader.batch is the size of the whole batch
+    accumulation: int = 1
+    # decay of the averaged weights, warmed up as min(ema, (1 + n) / (10 + n)); 0 = no average
+    ema: float = 0.999
+    # presets (unet, temporal, spatial, attention, text_encoder, vae, clip) or regular expressions
+    # on parameter names
+    trainable: tuple[str, ...] = ("unet",)
+    # compute precision; auto: bfloat16 on TPU and GPU, float32 on CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    # storage precision of frozen weights; auto = dtype
+    frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    # activations kept for the backward pass: all, outputs of matrix products, or block inputs only
+    remat: Literal["none", "products", "block"] = "none"
+    attention: str = "auto"  # attention implementation, see models/attention.py
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLossConfig:
-    """The autoencoder's loss: mean absolute error + kl * KL divergence to the unit Gaussian, both a pixel."""
+    """The autoencoder's loss: mean absolute error + kl * KL divergence to the unit Gaussian."""
 
-    kl: float = 1e-4
+    kl: float = 1e-4  # weight of the KL divergence, which is divided by the number of pixel values
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 100  # steps between checkpoints; the last step and a stop are always saved
-    keep: int = 3  # newest checkpoints kept
-    wait: bool = False  # training waits until a checkpoint is on disk; a kill then costs one interval at most, else also the steps of that while
-    pipeline: bool = (
-        True  # also write RUN/pipeline, the EMA weights as a pipeline folder, with every checkpoint
-    )
+    """Checkpoints: when they are written, and how many are kept."""
+
+    every: int = 100  # steps between checkpoints; the last step and a stop always save one
+    keep: int = 3  # number of checkpoints kept, the newest
+    # wait until a checkpoint is on disk before training continues: a kill then loses at most
+    # `every` steps; otherwise it also loses the steps that ran during the write
+    wait: bool = False
+    # with every checkpoint, also write RUN/pipeline: the EMA weights as a pipeline folder
+    pipeline: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
+    """Validation, samples, profiling and the benchmark."""
+
     eval_every: int = 500  # steps between validation losses; 0 = never
-    eval_batches: int = 4  # batches of a validation
-    sample_every: int = 1000  # steps between sample edits, side-by-side clips and contact sheets in RUN/samples; 0 = never
-    samples: int = 4  # clips edited each time
+    eval_batches: int = 4  # batches per validation and dataset
+    # steps between samples (side-by-side clips and contact sheets in RUN/samples); 0 = never
+    sample_every: int = 1000
+    samples: int = 4  # clips per sampling
     sample_steps: int = 20  # sampler steps
-    profile: int = 0  # steps that are traced once training has settled, into RUN/profile, for TensorBoard or xprof
-    benchmark: int = 0  # held-out clips of the shapes world that are edited and judged before the first step and after the last, of the kinds trained on
+    # steps to profile, from the sixth on, into RUN/profile, for TensorBoard or xprof; 0 = none
+    profile: int = 0
+    # held-out clips of the shapes world, of the trained kinds of edit, that are edited and checked
+    # before the first and after the last step; 0 = none
+    benchmark: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Trains on triplets of source clip, instruction and edited clip. Run it again to go on where it stopped."""
+    """Trains on triplets of source clip, instruction, edited clip. Run again to resume."""
 
     output: str = "runs/shapes"  # the RUN folder
-    model: str | None = (
-        None  # what to start from: a pipeline folder, a RUN, a model of the hub; None = from scratch
-    )
-    data: tuple[str, ...] = (
-        "shapes",
-    )  # "shapes" or "shapes-crowded" (procedural worlds) and folders made by `python -m ivid2vid_jax.prepare`
+    # initial weights: a pipeline folder, a RUN or a model on the Hugging Face hub; None = scratch
+    model: str | None = None
+    # procedural worlds ("shapes", "shapes-crowded") and folders written by
+    # `python -m ivid2vid_jax.prepare`
+    data: tuple[str, ...] = ("shapes",)
+    # what is trained: an editor, a text-to-image model, an autoencoder, or CLIP
     task: Literal["edit", "text_to_image", "autoencoder", "clip"] = "edit"
     steps: int = 2000  # optimiser steps of the whole run
-    seed: int = 0
-    resume: int | None = None  # go on from this checkpoint instead of the newest one
+    seed: int = 0  # of initial weights, data order, noise and dropout
+    resume: int | None = None  # step of the checkpoint to resume from; None = the newest
+
     net: NetConfig = NetConfig()
     loader: LoaderConfig = LoaderConfig()
     loss: LossConfig = LossConfig()
@@ -180,28 +189,24 @@ class TrainConfig:
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
-        """Raises UserError that names a value of another type or out of its range."""
+        """Checks types and ranges. Raises UserError, which names the option and its limits."""
         check_types(self)
+        optim, drop, checkpoint, log = self.optim, self.drop, self.checkpoint, self.log
         ranges = (
             ("steps", self.steps, 1, 10**9),
             ("seed", self.seed, 0, 2**32 - 1),
-            ("optim.lr", self.optim.lr, 0, 100),
-            ("optim.ema", self.optim.ema, 0, 0.999999),
-            ("optim.clip", self.optim.clip, 0, 1e9),
-            ("optim.warmup", self.optim.warmup, 0, self.steps),
-            ("optim.final_lr", self.optim.final_lr, 0, 1),
-            ("optim.accumulation", self.optim.accumulation, 1, self.loader.batch),
-            (
-                "drop.text + drop.both + drop.video",
-                self.drop.text + self.drop.both + self.drop.video,
-                0,
-                1,
-            ),
-            ("checkpoint.every", self.checkpoint.every, 1, 10**9),
-            ("checkpoint.keep", self.checkpoint.keep, 1, 10**6),
-            ("log.eval_batches", self.log.eval_batches, 1, 10**6),
-            ("log.benchmark", self.log.benchmark, 0, 10**6),
-            ("log.profile", self.log.profile, 0, 100),
+            ("optim.lr", optim.lr, 0, 100),
+            ("optim.ema", optim.ema, 0, 0.999999),
+            ("optim.clip", optim.clip, 0, 1e9),
+            ("optim.warmup", optim.warmup, 0, self.steps),
+            ("optim.final_lr", optim.final_lr, 0, 1),
+            ("optim.accumulation", optim.accumulation, 1, self.loader.batch),
+            ("drop.text + drop.both + drop.video", drop.text + drop.both + drop.video, 0, 1),
+            ("checkpoint.every", checkpoint.every, 1, 10**9),
+            ("checkpoint.keep", checkpoint.keep, 1, 10**6),
+            ("log.eval_batches", log.eval_batches, 1, 10**6),
+            ("log.benchmark", log.benchmark, 0, 10**6),
+            ("log.profile", log.profile, 0, 100),
             ("loss.frame_weight", self.loss.frame_weight, 0, 1000),
             ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
         )
@@ -211,25 +216,31 @@ class TrainConfig:
                     f"--{name.replace('_', '-')} {value} must be between {low} and {high}"
                 )
         for name in ("text", "both", "video"):
-            if getattr(self.drop, name) < 0:
-                raise UserError(f"--drop.{name} {getattr(self.drop, name)} must not be negative")
+            if getattr(drop, name) < 0:
+                raise UserError(f"--drop.{name} {getattr(drop, name)} must not be negative")
         if self.loss.x0_weighting and self.loss.snr_gamma:
             raise UserError(
-                f"--loss.x0-weighting and --loss.snr-gamma {self.loss.snr_gamma} are two ways to weigh timesteps: choose one"
+                f"--loss.x0-weighting and --loss.snr-gamma {self.loss.snr_gamma} both weight "
+                "timesteps: use only one of them"
             )
-        if self.loader.batch % self.optim.accumulation:
+        if self.loader.batch % optim.accumulation:
             raise UserError(
-                f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation {self.optim.accumulation}"
+                f"--loader.batch {self.loader.batch} is not a multiple of --optim.accumulation "
+                f"{optim.accumulation}"
             )
 
 
-RENAMED = {  # fields by their names in 0.1 -> today's: on command lines and in the config.json of runs
+# Old field names (release 0.1) -> new ones, for command lines and the config.json of older runs.
+RENAMED = {
     "loss.clean": "loss.x0_weighting",
     "net.fresh_temporal": "net.reinit_temporal",
     "log.judge": "log.benchmark",
 }
 
-DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never seen, in ten minutes on two cores: still images show more examples a second than clips
+# Teaches the embedded editor a style that is held out of its training, in ten minutes on two CPU
+# cores. It trains on still images, which give more examples per second than clips, and only on
+# cross-attention and text encoder, so that the editor forgets little of the other edits.
+DEFAULT = TrainConfig(
     output="runs/shapes",
     model="shapes-edit",
     steps=300,
@@ -237,9 +248,7 @@ DEFAULT = TrainConfig(  # teaches the embedded editor a style that it has never 
         batch=32, frames=8, size=64, images=1.0, kinds=(UNSEEN_STYLE,) * len(KINDS) + KINDS
     ),
     loss=LossConfig(x0_weighting=True),
-    optim=OptimConfig(
-        lr=1e-3, warmup=20, ema=0.99, trainable=("/attn2/", "text_encoder")
-    ),  # where words meet the picture: least of the rest is lost
+    optim=OptimConfig(lr=1e-3, warmup=20, ema=0.99, trainable=("/attn2/", "text_encoder")),
     checkpoint=CheckpointConfig(every=100),
     log=LogConfig(eval_every=0, sample_every=0, sample_steps=10, benchmark=56),
 )

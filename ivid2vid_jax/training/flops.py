@@ -1,25 +1,36 @@
-"""Counts the arithmetic of a traced function: matrix products and convolutions, a multiply-add being two operations.
+"""Counts the floating-point operations of a traced function: matrix products and convolutions.
 
-The TPU compiler counts a pallas kernel as nothing, so splash attention is counted here by its formula; and a loop's body once, so its other turns are
-counted here. Padding around a convolution's input is counted, the zeros that a dilation puts between its pixels are not.
+A multiply-add counts as two operations. The TPU compiler's own count (`cost_analysis`) omits pallas
+kernels, here splash attention, and counts a loop's body once; this module adds both. Zero padding
+around a convolution's input counts; zeros that dilation inserts between its elements do not.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend import core
 
-LANES = 128  # head widths are padded to them inside the kernel
-# Matrix products of splash attention's three kernels, 2 Q K D operations each and head: what they compute anew is counted again.
+LANES = 128  # the kernel pads head dimensions to a multiple of this
+# Matrix products in each of splash attention's three kernels, of 2 * Q * K * D operations per head.
+# Products that the backward kernels recompute are included.
 SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Operations of matrix products, convolutions and splash attention, and those that go into splash's padding. repeated: those of the first two that
-    loops do after their first turn. fetched: bytes that splash attention's kernels read from HBM once more: all keys and values for every block of queries
-    after the first, or the other way round.
+    """Operation counts of a function.
+
+    Attributes:
+        dot: of matrix products.
+        conv: of convolutions.
+        splash: of splash attention.
+        padding: of the padding of splash attention's head dimensions.
+        repeated: the part of `dot` and `conv` in loop iterations after the first.
+        fetched: bytes that splash attention's kernels read from HBM again: all keys and values for
+            each block of queries after the first, or in dkv the queries for each block of keys.
     """
 
     dot: int = 0
@@ -31,73 +42,74 @@ class Count:
 
     @property
     def useful(self) -> int:
+        """All operations without padding."""
         return self.dot + self.conv + self.splash
 
     @property
     def uncounted(self) -> int:
-        """What the compiler's own count (`cost_analysis`) leaves out: it knows no pallas kernel, and a loop's body once."""
+        """Operations that the compiler's `cost_analysis` omits."""
         return self.splash + self.padding + self.repeated
 
     def on_a_chip(self, told: float, chips: int) -> float:
-        """Of one chip, where the compiler told so many. Its own loops, in which it gathers split weights piece by piece, it counts once too: then an even
-        split of all is more than what it told.
+        """Operations of one chip, from the compiler's count for one chip and the number of chips.
+
+        The compiler also counts only once the body of loops that it adds itself, to gather sharded
+        weights piece by piece. Then an even share of all operations is the larger number.
         """
         return max(told + self.uncounted / chips, (self.useful + self.padding) / chips)
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(
-            *(
-                a + b
-                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-            )
-        )
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Count(*(a + b for a, b in pairs))
 
     def __mul__(self, times: int) -> "Count":
         return Count(*(times * a for a in dataclasses.astuple(self)))
 
 
 def count(function, *args) -> Count:
-    """Of function(*args), over all devices together; args: arrays or ShapeDtypeStructs."""
+    """Counts function(*args), over all devices. args: arrays or ShapeDtypeStructs."""
     return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def program_flops(
     traced: jax.stages.Traced, compiled: jax.stages.Compiled, chips: int
 ) -> tuple[float, float]:
-    """(operations, bytes that its text does not show to be moved) of one chip: by the compiler's own count, and by this one for what that leaves out."""
-    found = jaxpr_flops(traced.jaxpr.jaxpr)
-    return found.on_a_chip(
-        (compiled.cost_analysis() or {}).get("flops", 0.0), chips
-    ), found.fetched / chips
+    """(operations, `Count.fetched` bytes) of one chip.
+
+    The operations are the compiler's count plus what it omits.
+    """
+    counted = jaxpr_flops(traced.jaxpr.jaxpr)
+    compiler_count = (compiled.cost_analysis() or {}).get("flops", 0.0)
+    return counted.on_a_chip(compiler_count, chips), counted.fetched / chips
 
 
-def jaxpr_flops(jaxpr) -> Count:
-    return sum((of_equation(eqn) for eqn in jaxpr.eqns), Count())
+def jaxpr_flops(jaxpr: core.Jaxpr) -> Count:
+    """Counts the equations of a jaxpr."""
+    return sum((equation_flops(eqn) for eqn in jaxpr.eqns), Count())
 
 
-def of_equation(eqn) -> Count:
+def equation_flops(eqn: Any) -> Count:
+    """Counts one equation, including the jaxprs inside it."""
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
-        return Count(dot=dot(eqn))
+        return Count(dot=dot_flops(eqn))
     if name == "conv_general_dilated":
-        return Count(conv=convolution(eqn))
+        return Count(conv=convolution_flops(eqn))
     if name == "pallas_call":
-        return splash(eqn)
+        return splash_flops(eqn)
     if name == "cond":
-        return max(
-            (jaxpr_flops(branch.jaxpr) for branch in params["branches"]),
-            key=lambda found: found.useful,
-        )
-    found = sum((jaxpr_flops(inner) for inner in bodies(params)), Count())
+        branches = [jaxpr_flops(branch.jaxpr) for branch in params["branches"]]
+        return max(branches, key=lambda branch: branch.useful)
+    body = sum((jaxpr_flops(inner) for inner in inner_jaxprs(params)), Count())
     if name == "scan":
-        turns = params["length"]
+        length = params["length"]
         return dataclasses.replace(
-            found * turns, repeated=found.repeated + (turns - 1) * (found.dot + found.conv)
+            body * length, repeated=body.repeated + (length - 1) * (body.dot + body.conv)
         )
-    return found * (math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1)
+    return body * (math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1)
 
 
-def bodies(params: dict):
+def inner_jaxprs(params: dict) -> Iterator[core.Jaxpr]:
     """The jaxprs inside an equation's parameters."""
     for value in params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):
@@ -105,7 +117,8 @@ def bodies(params: dict):
                 yield inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
 
 
-def dot(eqn) -> int:
+def dot_flops(eqn: Any) -> int:
+    """Operations of a matrix product."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     return (
         2
@@ -114,8 +127,8 @@ def dot(eqn) -> int:
     )
 
 
-def convolution(eqn) -> int:
-    """Of a convolution or of one of its two gradients, which are convolutions too."""
+def convolution_flops(eqn: Any) -> int:
+    """Operations of a convolution; its two gradients are convolutions too."""
     numbers, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape
     _, in_features, *window = (kernel[axis] for axis in numbers.rhs_spec)
     return (
@@ -127,41 +140,41 @@ def convolution(eqn) -> int:
     )
 
 
-def splash(eqn) -> Count:
-    """Of one of splash attention's kernels. Its 16-bit operands are q, k and v, [..., heads, length, width] or with the last two the other way round, and
-    going backwards the output's gradient, [..., heads, Q, width] always, as the output of the forward kernel is.
+def splash_flops(eqn: Any) -> Count:
+    """Operations of one of splash attention's kernels.
+
+    Its 16-bit operands are q, k and v, [..., heads, length, head_dim] or with the last two axes
+    swapped. The output of the forward kernel and the output gradient, an operand of the backward
+    kernels, are always [..., heads, Q, head_dim].
     """
     label = eqn.params.get("name") or str(eqn.params.get("name_and_src_info"))
     kind = next((kind for kind in SPLASH if kind in label), None)
     if "splash" not in label or kind is None:
         raise NotImplementedError(f"there is no formula for the pallas kernel {label!r}")
-    given, made = (
+    inputs, outputs = (
         [x.aval for x in side if x.aval.ndim >= 3 and x.aval.dtype.itemsize > 1]
         for side in (eqn.invars, eqn.outvars)
     )
-    q, k, v = given[:3]
+    q, k, v = inputs[:3]
     out = next(
         x
-        for x in given[3:] + made
+        for x in inputs[3:] + outputs
         if x.shape[:-2] == q.shape[:-2]
         and x.size == q.size
         and set(x.shape[-2:]) == set(q.shape[-2:])
     )
     *heads, Q, D = out.shape
-    useful = SPLASH[kind] * 2 * math.prod(heads) * Q * (k.size // (math.prod(heads) * D)) * D
-    *_, first, second, third = eqn.params[
-        "grid_mapping"
-    ].grid  # of dkv: keys' blocks, heads, queries' blocks; else heads, queries' blocks, keys' blocks
-    if kind == "dkv":
-        again = (first - 1) * (tiled(q) + tiled(out))
-    else:
-        again = (
-            (second - 1) * (tiled(k) + tiled(v)) if third > 1 else 0
-        )  # a single block of keys stays where it is
-    return Count(splash=useful, padding=useful * (-D % LANES) // D, fetched=again)
+    K = k.size // (math.prod(heads) * D)
+    useful = SPLASH[kind] * 2 * math.prod(heads) * Q * K * D
+    *_, first, second, third = eqn.params["grid_mapping"].grid
+    if kind == "dkv":  # grid: blocks of keys, heads, blocks of queries
+        fetched = (first - 1) * (tiled_bytes(q) + tiled_bytes(out))
+    else:  # grid: heads, blocks of queries, blocks of keys; a single block of keys is read once
+        fetched = (second - 1) * (tiled_bytes(k) + tiled_bytes(v)) if third > 1 else 0
+    return Count(splash=useful, padding=useful * (-D % LANES) // D, fetched=fetched)
 
 
-def tiled(x) -> int:
-    """Bytes of a 16-bit array in a TPU's memory: its last two axes are filled up to tiles of 16 x 128."""
+def tiled_bytes(x: Any) -> int:
+    """Bytes of a 16-bit array in TPU memory, whose last two axes are padded to 16 x 128 tiles."""
     *rest, rows, columns = x.shape
     return math.prod(rest) * (rows + -rows % 16) * (columns + -columns % LANES) * 2

@@ -1,6 +1,8 @@
-"""Where a run starts: the nets it trains and their weights, split into trained and frozen ones, each born on its devices.
+"""The networks that a run trains and their initial weights, split into trained and frozen ones.
 
-Own checkpoints come before this (`training/loop.py`); then `--model` (a Stable Diffusion or InstructPix2Pix folder, ours, a RUN), then scratch.
+The weights come from `--model` (a Stable Diffusion, InstructPix2Pix or own pipeline folder, or a
+RUN), else from a random initialisation. A run that has checkpoints then restores the trained
+weights from them (`training/train_setup.py`).
 """
 
 import dataclasses
@@ -60,19 +62,28 @@ DEFAULT_PREPROCESSOR = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+
+# The components that a task gives gradients to.
 TRAINED_COMPONENTS = {
+    "edit": ("unet", "text_encoder"),
+    "text_to_image": ("unet", "text_encoder"),
     "autoencoder": ("vae",),
     "clip": ("clip",),
-}  # the components that a task trains; else the U-Net and the text encoder
+}
+
+Folder = PipelineFolder | ClipFolder
 
 
 @dataclasses.dataclass
 class InitialWeights:
-    """folder: the nets as they are trained. origin: where the weights came from, enough to know them again. trained (float32) and
-    frozen: parameters by name.
+    """The weights before the first step.
+
+    Attributes:
+        origin: where the weights came from; compared when a run resumes.
+        trained: name -> trained weights, float32.
+        frozen: name -> frozen weights.
     """
 
-    folder: PipelineFolder | ClipFolder
     origin: dict[str, Any]
     trained: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
@@ -80,89 +91,103 @@ class InitialWeights:
 
 def plan_networks(
     config: TrainConfig, texts: Callable[[], Iterable[str]], run: Path
-) -> tuple[PipelineFolder | ClipFolder, PipelineFolder | ClipFolder | None]:
-    """The nets that will be trained, and the folder whose weights they start from (None: scratch). No weight is read.
+) -> tuple[Folder, Folder | None]:
+    """The configs of the networks to train, without reading weights.
 
-    texts: called where a vocabulary is to be learned, which is kept in RUN/tokenizer.
+    Args:
+        config: the training config.
+        texts: returns the texts that a run from scratch learns its vocabulary from.
+        run: the RUN folder; the vocabulary is stored in RUN/tokenizer.
+
+    Returns:
+        The networks to train, and the folder with the initial weights (None: scratch), whose U-Net
+        may have fewer channels and no temporal layers.
     """
     if config.model is None:
         learn_vocabulary(config, texts, run / "tokenizer")
         return (clip_from_scratch if config.task == "clip" else from_scratch)(config, run), None
     if config.task == "clip":
-        source = open_clip_folder(hub.resolve_model(config.model))
-        if source.clip.vision.image_size != config.loader.size:
+        clip = open_clip_folder(hub.resolve_model(config.model))
+        if clip.clip.vision.image_size != config.loader.size:
             raise UserError(
-                f"--loader.size {config.loader.size}: {config.model} takes images of {source.clip.vision.image_size} pixels"
+                f"--loader.size {config.loader.size}: {config.model} takes images of "
+                f"{clip.clip.vision.image_size} pixels"
             )
-        return source, source
+        return clip, clip
     source = open_pipeline_folder(hub.resolve_model(config.model))
     if config.net.reinit_temporal:
         if config.net.temporal is None:
             raise UserError(
-                "--net.reinit-temporal: say which temporal layers begin anew, such as --net.temporal conv attention"
+                "--net.reinit-temporal: name the kinds of the new temporal layers, such as "
+                "--net.temporal conv attention"
             )
         source = dataclasses.replace(
-            source, unet=dataclasses.replace(source.unet, temporal=()), left_out=is_temporal_key
+            source,
+            unet=dataclasses.replace(source.unet, temporal=()),
+            is_excluded=is_temporal_key,
         )
     target = target_unet(config, source.unet, source.vae.latent_channels)
     frames = target.num_frames if config.task == "edit" else config.loader.frames
     sampling = source.sampling | {"size": config.loader.size, "frames": frames}
-    return dataclasses.replace(source, unet=target, sampling=sampling, left_out=None), source
+    folder = dataclasses.replace(source, unet=target, sampling=sampling, is_excluded=None)
+    return folder, source
 
 
 def target_unet(config: TrainConfig, unet: UNetConfig, latent_channels: int) -> UNetConfig:
-    """The U-Net of the task: an editor sees the source clip's channels too and has the temporal layers that were asked for."""
+    """The config of the task's U-Net: an editor has 2x the channels and temporal layers."""
     if config.task == "edit":
         temporal = unet.temporal if config.net.temporal is None else config.net.temporal
-        still = (
-            config.loader.frames == 1 and unet.temporal and temporal
-        )  # images say nothing about how many frames the net can see
+        # Training on images does not change the number of frames that a video editor can see.
+        keeps_frames = config.loader.frames == 1 and unet.temporal and temporal
         try:
             return dataclasses.replace(
                 unet,
                 in_channels=2 * latent_channels,
                 temporal=temporal,
-                num_frames=unet.num_frames if still else config.loader.frames,
+                num_frames=unet.num_frames if keeps_frames else config.loader.frames,
             )
         except ValueError as error:
             raise UserError(
-                f"--net.temporal {' '.join(temporal)} with --loader.frames {config.loader.frames}: {error}"
+                f"--net.temporal {' '.join(temporal)} with --loader.frames "
+                f"{config.loader.frames}: {error}"
             ) from error
     if config.task == "text_to_image" and (unet.in_channels != latent_channels or unet.temporal):
         raise UserError(
-            f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has {unet.in_channels} and temporal layers {unet.temporal}"
+            f"--task text_to_image trains a 2D U-Net of {latent_channels} channels; this one has "
+            f"{unet.in_channels} and temporal layers {unet.temporal}"
         )
     return unet
 
 
-def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], home: Path) -> None:
-    """Writes a tokenizer learned from the texts, where the run has none yet."""
+def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], folder: Path) -> None:
+    """Learns a tokenizer from the texts and writes it to `folder`, unless it is there already."""
     from ivid2vid_jax.training import train_tokenizer
 
     size = (config.net.clip.text if config.task == "clip" else config.net.text_encoder).vocab_size
-    if not (home / "vocab.json").is_file() and (
-        jax.process_index() == 0 or storage.is_remote(config.output)
-    ):  # whose copy each process has for itself
+    # Of several processes only the first one writes; of a run in a bucket each has its own copy.
+    writes = jax.process_index() == 0 or storage.is_remote(config.output)
+    if not (folder / "vocab.json").is_file() and writes:
         log.info("learning a vocabulary of at most %d tokens", size)
-        train_tokenizer.train_tokenizer(texts(), size, home)
+        train_tokenizer.train_tokenizer(texts(), size, folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
 
 
 def with_special_tokens(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
-    """The text tower with the tokenizer's begin, end and padding tokens."""
+    """The text encoder's config with the tokenizer's start, end and padding tokens."""
     from ivid2vid_jax.inference.pipeline import load_tokenizer
 
-    words = load_tokenizer(tokenizer)
+    tokens = load_tokenizer(tokenizer)
     return dataclasses.replace(
         text,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
     )
 
 
 def from_scratch(config: TrainConfig, run: Path) -> PipelineFolder:
+    """The pipeline of `config.net`, with the tokenizer in RUN/tokenizer."""
     net = config.net
     text = with_special_tokens(net.text_encoder, run / "tokenizer")
     scheduler = DEFAULT_SCHEDULER | {
@@ -186,117 +211,118 @@ def from_scratch(config: TrainConfig, run: Path) -> PipelineFolder:
 
 
 def clip_from_scratch(config: TrainConfig, run: Path) -> ClipFolder:
+    """The CLIP model of `config.net`, with the tokenizer in RUN/tokenizer."""
     size, text = config.loader.size, with_special_tokens(config.net.clip.text, run / "tokenizer")
     clip = dataclasses.replace(
         config.net.clip,
         text=text,
         vision=dataclasses.replace(config.net.clip.vision, image_size=size),
     )
-    return ClipFolder(
-        run,
-        clip,
-        DEFAULT_PREPROCESSOR
-        | {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}},
-        run / "tokenizer",
-    )
+    preprocessor = DEFAULT_PREPROCESSOR | {
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+    }
+    return ClipFolder(run, clip, preprocessor, run / "tokenizer")
 
 
 def load_initial_weights(
-    config: TrainConfig, folder: PipelineFolder, source: PipelineFolder | None, mesh: Mesh
+    config: TrainConfig, folder: Folder, source: Folder | None, mesh: Mesh
 ) -> InitialWeights:
-    """Loads or draws the weights. folder, source: of `plan`."""
+    """Loads or initialises the weights, sharded over the mesh.
+
+    Args:
+        config: the training config.
+        folder: the networks to train, from `plan_networks`.
+        source: the folder with the initial weights, from `plan_networks`.
+        mesh: the devices.
+    """
     shapes = names.flatten({name: param_shapes(name, net) for name, net in folder.models.items()})
-    chosen = names.trainable(shapes, config.optim.trainable)
-    check_trainable(config, chosen)
-    frozen_type = (
+    trained_names = names.trainable(shapes, config.optim.trainable)
+    check_trainable(config, trained_names)
+    frozen_dtype = (
         compute_dtype_of(config)
         if config.optim.frozen_dtype == "auto"
         else runtime.compute_dtype(config.optim.frozen_dtype)
     )
-    master = jnp.promote_types(compute_dtype_of(config), jnp.float32)
-    dtypes = {name: master if name in chosen else frozen_type for name in shapes}
-    placed = sharding.tree_shardings(shapes, mesh)
-    weights = (
-        draw_weights(folder, dtypes, placed, config.seed)
-        if source is None
-        else load_weights(folder, source, dtypes, placed, config.seed)
-    )
-    origin = (
-        {"scratch_seed": config.seed}
-        if source is None
-        else {"model": str(config.model), "files": source.fingerprint()}
-    )
+    trained_dtype = jnp.promote_types(compute_dtype_of(config), jnp.float32)
+    dtypes = {name: trained_dtype if name in trained_names else frozen_dtype for name in shapes}
+    shardings = sharding.tree_shardings(shapes, mesh)
+    origin: dict[str, Any]
+    if source is None:
+        weights = draw_weights(folder, dtypes, shardings, config.seed)
+        origin = {"scratch_seed": config.seed}
+    else:
+        weights = load_weights(folder, source, dtypes, shardings, config.seed)
+        origin = {"model": str(config.model), "files": source.fingerprint()}
     trained, frozen = (
-        {name: weights[name] for name in sorted(weights) if (name in chosen) == which}
-        for which in (True, False)
+        {name: weights[name] for name in sorted(weights) if (name in trained_names) == is_trained}
+        for is_trained in (True, False)
     )
-    return InitialWeights(folder, origin, trained, frozen)
+    return InitialWeights(origin, trained, frozen)
 
 
-def check_trainable(config: TrainConfig, chosen: set[str]) -> None:
-    """UserError for weights that the task gives no gradient: weight decay alone would wear them away."""
-    learns = TRAINED_COMPONENTS.get(config.task, ("unet", "text_encoder"))
-    stray = sorted(
-        name
-        for name in chosen
-        if not name.startswith(tuple(f"{component}/" for component in learns))
-    )
+def check_trainable(config: TrainConfig, trained_names: set[str]) -> None:
+    """Raises UserError for weights without gradient: weight decay alone would shrink them."""
+    components = TRAINED_COMPONENTS[config.task]
+    prefixes = tuple(f"{component}/" for component in components)
+    stray = sorted(name for name in trained_names if not name.startswith(prefixes))
     if stray:
-        way = (
-            f"give --optim.trainable {learns[0]}"
-            if config.task in TRAINED_COMPONENTS
+        advice = (
+            f"give --optim.trainable {components[0]}"
+            if config.task in ("autoencoder", "clip")
             else "train the autoencoder by itself, with --task autoencoder"
         )
         raise UserError(
-            f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not train {stray[0]} and {len(stray) - 1} more; {way}"
+            f"--optim.trainable {' '.join(config.optim.trainable)}: --task {config.task} does not "
+            f"train {stray[0]} and {len(stray) - 1} more; {advice}"
         )
 
 
-def compute_dtype_of(config: TrainConfig):
-    """The arithmetic's type."""
+def compute_dtype_of(config: TrainConfig) -> Any:
+    """The compute precision."""
     return runtime.compute_dtype(config.optim.dtype)
 
 
-def draw_weights(
-    folder: PipelineFolder, dtypes: dict, placed: dict, seed: int
-) -> dict[str, jax.Array]:
-    """All weights of the nets, drawn afresh, one after the other."""
-    out = {}
+def draw_weights(folder: Folder, dtypes: dict, shardings: dict, seed: int) -> dict[str, jax.Array]:
+    """Random weights of all networks, initialised one component after the other."""
+    weights: dict[str, jax.Array] = {}
     for component, net in folder.models.items():
         for path, leaf in init_params(param_initializer(component, net), seed).items():
             name = "/".join((component, *path))
-            leaf = leaf.astype(dtypes[name])
-            out[name] = jax.make_array_from_callback(
-                leaf.shape, placed[name], lambda part, leaf=leaf: leaf[part]
+            host = leaf.astype(dtypes[name])
+            weights[name] = jax.make_array_from_callback(
+                host.shape, shardings[name], host.__getitem__
             )
-    return out
+    return weights
 
 
 def load_weights(
-    folder: PipelineFolder, source: PipelineFolder, dtypes: dict, placed: dict, seed: int
+    folder: Folder, source: Folder, dtypes: dict, shardings: dict, seed: int
 ) -> dict[str, jax.Array]:
-    """The source folder's weights; the U-Net inflated to what is trained. Host memory holds one leaf at a time."""
-    types, places, out = names.unflatten(dtypes), names.unflatten(placed), {}
+    """The source folder's weights, with the U-Net inflated to that of `folder`.
+
+    Host memory holds one leaf at a time.
+    """
+    dtype_trees, sharding_trees = names.unflatten(dtypes), names.unflatten(shardings)
+    trees = {}
     for name, net in source.models.items():
-        stored = flax.traverse_util.flatten_dict(types[name])
-        weights = components.load_component(
+        tree = components.load_component(
             name,
             source.component_dir(name),
             param_shapes(name, net),
-            stored,
-            places[name],
+            flax.traverse_util.flatten_dict(dtype_trees[name]),
+            sharding_trees[name],
             skip=source.skip(name),
         )
-        out[name] = (
-            inflate_params(weights, source.unet, folder.unet, seed) if name == "unet" else weights
-        )
+        if name == "unet":
+            assert isinstance(source, PipelineFolder) and isinstance(folder, PipelineFolder)
+            tree = inflate_params(tree, source.unet, folder.unet, seed)
+        trees[name] = tree
 
-    def place(name, leaf):
-        fresh = (
-            leaf.is_fully_addressable and jax.process_count() > 1
-        )  # drawn by every process for itself, the same everywhere
-        return jax.device_put(np.asarray(leaf) if fresh else leaf, placed[name]).astype(
-            dtypes[name]
-        )
+    def place(name: str, leaf: jax.Array) -> jax.Array:
+        # New leaves are initialised by every process, with the same values.
+        is_local = leaf.is_fully_addressable and jax.process_count() > 1
+        placed = jax.device_put(np.asarray(leaf) if is_local else leaf, shardings[name])
+        return placed.astype(dtypes[name])
 
-    return {name: place(name, leaf) for name, leaf in names.flatten(out).items()}
+    return {name: place(name, leaf) for name, leaf in names.flatten(trees).items()}

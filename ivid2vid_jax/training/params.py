@@ -1,6 +1,7 @@
-"""Parameters by name: "unet/down_blocks.0/resnets.0/conv1/kernel". Which of them are trained is a matter of regular expressions."""
+"""Parameters by name, such as "unet/down_blocks.0/resnets.0/conv1/kernel", and their selection."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import flax
@@ -10,6 +11,7 @@ from ivid2vid_jax.utils.errors import UserError
 
 
 def is_temporal(name: str) -> bool:
+    """Whether a parameter belongs to a temporal layer of the U-Net."""
     return is_temporal_key(name.replace("/", "."))
 
 
@@ -23,6 +25,9 @@ PRESETS = {
     "clip": lambda name: name.startswith("clip/"),
 }
 
+# Leaves that are constant tables and never trained: positional encodings of motion modules.
+BUFFERS = ("pe",)
+
 
 def flatten(params: dict[str, Any]) -> dict[str, Any]:
     """{"unet": tree, ...} -> {"unet/.../kernel": leaf, ...}."""
@@ -34,27 +39,28 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-BUFFERS = ("pe",)  # leaves that no optimiser changes: tables
+def trainable(names: Collection[str], patterns: tuple[str, ...]) -> set[str]:
+    """The names that match any pattern: a preset, or a regular expression (`re.search`).
 
-
-def trainable(names, patterns: tuple[str, ...]) -> set[str]:
-    """The names that any of the patterns picks: a preset's name, or a regular expression searched for in the parameter's name.
-
-    Raises UserError for a pattern that is no regular expression or that picks nothing.
+    Raises UserError for a pattern that is not a regular expression or matches nothing.
     """
-    chosen = set()
+    selected = set()
     for pattern in patterns:
         try:
-            picks = PRESETS.get(pattern) or re.compile(pattern).search
+            matches = PRESETS.get(pattern) or re.compile(pattern).search
         except re.error as error:
             raise UserError(
-                f"--optim.trainable {pattern!r} is neither one of {', '.join(PRESETS)} nor a regular expression ({error})"
+                f"--optim.trainable {pattern!r} is neither one of {', '.join(PRESETS)} "
+                f"nor a regular expression ({error})"
             ) from error
-        picked = {name for name in names if picks(name) and name.rpartition("/")[2] not in BUFFERS}
-        if not picked:
-            some = ", ".join(sorted(names)[:: max(1, len(names) // 3)][:3])
+        matched = {
+            name for name in names if matches(name) and name.rpartition("/")[2] not in BUFFERS
+        }
+        if not matched:
+            examples = ", ".join(sorted(names)[:: max(1, len(names) // 3)][:3])
             raise UserError(
-                f"--optim.trainable {pattern!r} picks no parameter; choose from {', '.join(PRESETS)}, or match names such as {some}"
+                f"--optim.trainable {pattern!r} matches no parameter; choose from "
+                f"{', '.join(PRESETS)}, or a regular expression for names such as {examples}"
             )
-        chosen |= picked
-    return chosen
+        selected |= matched
+    return selected

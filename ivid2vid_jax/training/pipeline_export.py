@@ -1,4 +1,4 @@
-"""RUN/pipeline: the averaged weights as a pipeline folder, whole or not at all."""
+"""RUN/pipeline: the averaged weights as a pipeline folder, written atomically."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from ivid2vid_jax.weights.pipeline_folder import (
 
 
 def ema_params(state: TrainState) -> dict[str, jax.Array]:
-    """The EMA of the trained weights, or the weights themselves where none is kept."""
+    """The EMA of the trained weights, or the weights themselves if the run keeps no EMA."""
     return state.ema or state.params
 
 
 def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Whole arrays in host memory, one after the other; every process takes part, and each gets them."""
+    """Whole arrays in the memory of every process, gathered one by one; all processes call it."""
     return {
         name: np.asarray(leaf if leaf.is_fully_addressable else gather(leaf))
         for name, leaf in sorted(params.items())
@@ -32,6 +32,8 @@ def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 def gather(leaf: jax.Array) -> jax.Array:
+    """Replicates a sharded array on all devices of its mesh."""
+    assert isinstance(leaf.sharding, jax.sharding.NamedSharding)
     sharding = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
     return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
 
@@ -44,39 +46,51 @@ def write_pipeline(
     trained: dict[str, jax.Array],
     frozen: dict[str, jax.Array],
 ) -> None:
-    """Writes RUN/pipeline in the place of the one before. Frozen weights are those of `source` as it holds them, if there is one."""
+    """Writes RUN/pipeline, replacing the one of an earlier step.
+
+    Args:
+        run: the RUN folder.
+        step: step of the weights, recorded in RUN/pipeline/training.json.
+        folder: the networks' configs.
+        source: the folder that training started from, None for scratch. Frozen weights are copied
+            from its files, so that they keep their precision.
+        trained: name -> trained weights.
+        frozen: name -> frozen weights.
+    """
     with jax.transfer_guard("allow"):
         weights = on_host({**frozen, **trained})
         if jax.process_index():
             return
         if source is not None:
-            weights |= stored(source, {name: weights[name].shape for name in frozen})
+            weights |= stored_weights(source, {name: weights[name].shape for name in frozen})
         save_folder(run / "pipeline", folder, unflatten(weights), replace=True)
         write_json(run / "pipeline" / "training.json", {"step": step})
 
 
 def exported_step(run: Path) -> int | None:
-    """The step whose weights RUN/pipeline holds; None where there is no whole one."""
+    """The step of the weights in RUN/pipeline; None if there is no complete pipeline."""
     file = run / "pipeline" / "training.json"
     return read_json(file)["step"] if file.is_file() else None
 
 
-def stored(source: PipelineFolder | ClipFolder, wanted: dict[str, tuple]) -> dict[str, np.ndarray]:
-    """The wanted leaves that the source folder holds in the same shape, in the type they are stored in."""
-    found = {}
-    for component, net in source.models.items():
-        if any(name.startswith(f"{component}/") for name in wanted):
+def stored_weights(
+    source: PipelineFolder | ClipFolder, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The named weights that a folder holds in the given shapes, in their stored precision."""
+    weights: dict[str, np.ndarray] = {}
+    for component, config in source.models.items():
+        if any(name.startswith(f"{component}/") for name in shapes):
             tree = dict(
                 components.load_component_arrays(
                     component,
                     source.component_dir(component),
-                    param_shapes(component, net),
+                    param_shapes(component, config),
                     skip=source.skip(component),
                 )
             )
-            found |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
+            weights |= flatten({component: flax.traverse_util.unflatten_dict(tree)})
     return {
-        name: found[name]
-        for name, shape in wanted.items()
-        if name in found and found[name].shape == shape
+        name: weights[name]
+        for name, shape in shapes.items()
+        if name in weights and weights[name].shape == shape
     }

@@ -1,10 +1,11 @@
-"""The RUN folder's config.json: written once, compared ever after; and one run a folder at a time."""
+"""The RUN folder: its lock, and its config.json, which a resumed run is compared with."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.utils.locks import file_lock
 
-# What may change between two starts of a run: how it is computed and watched, not what is learned.
+# Fields that may change when a run is resumed: they do not change what is learned.
 MUTABLE_KEYS = (
     "output",
     "steps",
@@ -30,19 +31,20 @@ MUTABLE_KEYS = (
     "optim.attention",
 )
 
-TEXTS = 4000  # examples whose texts a vocabulary is learned from
+VOCABULARY_EXAMPLES = 4000  # examples per dataset whose texts a vocabulary is learned from
 
 
 def to_jsonable(config: TrainConfig) -> dict:
-    """The config as JSON holds it."""
+    """The config as JSON stores it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 @contextmanager
 def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
-    """Holds the run folder, so that no second run writes to it; records the config, or compares it with the one recorded.
+    """Locks the run folder against a second training process; writes config.json.
 
-    Raises UserError where another process trains there, or where the folder's run is of another config: names what differs.
+    Raises UserError if another process trains there, or if the folder holds something else or a run
+    with another config: the error names the options that differ.
     """
     if jax.process_index():
         yield
@@ -56,11 +58,14 @@ def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
         and any(path.name not in ("lock", "tokenizer", "checkpoints") for path in run.iterdir())
     ):
         raise UserError(
-            f"--output {run}: is a folder of something else (no config.json in it); name a new one"
+            f"--output {run}: is not a RUN folder (it has files but no config.json); name a new one"
         )
     run.mkdir(parents=True, exist_ok=True)
-    busy = f"--output {run}: another process is training there; wait for it, stop it, or name another folder"
-    with file_lock(run / "lock", busy, "w"):
+    if_locked = (
+        f"--output {run}: another process is training there; wait for it, stop it, or name another "
+        "folder"
+    )
+    with file_lock(run / "lock", if_locked, "w"):
         if file.exists():
             check_same_config(run, json.loads(file.read_text()), to_jsonable(config))
         write_json(file, to_jsonable(config))
@@ -68,37 +73,49 @@ def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def check_same_config(run: Path, before: dict, now: dict) -> None:
-    """UserError that names the values in which a run's config differs from what is asked for, except those in `MUTABLE_KEYS`.
+    """Raises UserError that names the options in which two configs differ, except `MUTABLE_KEYS`.
 
-    What an older release did not record yet had what is the default now.
+    Fields that the older config lacks count as today's defaults, because newer releases add fields.
     """
-    recorded = {RENAMED.get(name, name): value for name, value in flat(before).items()}
-    old, new = flat(to_jsonable(TrainConfig())) | recorded, flat(now)
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    names = [
+    recorded = {RENAMED.get(name, name): value for name, value in flatten_keys(before).items()}
+    old, new = flatten_keys(to_jsonable(TrainConfig())) | recorded, flatten_keys(now)
+    changed = [
         name
-        for name in names
-        if not any(name == free or name.startswith(f"{free}.") for free in MUTABLE_KEYS)
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not is_mutable(name)
     ]
-    if names:
-        told = "; ".join(f"--{name} was {old.get(name)}, is {new.get(name)}" for name in names[:8])
+    if changed:
+        changes = "; ".join(
+            f"--{name} was {old.get(name)}, is {new.get(name)}" for name in changed[:8]
+        )
         raise UserError(
-            f"{run}: holds a run of another config ({told}). Give the same, or a new --output, with --model {run} to start from its weights"
+            f"{run}: holds a run of another config ({changes}). Use the same options, or a new "
+            f"--output, with --model {run} to start from its weights"
         )
 
 
-def flat(tree: dict, prefix: str = "") -> dict:
+def is_mutable(name: str) -> bool:
+    """Whether a config field, named with dots, may change when a run is resumed."""
+    return any(name == key or name.startswith(f"{key}.") for key in MUTABLE_KEYS)
+
+
+def flatten_keys(tree: dict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    out = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
-        out |= (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            flatten_keys(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
         )
-    return out
+    return flat
 
 
 def check_origin(run: Path, before: dict, now: dict) -> None:
-    """UserError where the weights that a run started from, and that its checkpoints do not hold, are no longer the same."""
+    """Raises UserError if the weights that a run started from have changed.
+
+    Checkpoints hold only the trained weights; the frozen ones are read from the origin again.
+    """
     if before != now:
         changed = [
             name
@@ -106,26 +123,30 @@ def check_origin(run: Path, before: dict, now: dict) -> None:
             if before["files"][name] != now.get("files", {}).get(name)
         ] or ["all"]
         raise UserError(
-            f"{run}: the weights it started from have changed ({before.get('model')}: {', '.join(changed[:5])}); put the old ones back"
+            f"{run}: the weights it started from have changed ({before.get('model')}: "
+            f"{', '.join(changed[:5])}); restore the old files"
         )
 
 
 def texts(config: TrainConfig) -> Iterator[str]:
-    """Instructions and captions of the training data, for a vocabulary."""
+    """Instructions and captions of the training data, to learn a vocabulary from."""
     for name in config.data:
         if name in shapes.WORLDS:
-            drawn = dict(kinds=config.loader.kinds, world=name, phrasings=config.loader.phrasings)
-            specs = (shapes.sample_spec(config.seed, i, **drawn) for i in range(TEXTS))
-            for spec in specs:
-                yield from (
-                    shapes.instruction(spec.scene, spec.edit),
-                    shapes.caption(spec.scene),
-                    shapes.caption(spec.edited),
+            for i in range(VOCABULARY_EXAMPLES):
+                spec = shapes.sample_spec(
+                    config.seed,
+                    i,
+                    kinds=config.loader.kinds,
+                    world=name,
+                    phrasings=config.loader.phrasings,
                 )
+                yield shapes.instruction(spec.scene, spec.edit)
+                yield shapes.caption(spec.scene)
+                yield shapes.caption(spec.edited)
         else:
             from ivid2vid_jax.data.dataset import open_dataset
 
             source = open_dataset(name)
-            for i in range(min(TEXTS, len(source))):
+            for i in range(min(VOCABULARY_EXAMPLES, len(source))):
                 record = source[i]
                 yield from (record.instruction, record.source_caption, record.edited_caption)

@@ -1,17 +1,19 @@
-"""Samples on held-out clips, to look at: RUN/samples/<step>/NAME.gif side by side (source, edit, truth) and a contact sheet."""
+"""Samples on held-out clips in RUN/samples/<step>: source, result and target side by side."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from ivid2vid_jax.data.loader import held_out_split, open_source
+from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline, load_tokenizer
 from ivid2vid_jax.parallel.mesh import build_mesh
-from ivid2vid_jax.training import init_state as starting
-from ivid2vid_jax.training import pipeline_export
+from ivid2vid_jax.training import init_state, pipeline_export
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.utils.errors import UserError
@@ -19,35 +21,38 @@ from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 
 class Samples:
-    """samples(step, params, frozen) writes the pictures and returns the contact sheets' paths.
+    """samples(step, params, frozen) writes NAME.gif and a contact sheet per clip.
 
-    An editor edits clips, an autoencoder reconstructs them, text to image draws their captions, CLIP has nothing to show.
-    In a run of several processes the first one computes, alone.
+    An editor edits clips, an autoencoder reconstructs them, text to image generates their captions,
+    CLIP has no samples. Of several processes only the first one samples.
     """
 
     def __init__(self, config: TrainConfig, run: Path, folder: PipelineFolder | ClipFolder):
+        """folder: the networks' configs."""
         self.config, self.run = config, run
-        self.pipe = None
-        if config.task != "clip":
+        self.pipe: Pipeline | None = None
+        if isinstance(folder, PipelineFolder):
             self.pipe = Pipeline(
                 folder,
                 {},
                 load_tokenizer(folder.tokenizer),
-                starting.compute_dtype_of(config),
+                init_state.compute_dtype_of(config),
                 config.optim.attention,
             )
 
     def __call__(self, step: int, params: dict, frozen: dict) -> list[Path]:
-        if not self.pipeline(params, frozen):
+        """Writes the samples of a step. Returns the contact sheets' paths."""
+        pipe = self.pipeline(params, frozen)
+        if pipe is None:
             return []
         with jax.transfer_guard("allow"), single_process_mesh():
-            return list(self.write(self.run / "samples" / str(step)))
+            return list(self.write(pipe, self.run / "samples" / str(step)))
 
     def pipeline(self, params: dict, frozen: dict) -> Pipeline | None:
-        """The pipeline with these weights; None where the task has none, and in all processes but the first."""
+        """The pipeline with these weights; None for CLIP and in all processes but the first."""
         if self.pipe is None:
             return None
-        weights = {**frozen, **params}
+        weights: dict[str, Any] = {**frozen, **params}
         with jax.transfer_guard("allow"):
             if jax.process_count() > 1:
                 weights = pipeline_export.on_host(weights)
@@ -56,55 +61,58 @@ class Samples:
             self.pipe.params = unflatten(weights)
             return self.pipe
 
-    def write(self, folder: Path) -> Iterator[Path]:
+    def write(self, pipe: Pipeline, folder: Path) -> Iterator[Path]:
+        """Writes 0.gif, 1.gif, ... and their contact sheets; yields the sheets' paths."""
         from ivid2vid_jax.video import compare
 
         folder.mkdir(parents=True, exist_ok=True)
         for i, record in enumerate(self.records()):
-            made = self.made(record)
-            text = {
+            clips = [record.source, self.sample(pipe, record)]
+            if self.config.task == "edit":
+                clips.append(record.edited)
+            title = {
                 "edit": record.instruction,
                 "text_to_image": record.source_caption,
                 "autoencoder": "reconstruction",
             }[self.config.task]
-            yield compare.write_panels(
-                folder / f"{i}.gif",
-                [record.source, made] + [record.edited] * (self.config.task == "edit"),
-                text,
-                record.fps,
-            )
+            yield compare.write_panels(folder / f"{i}.gif", clips, title, record.fps)
 
-    def made(self, record) -> np.ndarray:
-        """[T, H, W, 3] uint8, to be seen beside the record's source clip."""
+    def sample(self, pipe: Pipeline, record: Triplet) -> np.ndarray:
+        """The model's result for a record, [T, H, W, 3] uint8."""
         if self.config.task == "autoencoder":
-            return self.pipe.reconstruct(record.source)
+            return pipe.reconstruct(record.source)
         settings = EditSettings(
             steps=self.config.log.sample_steps, size=self.config.loader.size, seed=0
         )
         if self.config.task == "text_to_image":
-            return self.pipe.generate(
-                record.source_caption, len(record.source), settings.resolve(self.pipe.folder)
+            return pipe.generate(
+                record.source_caption, len(record.source), settings.resolve(pipe.folder)
             )
-        return self.pipe.edit(record.source, record.instruction, **vars(settings))
+        return pipe.edit(record.source, record.instruction, **vars(settings))
 
-    def records(self) -> Iterator:
-        """The first held-out triplets of the first dataset that has any, cut to the training length."""
+    def records(self) -> Iterator[Triplet]:
+        """The first held-out triplets, cut to the training length.
+
+        Of the first dataset that has any.
+        """
         for name in self.config.data:
             try:
                 source = open_source(name, self.config.loader, 0, held_out_split(name))
             except UserError:
                 continue
+            frames = self.config.loader.frames
             for i in range(min(self.config.log.samples, len(source))):
-                record, n = source[i], self.config.loader.frames
-                yield type(record)(
-                    **{**vars(record), "source": record.source[:n], "edited": record.edited[:n]}
+                record = source[i]
+                yield dataclasses.replace(
+                    record, source=record.source[:frames], edited=record.edited[:frames]
                 )
             return
 
 
-def single_process_mesh():
-    """A context in which one of several processes computes by itself, on its first device: under the run's mesh its programs would be split over the
-    devices of the others, which wait.
+def single_process_mesh() -> contextlib.AbstractContextManager:
+    """A context in which one of several processes computes alone, on its first device.
+
+    Under the run's mesh its programs would also need the other processes' devices.
     """
     return (
         jax.set_mesh(build_mesh((1, 1, 1), jax.local_devices()[:1]))

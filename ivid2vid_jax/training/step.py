@@ -1,6 +1,7 @@
-"""One training step, and the state it turns into the next. Pure functions; runs with jax, flax and optax alone."""
+"""One training step and the state that it updates. Pure functions of jax, flax and optax only."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -13,9 +14,16 @@ from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.params import unflatten
 
 
-@flax.struct.dataclass
-class TrainState:
-    """step: int32 [], optimiser steps taken. params, ema: name -> trained weights, float32. key: uint32 [2], the run's PRNG key data."""
+class TrainState(flax.struct.PyTreeNode):
+    """The state of a training run.
+
+    Attributes:
+        step: int32 [], number of optimiser steps taken.
+        params: name -> trained weights, float32.
+        opt_state: state of the optax optimiser.
+        ema: name -> exponential moving average of `params`, float32; {} without one.
+        key: uint32 [2], data of the run's PRNG key.
+    """
 
     step: jax.Array
     params: dict[str, jax.Array]
@@ -25,30 +33,32 @@ class TrainState:
 
 
 def new_state(
-    params: dict[str, jax.Array], optimizer, config: OptimConfig, seed: int
+    params: dict[str, jax.Array],
+    optimizer: optax.GradientTransformation,
+    config: OptimConfig,
+    seed: int,
 ) -> TrainState:
-    """Before the first step. Only trained weights have an optimiser state and an EMA."""
-    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    """The state before the first step. params: the trained weights only."""
     return TrainState(
-        jnp.zeros((), jnp.int32),
-        params,
-        optimizer.init(params),
-        ema,
-        random.key_data(random.key(seed)),
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.ema else {},
+        key=random.key_data(random.key(seed)),
     )
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant, linear or cosine to `final_lr`, which is reached when the last step is done."""
-    after, end = max(1, steps - config.warmup), config.lr * config.final_lr
+    """Linear warm-up, then constant, linear or cosine decay to `final_lr * lr` after `steps`."""
+    decay_steps, end = max(1, steps - config.warmup), config.lr * config.final_lr
     main = {
         "constant": optax.constant_schedule(config.lr),
-        "linear": optax.linear_schedule(config.lr, end, after),
-        "cosine": optax.cosine_decay_schedule(config.lr, after, config.final_lr),
+        "linear": optax.linear_schedule(config.lr, end, decay_steps),
+        "cosine": optax.cosine_decay_schedule(config.lr, decay_steps, config.final_lr),
     }[config.schedule]
     if not config.warmup:
         return main
-    # the first step already moves: warm-up counts from 1
+    # The warm-up starts at lr / warmup, not at 0: the first step already updates the weights.
     return optax.join_schedules(
         [optax.linear_schedule(config.lr / config.warmup, config.lr, config.warmup - 1), main],
         [config.warmup],
@@ -56,7 +66,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or Adafactor; weight decay acts on kernels alone."""
+    """Clipping by global norm, then AdamW or Adafactor; weight decay on kernels only."""
     lr = learning_rate(config, steps)
 
     def kernels(params):
@@ -67,7 +77,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             lr, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=kernels
         )
     else:
-        # optax.adafactor without its scaling by parameter norms, and with decay times lr: both mean what they mean for AdamW
+        # optax.adafactor scales updates by parameter norms and does not scale weight decay by the
+        # learning rate. Here both are as in AdamW.
         decay = optax.add_decayed_weights(config.weight_decay, kernels)
         main = optax.chain(
             optax.scale_by_factored_rms(),
@@ -78,23 +89,41 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optax.chain(optax.clip_by_global_norm(config.clip), main) if config.clip else main
 
 
-def ema_decay(n, limit: float):
+def ema_decay(n: jax.Array | int, limit: float) -> jax.Array:
     """Decay at the n-th update (from 0): min(limit, (1 + n) / (10 + n))."""
     return jnp.minimum(limit, (1.0 + n) / (10.0 + n))
 
 
-def clip_keys(key_data, step, serial):
-    """One PRNG key a clip: fold_in(fold_in(run's key, step), serial), [B]."""
+def clip_keys(key_data: jax.Array, step, serial) -> jax.Array:
+    """One PRNG key per clip, [B]: fold_in(fold_in(run's key, step), serial number)."""
     key = random.fold_in(random.wrap_key_data(key_data), step)
     return jax.vmap(lambda number: random.fold_in(key, number))(serial)
 
 
 def micro_batches(batch: dict, count: int) -> dict:
-    """[B, ...] -> [count, B/count, ...]; neighbours go apart, so a split batch axis stays where it is."""
+    """[B, ...] -> [count, B/count, ...]; row i goes to micro-batch i % count.
+
+    So each device keeps its rows where the batch axis is sharded.
+    """
     return {
         name: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
         for name, x in batch.items()
     }
+
+
+def accumulated(function: Callable[[dict], Any], batch: dict, count: int) -> Any:
+    """The mean of function(micro_batch), a pytree, over `count` micro-batches of the batch."""
+    if count == 1:
+        return function(batch)
+    split = micro_batches(batch, count)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda total, micro_batch: (jax.tree.map(jnp.add, total, function(micro_batch)), None),
+        zeros,
+        split,
+    )
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def train_step(
@@ -103,42 +132,43 @@ def train_step(
     batch: dict,
     *,
     objective,
-    optimizer,
+    optimizer: optax.GradientTransformation,
     config: OptimConfig,
-    schedule,
-):
-    """One optimiser step -> (state, metrics). frozen: the weights that are not trained; no gradient of them is ever formed.
+    schedule: optax.Schedule,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step.
 
-    Metrics are scalars: loss and its parts, gradient, update and parameter norms, learning rate.
+    Args:
+        state: the state; only `state.params` gets gradients.
+        frozen: name -> weights that are not trained.
+        batch: name -> [B, ...], see `data/loader.py`.
+        objective: see `training/objectives.py`.
+        optimizer: from `make_optimizer`.
+        config: for accumulation and EMA.
+        schedule: the learning rate, which is logged.
+
+    Returns:
+        The new state and scalar metrics: the loss and its parts, gradient, update and parameter
+        norms, and the learning rate.
     """
 
-    def loss(params, micro):
-        found = objective.losses(
+    def loss_fn(params, micro_batch):
+        losses = objective.losses(
             unflatten({**frozen, **params}),
-            micro,
-            clip_keys(state.key, state.step, micro["serial"]),
+            micro_batch,
+            clip_keys(state.key, state.step, micro_batch["serial"]),
             train=True,
         )
         means = {
-            name: jnp.mean(part) for name, part in {"loss": found.total, **found.parts}.items()
+            name: jnp.mean(part) for name, part in {"loss": losses.total, **losses.parts}.items()
         }
         return means["loss"], means
 
-    def one(micro):
-        (_, means), grads = jax.value_and_grad(loss, has_aux=True)(state.params, micro)
+    def gradients(micro_batch):
+        (_, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, micro_batch)
         return grads, means
 
-    if config.accumulation == 1:
-        grads, metrics = one(batch)
-    else:
-        micros = micro_batches(batch, config.accumulation)
-        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(
-            lambda total, micro: (jax.tree.map(jnp.add, total, one(micro)), None), zeros, micros
-        )
-        grads, metrics = jax.tree.map(lambda x: x / config.accumulation, total)
-
+    grads, metrics = accumulated(gradients, batch, config.accumulation)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema)
@@ -151,4 +181,7 @@ def train_step(
         "update_norm": optax.global_norm(updates),
         "param_norm": optax.global_norm(params),
     }
-    return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+    new = TrainState(
+        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, key=state.key
+    )
+    return new, metrics

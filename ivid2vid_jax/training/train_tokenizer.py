@@ -1,4 +1,4 @@
-"""A small byte-level BPE vocabulary learned from texts, in CLIPTokenizer's own files: for nets that start from scratch."""
+"""Learns a small byte-level BPE vocabulary from texts, for text encoders trained from scratch."""
 
 import json
 from collections.abc import Iterable
@@ -6,16 +6,19 @@ from pathlib import Path
 
 from ivid2vid_jax.utils.errors import UserError
 
-# CLIP's way of cutting a sentence into words (Radford et al. 2021, the released tokenizer)
+# The regular expression by which CLIP splits a text into words (Radford et al. 2021, released code)
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 START, END = "<|startoftext|>", "<|endoftext|>"
-BYTES = 512  # every byte, within a word and at its end, so that no text is unknown
+BYTES = 512  # tokens for every byte, inside a word and at its end, so that no text is unknown
 
 
 def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
-    """Writes vocab.json, merges.txt and tokenizer_config.json of at most `size` tokens to a folder. The same texts give the same files."""
+    """Writes a tokenizer of at most `size` tokens in the files of transformers' CLIPTokenizer.
+
+    The files are vocab.json, merges.txt and tokenizer_config.json. Deterministic.
+    """
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -27,7 +30,8 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
 
     if size < BYTES + 2:
         raise UserError(
-            f"--net.text-encoder.vocab-size {size} must be at least {BYTES + 2}: every byte twice, and two marks"
+            f"--net.text-encoder.vocab-size {size} must be at least {BYTES + 2}: two tokens for "
+            "each byte, and the start and end tokens"
         )
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -44,12 +48,13 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
 
     merges = json.loads(tokenizer.to_str())["model"]["merges"][: size - BYTES - 2]
-    tokens = (
-        letters
-        + [f"{letter}</w>" for letter in letters]
-        + ["".join(pair) for pair in merges]
-        + [START, END]
-    )
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "merges.txt").write_text(
         "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n"
@@ -62,6 +67,7 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
         eos_token=END,
     )
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    # vocab.json is written last: its presence marks a complete folder.
     (folder / "vocab.json").write_text(
         json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False) + "\n"
-    )  # last: it marks a whole folder
+    )

@@ -1,6 +1,7 @@
-"""Memory of a script that runs in a process of its own."""
+"""Measures the memory of a script that runs in a process of its own."""
 
-# Source code: from here on `base` is the process's memory (bytes), and `peak` the most that it has had since.
+# Source code for the script: sets `base` to the memory of the process and `peak` to its maximum
+# from then on, in bytes.
 PEAK = """
 import psutil, threading, time
 process, peak = psutil.Process(), 0

@@ -1,4 +1,4 @@
-"""A training config small enough to compile in seconds: every kind of layer, 16 x 16 pixels, 2 frames."""
+"""A training config that compiles in seconds: every kind of layer, 2 frames of 16 x 16 pixels."""
 
 import dataclasses
 
@@ -68,7 +68,10 @@ NET = NetConfig(
 
 
 def tiny(output, **changes) -> TrainConfig:
-    """The tiny edit run; changes: fields of TrainConfig, or "part.field" with dots as double underscores (optim__lr=...)."""
+    """The config of a tiny editor run.
+
+    changes: fields of TrainConfig; a field of a part by a double underscore (optim__lr=...).
+    """
     config = TrainConfig(
         output=str(output),
         steps=6,
@@ -80,12 +83,7 @@ def tiny(output, **changes) -> TrainConfig:
     )
     for name, value in changes.items():
         part, _, field = name.rpartition("__")
-        config = dataclasses.replace(
-            config,
-            **{
-                part or field: dataclasses.replace(getattr(config, part), **{field: value})
-                if part
-                else value
-            },
-        )
+        if part:
+            value = dataclasses.replace(getattr(config, part), **{field: value})
+        config = dataclasses.replace(config, **{part or field: value})
     return config

@@ -1,4 +1,4 @@
-"""CLIP's objective against a hand computation; the denoising one has tests of its own in test_training_step.py."""
+"""CLIP's contrastive objective against a computation by hand; see also test_denoising.py."""
 
 import dataclasses
 
@@ -27,22 +27,20 @@ CLIP = CLIPConfig(
 
 
 @pytest.fixture(scope="module")
-def world():
-    """(objective, params, batch of 5 clips of 2 frames; the second and fourth captions are the same)."""
+def contrastive():
+    """(objective, params, batch of 5 clips of 2 frames, whose captions 1 and 3 are equal)."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 30, (5, 6)).astype(np.int32)
     tokens[:, -1] = 31
     tokens[3] = tokens[1]
     batch = {"clip": rng.integers(0, 256, (5, 2, 16, 16, 3), np.uint8), "tokens": tokens}
     params = {"clip": param_initializer("clip", CLIP)(jax.random.key(1))}
-    return (
-        Contrastive(ClipFolder(None, CLIP, DEFAULT_PREPROCESSOR, None), jnp.float32),
-        params,
-        batch,
-    )
+    folder = ClipFolder(None, CLIP, DEFAULT_PREPROCESSOR, None)
+    return Contrastive(folder, jnp.float32), params, batch
 
 
-def embedded(params, batch):
+def embeddings(params, batch):
+    """(images, texts, logit scale) of the model, images and texts in float64."""
     pixels = batch["clip"].reshape(10, 16, 16, 3) / np.float32(127.5) - 1
     images, texts, scale = CLIPModel(CLIP).apply(
         {"params": params["clip"]}, jnp.asarray(pixels), batch["tokens"]
@@ -55,58 +53,42 @@ def embedded(params, batch):
     )
 
 
-def test_equals_a_hand_computation_in_which_equal_captions_do_not_compete(world):
-    objective, params, batch = world
-    images, texts, scale = embedded(params, batch)
-    wanted = []
+def test_loss_and_retrieval_equal_a_computation_by_hand(contrastive):
+    """Clips with equal captions are not negatives of each other."""
+    objective, params, batch = contrastive
+    images, texts, scale = embeddings(params, batch)
+    candidates = [[j for j in range(5) if {i, j} != {1, 3}] for i in range(5)]
+    expected = []
     for i in range(5):
-        others = [j for j in range(5) if {i, j} != {1, 3}]
-        by_image = (
-            np.log(sum(np.exp(scale * images[i] @ texts[j]) for j in others))
-            - scale * images[i] @ texts[i]
-        )
-        by_text = (
-            np.log(sum(np.exp(scale * images[j] @ texts[i]) for j in others))
-            - scale * images[i] @ texts[i]
-        )
-        wanted.append((by_image + by_text) / 2)
-    found = objective.losses(params, batch, None, train=True)
-    np.testing.assert_allclose(found.total, wanted, rtol=1e-4)
-    nearest = [
-        max((j for j in range(5) if {i, j} != {1, 3}), key=lambda j: images[i] @ texts[j])
-        for i in range(5)
-    ]
+        positive = scale * images[i] @ texts[i]
+        by_image = np.log(sum(np.exp(scale * images[i] @ texts[j]) for j in candidates[i]))
+        by_text = np.log(sum(np.exp(scale * images[j] @ texts[i]) for j in candidates[i]))
+        expected.append((by_image + by_text) / 2 - positive)
+    losses = objective.losses(params, batch, None, train=True)
+    np.testing.assert_allclose(losses.total, expected, rtol=1e-4)
+    retrieved = [max(candidates[i], key=lambda j: images[i] @ texts[j]) for i in range(5)]
     np.testing.assert_array_equal(
-        found.parts["retrieved"], [float(nearest[i] == i) for i in range(5)]
+        losses.parts["retrieved"], [float(retrieved[i] == i) for i in range(5)]
     )
 
 
-def test_the_scale_is_held_below_its_limit(world):
-    objective, params, batch = world
+def test_the_logit_scale_is_limited(contrastive):
+    objective, params, batch = contrastive
 
     def loss(log_scale):
-        return objective.losses(
-            {"clip": params["clip"] | {"logit_scale": jnp.asarray(log_scale)}},
-            batch,
-            None,
-            train=True,
-        ).total.mean()
+        clip = params["clip"] | {"logit_scale": jnp.asarray(log_scale)}
+        return float(objective.losses({"clip": clip}, batch, None, train=True).total.mean())
 
-    assert float(loss(np.log(MAX_LOGIT_SCALE) + 1.0)) == pytest.approx(
-        float(loss(np.log(MAX_LOGIT_SCALE))), rel=1e-5
-    )
-    assert float(loss(np.log(MAX_LOGIT_SCALE) - 1.0)) != pytest.approx(
-        float(loss(np.log(MAX_LOGIT_SCALE))), rel=1e-2
-    )
+    limit = np.log(MAX_LOGIT_SCALE)
+    assert loss(limit + 1.0) == pytest.approx(loss(limit), rel=1e-5)
+    assert loss(limit - 1.0) != pytest.approx(loss(limit), rel=1e-2)
 
 
-def test_pixels_are_normalised_as_the_folder_says(world):
-    objective, params, batch = world
+def test_pixels_are_normalised_with_the_folders_mean(contrastive):
+    objective, params, batch = contrastive
+    preprocessor = DEFAULT_PREPROCESSOR | {"image_mean": [0.2, 0.5, 0.5]}
     other = dataclasses.replace(
-        objective,
-        folder=dataclasses.replace(
-            objective.folder, preprocessor=DEFAULT_PREPROCESSOR | {"image_mean": [0.2, 0.5, 0.5]}
-        ),
+        objective, folder=dataclasses.replace(objective.folder, preprocessor=preprocessor)
     )
     assert not np.allclose(
         objective.losses(params, batch, None, True).total,

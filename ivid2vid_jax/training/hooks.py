@@ -1,0 +1,114 @@
+"""What happens between steps: checkpoints, pipeline export, validation, samples, benchmark."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ivid2vid_jax.inference.pipeline import Pipeline
+from ivid2vid_jax.training import pipeline_export
+from ivid2vid_jax.training.checkpoints import Checkpoints
+from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.metrics_log import MetricsLog
+from ivid2vid_jax.training.samples import Samples, single_process_mesh
+from ivid2vid_jax.training.step import TrainState
+from ivid2vid_jax.training.train_setup import VIEWS, TrainSetup
+from ivid2vid_jax.training.validation import Validation
+
+# benchmark(config, run, when, pipeline) measures an editor; when: "before" or "after" training.
+Benchmark = Callable[[TrainConfig, Path, str, Pipeline], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step."""
+
+    validate: bool
+    sample: bool
+    benchmark: bool
+    save: bool
+
+    def __bool__(self) -> bool:
+        """Whether anything is due."""
+        return self.validate or self.sample or self.benchmark or self.save
+
+
+def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
+    """What is due after a step. Everything is due after the last step; a stop always saves."""
+
+    def is_due(interval: int, always: bool) -> bool:
+        return interval > 0 and (step % interval == 0 or always)
+
+    done = step == config.steps
+    return Due(
+        validate=is_due(config.log.eval_every, done and not stop),
+        sample=is_due(config.log.sample_every, done and not stop),
+        benchmark=done,
+        save=is_due(config.checkpoint.every, done or stop),
+    )
+
+
+class Hooks:
+    """Runs what is due between steps, outside of the step time."""
+
+    def __init__(
+        self,
+        setup: TrainSetup,
+        checkpoints: Checkpoints,
+        checkpoint_meta: dict,
+        push: Callable[[], None],
+        benchmark: Benchmark | None,
+    ):
+        """Prepares validation and samples.
+
+        Args:
+            setup: of the run.
+            checkpoints: of the run.
+            checkpoint_meta: stored with every checkpoint.
+            push: copies the RUN folder to its bucket, if it is in one.
+            benchmark: measures the editor before and after training.
+        """
+        self.setup, self.config, self.run = setup, setup.config, setup.run
+        self.frozen = setup.weights.frozen
+        self.checkpoints, self.checkpoint_meta, self.push = checkpoints, checkpoint_meta, push
+        self.benchmark = benchmark
+        self.validation = Validation(
+            self.config, setup.tokenize, VIEWS[self.config.task], setup.objective, setup.mesh
+        )
+        self.samples = Samples(self.config, self.run, setup.folder)
+
+    def after_step(
+        self, due: Due, step: int, state: TrainState, position: dict, metrics_log: MetricsLog
+    ) -> None:
+        """Does what is due after a step. position: of the loader, stored in the checkpoint."""
+        if due.validate:
+            losses = self.validation(pipeline_export.ema_params(state), self.frozen)
+            metrics_log.write(step, losses, kind="validation")
+        if due.sample:
+            for sheet in self.samples(step, pipeline_export.ema_params(state), self.frozen):
+                metrics_log.images(step, "samples", sheet)
+        if due.benchmark:
+            self.run_benchmark("after", state)
+        if due.save:
+            self.checkpoints.save(step, state, position, self.checkpoint_meta)
+            if self.config.checkpoint.wait:
+                self.checkpoints.wait()
+            if self.config.checkpoint.pipeline:
+                self.write_pipeline(step, state)
+            self.push()
+
+    def write_pipeline(self, step: int, state: TrainState) -> None:
+        """Writes RUN/pipeline with the EMA weights."""
+        weights = pipeline_export.ema_params(state)
+        folder = self.validation.calibrated(self.setup.folder, weights, self.frozen)
+        pipeline_export.write_pipeline(
+            self.run, step, folder, self.setup.source, weights, self.frozen
+        )
+
+    def run_benchmark(self, when: str, state: TrainState) -> None:
+        """Runs the benchmark, if there is one, with the EMA weights; when: "before" or "after"."""
+        if self.benchmark is None:
+            return
+        pipe = self.samples.pipeline(pipeline_export.ema_params(state), self.frozen)
+        if pipe is not None:
+            with single_process_mesh():
+                self.benchmark(self.config, self.run, when, pipe)
