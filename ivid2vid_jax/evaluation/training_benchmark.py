@@ -18,7 +18,7 @@ from ivid2vid_jax.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
-FOLDER, OLD_FOLDER = "benchmark", "judged"  # runs made by version 0.3 and before have OLD_FOLDER
+FOLDER, OLD_FOLDER = "benchmark", "judged"  # OLD_FOLDER: of earlier runs
 
 
 def check_config(config: TrainConfig) -> None:
@@ -54,7 +54,7 @@ def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> 
 
 
 def folder(run: Path) -> Path:
-    """The folder of a run's results: RUN/benchmark, or RUN/judged if an earlier version made it."""
+    """The folder of a run's results: RUN/benchmark, or an earlier run's RUN/judged."""
     old = run / OLD_FOLDER
     return old if old.is_dir() and not (run / FOLDER).exists() else run / FOLDER
 
