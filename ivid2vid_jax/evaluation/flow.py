@@ -118,7 +118,8 @@ def warping_error(clip: np.ndarray, source_flow: np.ndarray, mask: np.ndarray) -
     """
     values = clip.astype(np.float32) / 255
     errors = np.square(warp(values[1:], source_flow) - values[:-1]).mean(-1)
-    pairs = [error[pixels].mean() for error, pixels in zip(errors, mask, strict=True) if pixels.any()]
+    frames = zip(errors, mask, strict=True)
+    pairs = [error[pixels].mean() for error, pixels in frames if pixels.any()]
     if not pairs:
         raise UserError(
             "no pixel of any frame can be followed into the next one: every frame is a new shot"

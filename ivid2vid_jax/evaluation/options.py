@@ -61,7 +61,7 @@ class EvaluateArgs:
     identity: bool = False
     # folder of another editor's edits of the same set: writes an A/B page instead of a report
     against: Path | None = None
-    # answer CSVs that participants sent from an A/B page: counts them; --output is the page's folder
+    # answer CSVs that participants sent from an A/B page: counts them; --output: the page's folder
     votes: tuple[Path, ...] = ()
     # I/N: evaluate every N-th edit, starting at the I-th; the last process to finish writes the
     # complete report

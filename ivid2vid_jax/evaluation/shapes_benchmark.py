@@ -2,7 +2,8 @@
 
 `shapes.check` decides from the pixels whether an edit passes.
 
-    items = run_benchmark(editors(pipe, settings), list(specs(KINDS, 40, 64, 16)), Path("items.jsonl"))
+    clips = list(specs(KINDS, count=40, size=64, frames=16))
+    items = run_benchmark(editors(pipe, settings), clips, Path("items.jsonl"))
     print(table(report(items)))
 
 Every number depends only on (editor, kind, index), so a stopped run continues where it was, and
