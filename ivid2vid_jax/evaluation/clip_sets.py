@@ -205,9 +205,7 @@ def read_tgve(folder: Path, table: Path) -> list[EvaluationTask]:
         for edit, column in TGVE_EDITS.items():
             if target := cells.get(column, ""):
                 id = check_id(f"{part}/{name}/{edit}", table.name)
-                tasks.append(
-                    EvaluationTask(id, source, target, caption, target, edit, where=where)
-                )
+                tasks.append(EvaluationTask(id, source, target, caption, target, edit, where=where))
     if missing_videos and not any(task.source.exists() for task in tasks):
         raise UserError(
             f"{table}: {missing_videos[0]} is neither in 480p_frames nor in 480p_videos of "

@@ -275,9 +275,7 @@ class ReportWriter:
             yield tasks[i], np.concatenate([source, edited], axis=2), fps
 
 
-def print_summary(
-    tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], page: Path
-) -> None:
+def print_summary(tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], page: Path) -> None:
     """Prints how many edits were evaluated; logs errors and notes."""
     unread, noted = [item for item in items if item.error], [item for item in items if item.note]
     for item in unread:

@@ -90,9 +90,9 @@ def visible(forward_flow: np.ndarray, backward_flow: np.ndarray) -> np.ndarray:
         np.square(flow).sum(-1) for flow in (forward_flow, returned, forward_flow + returned)
     )
     gradient = sum(
-        np.square(
-            np.diff(forward_flow, axis=axis, append=np.take(forward_flow, [-1], axis))
-        ).sum(-1)
+        np.square(np.diff(forward_flow, axis=axis, append=np.take(forward_flow, [-1], axis))).sum(
+            -1
+        )
         for axis in (1, 2)
     )
     positions, (H, W) = targets(forward_flow), forward_flow.shape[1:3]

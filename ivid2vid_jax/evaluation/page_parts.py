@@ -71,9 +71,7 @@ def animation(clip: np.ndarray, fps: float) -> bytes:
     scale = CLIP_SIDE / height
     if scale >= 1:
         size = (width * int(scale), height * int(scale))
-        frames = [
-            Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in clip
-        ]
+        frames = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in clip]
     else:
         shape = (round(height * scale), round(width * scale))
         frames = [Image.fromarray(resize(frame, shape)) for frame in clip]

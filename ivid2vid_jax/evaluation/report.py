@@ -45,9 +45,7 @@ def metric_entries(
             numbers = {"clips": clips} | distances.get(name, {})
         else:
             numbers = summaries.get(name, {"clips": 0, "frames": 0})
-        reasons = collections.Counter(
-            item.reasons[name] for item in items if name in item.reasons
-        )
+        reasons = collections.Counter(item.reasons[name] for item in items if name in item.reasons)
         entries[name] = {
             "title": metric.title,
             "unit": metric.unit,
@@ -144,9 +142,7 @@ def write_csv(
             if item := by_id.get(task.id):
                 shape = item.shape or ("", "", "")
                 values = [summarized(item, name, key) for name, key in columns]
-                writer.writerow(
-                    [task.id, task.instruction, *shape, *values, item.error, item.note]
-                )
+                writer.writerow([task.id, task.instruction, *shape, *values, item.error, item.note])
 
 
 def summarized(item: ClipItem, name: str, key: str) -> Any:
