@@ -1,4 +1,4 @@
-r"""`python -m ivid2vid_jax.evaluate`: evaluates an editor on the shapes world or on any set of clips.
+r"""`python -m ivid2vid_jax.evaluate`: evaluates an editor on the shapes world or other clips.
 
 Edits of held-out clips of the shapes world, where the true edit is known:
 
@@ -17,7 +17,8 @@ Any set of clips, by the metrics of the paper and of the field; finished edits o
 A blind A/B page for human raters, and recipes that are trained and compared:
 
     python -m ivid2vid_jax.evaluate --edited OURS --against THEIRS --data DIR --output study
-    python -m ivid2vid_jax.evaluate --experiment configs/experiments/frame_difference.py --output DIR
+    python -m ivid2vid_jax.evaluate --output DIR \
+        --experiment configs/experiments/frame_difference.py
 """
 
 import dataclasses

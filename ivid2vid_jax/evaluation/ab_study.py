@@ -275,8 +275,8 @@ def server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
     """A server that is not serving yet. Raises UserError if the folder has no page."""
     if not (folder / "index.html").is_file():
         raise UserError(
-            f"--folder {folder}: holds no index.html; make it with: python -m ivid2vid_jax.evaluate "
-            f"--edited DIR --against DIR --data DIR --output {folder}"
+            f"--folder {folder}: holds no index.html; make it with: python -m "
+            f"ivid2vid_jax.evaluate --edited DIR --against DIR --data DIR --output {folder}"
         )
     handler = type("Handler", (StudyHandler,), {"folder": folder})
     return ThreadingHTTPServer((host, port), handler)

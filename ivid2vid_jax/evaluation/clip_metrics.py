@@ -196,7 +196,7 @@ class ClipEvaluator:
         file = self.output / "features" / f"{key[:24]}.npy"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(file) as temporary, open(temporary, "wb") as out:
+            with atomic_path(file) as temporary, temporary.open("wb") as out:
                 np.save(out, self.inception.features(clip))
         return str(file.relative_to(self.output))
 

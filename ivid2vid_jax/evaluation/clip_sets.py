@@ -226,7 +226,7 @@ def tgve_source(folder: Path, name: str) -> tuple[str, Path] | None:
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """Yields the rows of a CSV file. Raises UserError if it is none."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             yield from csv.reader(file)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not CSV in UTF-8 ({error})") from error

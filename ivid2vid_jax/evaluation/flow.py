@@ -5,6 +5,7 @@ and is the same on every machine. Other estimators (RAFT, FlowNet2, GMFlow, as o
 give other numbers.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,7 @@ def forward(clip: np.ndarray) -> np.ndarray:
     """
     luma, cv2 = grey(moving(clip)), opencv()
     return np.stack(
-        [
-            cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK)
-            for a, b in zip(luma, luma[1:], strict=False)
-        ]
+        [cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK) for a, b in itertools.pairwise(luma)]
     )
 
 

@@ -133,7 +133,7 @@ def write_csv(
         )
     )
     titles = [f"{name}.{key}" for name, key in columns]
-    with open(file, "w", newline="") as out:
+    with file.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(
             ["id", "instruction", "frames", "height", "width", *titles, "error", "note"]

@@ -69,7 +69,7 @@ def write(
     document = record | {"definitions": DEFINITIONS, "report": results}
     with atomic_path(output / "report.json") as file:
         file.write_text(json.dumps(report.to_jsonable(document), indent=2) + "\n")
-    with atomic_path(output / "items.csv") as file, open(file, "w", newline="") as out:
+    with atomic_path(output / "items.csv") as file, file.open("w", newline="") as out:
         writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(ShapesItem)])
         writer.writeheader()
         writer.writerows(map(dataclasses.asdict, items))

@@ -93,7 +93,7 @@ def table(run: Path) -> str:
     if not (last and before and after):
         return ""
     kinds = sorted({item.kind for item in after}, key=lambda kind: (kind != UNSEEN_STYLE, kind))
-    groups = {kind: (kind,) for kind in kinds}
+    groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in kinds}
     if trained := tuple(kind for kind in kinds if kind != UNSEEN_STYLE):
         groups["all kinds of the default training"] = trained
     lines = [

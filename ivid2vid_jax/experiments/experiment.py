@@ -78,11 +78,10 @@ class Experiment:
         """
 
         def override(arm: str, recipe: TrainConfig) -> TrainConfig:
-            keep_data = not data or arm in self.synthesized
             return dataclasses.replace(
                 recipe,
                 model=model or recipe.model,
-                data=recipe.data if keep_data else (data,),
+                data=(data,) if data and arm not in self.synthesized else recipe.data,
             )
 
         arms = {arm: override(arm, recipe) for arm, recipe in self.arms.items()}
