@@ -17,35 +17,69 @@ from ivid2vid_jax.evaluation import page_parts, report, shapes_benchmark
 from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.utils.atomic import atomic_path
 
-DEFINITIONS = {
-    "passed": (
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a number is.
+
+    Attributes:
+        key: in report.json.
+        title: on the page.
+        text: the definition.
+    """
+
+    key: str
+    title: str
+    text: str
+
+
+DEFINITIONS = (
+    Definition(
+        "passed",
+        "passed",
         "the edit is shown and the rest is preserved, by the checker of the shapes world "
-        "(data/shapes/checker.py), which knows the scene; share of clips, Wilson's 95% interval"
+        "(data/shapes/checker.py), which knows the scene; share of clips, Wilson's 95% interval",
     ),
-    "edit shown (success)": (
-        "every frame is nearer to the true edit than to the other scenes that the checker tries"
+    Definition(
+        "edit shown (success)",
+        "edit shown (success)",
+        "every frame is nearer to the true edit than to the other scenes that the checker tries",
     ),
-    "rest preserved (preserved)": "every block outside the edit is as in the source",
-    "PSNR to true edit (psnr)": (
+    Definition(
+        "rest kept (preserved)",
+        "rest preserved (preserved)",
+        "every block outside the edit is as in the source",
+    ),
+    Definition(
+        "PSNR to truth (psnr)",
+        "PSNR to true edit (psnr)",
         "dB of the mean squared error to the true edit over all clips; 95% bootstrap interval over "
-        "clips"
+        "clips",
     ),
-    "PSNR outside the edit (psnr_outside)": (
-        "the same to the source, over the pixels that the true edit does not change"
+    Definition(
+        "PSNR outside (psnr_outside)",
+        "PSNR outside the edit (psnr_outside)",
+        "the same to the source, over the pixels that the true edit does not change",
     ),
-    "flicker": (
+    Definition(
+        "flicker",
+        "flicker",
         "mean absolute error of the frame-to-frame change against that of the true edit, grey "
-        "levels 0 to 255"
+        "levels 0 to 255",
     ),
-    "frame difference (difference, difference_truth; their difference: gap)": (
-        "mean absolute change from frame to frame, grey levels, and that of the true edit: a lower "
-        "value alone rewards frozen clips"
+    Definition(
+        "frame difference (difference, difference_truth; their gap)",
+        "frame difference (difference, difference_truth; gap)",
+        "mean absolute change from frame to frame, grey levels, that of the true edit, and their "
+        "difference; a lower value alone rewards frozen clips",
     ),
-    "warping error (warping, warping_truth)": (
+    Definition(
+        "warping error (warping, warping_truth)",
+        "warping error (warping, warping_truth)",
         "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), and that "
-        "of the true edit; squared, values 0 to 1; only in report.json and items.csv"
+        "of the true edit; squared, values 0 to 1; only in report.json and items.csv",
     ),
-}
+)
 
 
 def write(
@@ -66,7 +100,8 @@ def write(
         clips: (title, GIF of source, edit and true edit side by side).
         plots: more images for the page.
     """
-    document = record | {"definitions": DEFINITIONS, "report": results}
+    definitions = {definition.key: definition.text for definition in DEFINITIONS}
+    document = record | {"definitions": definitions, "report": results}
     with atomic_path(output / "report.json") as file:
         file.write_text(json.dumps(report.to_jsonable(document), indent=2) + "\n")
     with atomic_path(output / "items.csv") as file, file.open("w", newline="") as out:
@@ -100,8 +135,9 @@ def page(
         page_parts.clip_section(title, file.stem, page_parts.data_uri(file.read_bytes(), "gif"))
         for title, file in clips
     ]
-    definitions = page_parts.definition_table(DEFINITIONS)
-    return page_parts.html_page([*parts, f"<h2>Definitions</h2>{definitions}"])
+    definitions = {definition.title: definition.text for definition in DEFINITIONS}
+    parts.append(f"<h2>Definitions</h2>{page_parts.definition_table(definitions)}")
+    return page_parts.html_page(parts)
 
 
 def html_tables(markdown: str) -> str:
