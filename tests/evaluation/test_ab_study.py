@@ -224,7 +224,7 @@ def test_errors_of_bad_input(tmp_path):
         ab_study.write(tmp_path / "study", [], ("a", "b"))
     ab_study.write(tmp_path / "study", questions(1), ("a", "b"))
     (tmp_path / "v.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(UserError, match="is not a CSV of answers .*its columns are x, y"):
+    with pytest.raises(UserError, match=r"is not a CSV of answers .*its columns are x, y"):
         ab_study.tally(tmp_path / "study", [tmp_path / "v.csv"])
 
 

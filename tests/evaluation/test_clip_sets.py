@@ -35,7 +35,7 @@ PARTS = {  # part -> (content type, relationship)
 
 def write_list(folder, rows, columns=("video", "instruction")):
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / clip_sets.LIST, "w", newline="") as file:
+    with (folder / clip_sets.LIST).open("w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
     return folder
 
@@ -149,7 +149,7 @@ def test_loveu_tgve_2023(tgve, suffix):
         write_xlsx(table, [COLUMNS, *ROWS])
         assert list(clip_sets.xlsx_rows(table))[-1] == [""] * 27 + ["in", "7"]
     else:
-        with open(table, "w", newline="") as file:
+        with table.open("w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *ROWS])
     tasks = clip_sets.open_set(str(tgve), tgve)
     assert [task.id for task in tasks] == [

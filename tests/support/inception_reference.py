@@ -1,4 +1,4 @@
-"""pytorch-fid with given weights, and random weights for it; nothing is downloaded.
+r"""pytorch-fid with given weights, and random weights for it; nothing is downloaded.
 
 pytorch-fid needs torchvision, which has no build for torch's CPU wheels; with the usual build
 installed, transformers and diffusers can no longer be imported. So it is no test dependency: tests
@@ -6,7 +6,8 @@ that call it are skipped without it, and golden numbers stand in for it. To run 
 renew the numbers:
 
     pip install --no-deps --target /tmp/fid pytorch-fid==0.3.0 torchvision==0.28.0
-    PYTHONPATH=/tmp/fid python -m pytest -rP -m "slow or not slow" tests/evaluation/test_inception.py
+    PYTHONPATH=/tmp/fid python -m pytest -rP -m "slow or not slow" \
+        tests/evaluation/test_inception.py
 """
 
 import contextlib
