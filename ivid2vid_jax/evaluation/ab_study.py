@@ -1,11 +1,22 @@
-"""Pairwise A/B judgements by people: one page, blind and randomised, answers to CSV; in the place of the paper's user study.
+"""Pairwise A/B comparison by people: a blind, randomised page whose answers are CSV files.
 
-    python -m ivid2vid_jax.evaluate --edited OURS --against THEIRS --data DIR --output study    # study/index.html and study/key.json
-    python -m ivid2vid_jax.evaluation.ab_study --folder study                                      # serves it here; answers go into study/answers/
-    python -m ivid2vid_jax.evaluate --votes study/answers/*.csv --output study                  # counts them
+It stands in for the paper's user study; the questions are those of LOVEU-TGVE-2023.
 
-The page names no editor: which clip is whose stands in key.json alone, drawn anew for each pair. Each participant sees the pairs in an order and with sides of
-their own. It works from a file as well: the answers are then downloaded at the end and sent by whatever way. The questions are LOVEU-TGVE-2023's.
+Write study/index.html and study/key.json:
+
+    python -m ivid2vid_jax.evaluate --edited OURS --against THEIRS --data DIR --output study
+
+Serve the page here; answers are written to study/answers/:
+
+    python -m ivid2vid_jax.evaluation.ab_study --folder study
+
+Count the answers:
+
+    python -m ivid2vid_jax.evaluate --votes study/answers/*.csv --output study
+
+The page names no editor: key.json says which clip is whose, at random for each pair. Each
+participant sees the pairs in another order, with other sides. The page also works as a file:
+participants then download their answers at the end and send them.
 """
 
 import csv
@@ -17,11 +28,12 @@ import re
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ivid2vid_jax.evaluation.ab_study_page import PAGE
-from ivid2vid_jax.evaluation.report import animation, uri
+from ivid2vid_jax.evaluation.page_parts import animation, data_uri
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
@@ -29,24 +41,19 @@ from ivid2vid_jax.utils.intervals import wilson_interval
 
 QUESTIONS = {
     "text": "Which clip follows the instruction better?",
-    "structure": "Which clip keeps better what the instruction does not ask to change?",
+    "structure": "Which clip better preserves what the instruction does not ask to change?",
     "quality": "Which clip looks better?",
 }
-COLUMNS = (
-    "participant",
-    "pair",
-    "question",
-    "choice",
-    "left",
-    "seconds",
-)  # choice: first, second or same; left: the clip that stood there
-SHARES = "shares are means over pairs, intervals Wilson's of as many answers as pairs"
-MOST = 2**20  # bytes of one participant's answers
+# choice: first, second or same; left: the clip that was on the left side
+COLUMNS = ("participant", "pair", "question", "choice", "left", "seconds")
+CHOICES = ("first", "second", "same")
+METHOD = "shares are means over pairs, with Wilson intervals for the number of pairs"
+MAX_BYTES = 2**20  # of one participant's answers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """A source clip and its two edits, as the page shows them: small animations, so that a set's clips need not be held."""
+    """A source clip and its two edits, as small animations (data URIs) for the page."""
 
     id: str
     instruction: str
@@ -62,130 +69,149 @@ class Question:
         edits: tuple[np.ndarray, np.ndarray],
         fps: float,
     ) -> "Question":
-        """Clips [T, H, W, 3] uint8."""
-        source, *edits = (uri(animation(clip, fps), "webp") for clip in (source, *edits))
-        return cls(id, instruction, source, tuple(edits))
+        """Encodes clips [T, H, W, 3] uint8."""
+        encoded, first, second = (
+            data_uri(animation(clip, fps), "webp") for clip in (source, *edits)
+        )
+        return cls(id, instruction, encoded, (first, second))
 
 
 def write(
     output: Path, questions: Sequence[Question], names: tuple[str, str], seed: int = 0
 ) -> Path:
-    """Writes the page and its key; names: of the two editors. The page's path."""
+    """Writes the page and its key; returns the page's path.
+
+    Args:
+        output: a new folder.
+        questions: the pairs.
+        names: of the two editors, in the order of each question's edits.
+        seed: of which edit is "first" on the page.
+    """
     if not questions:
-        raise UserError("no pair of clips can be shown: both folders need edits of the same ids")
+        raise UserError("no pair of clips to show: both folders need edits of the same ids")
     if output.exists() and any(output.iterdir()):
         raise UserError(
-            f"--output {output}: is not empty; name a new folder, or its key no longer fits the answers"
+            f"--output {output}: is not empty; name a new folder, because a new key would not fit "
+            "the answers of an earlier page"
         )
     output.mkdir(parents=True, exist_ok=True)
     swapped = np.random.default_rng(seed).integers(0, 2, len(questions)).astype(bool)
     pairs, key = [], []
     for number, (question, swap) in enumerate(zip(questions, swapped, strict=True)):
-        order = (1, 0) if swap else (0, 1)
-        first, second = (question.edits[i] for i in order)
+        first, second = (1, 0) if swap else (0, 1)
         pairs.append(
             {
                 "pair": number,
                 "instruction": question.instruction,
                 "source": question.source,
-                "first": first,
-                "second": second,
+                "first": question.edits[first],
+                "second": question.edits[second],
             }
         )
-        key.append(
-            {"pair": number, "id": question.id, "first": names[order[0]], "second": names[order[1]]}
-        )
+        owners = {"first": names[first], "second": names[second]}
+        key.append({"pair": number, "id": question.id} | owners)
     with atomic_path(output / "key.json") as file:
         file.write_text(json.dumps({"editors": names, "pairs": key}, indent=2) + "\n")
     with atomic_path(output / "index.html") as file:
         file.write_text(
-            PAGE.replace("__PAIRS__", script(pairs))
-            .replace("__QUESTIONS__", script(QUESTIONS))
-            .replace("__COLUMNS__", script(COLUMNS))
+            PAGE.replace("__PAIRS__", script_json(pairs))
+            .replace("__QUESTIONS__", script_json(QUESTIONS))
+            .replace("__COLUMNS__", script_json(COLUMNS))
         )
     return output / "index.html"
 
 
-def script(value) -> str:
-    """JSON that cannot end the script it stands in."""
+def script_json(value: Any) -> str:
+    """JSON in which no "</script>" can end the script that contains it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def tally(folder: Path, votes: Sequence[Path]) -> str:
-    """Markdown: by question, how often each editor was preferred. Of a participant's several answers to one question of one pair the last counts.
+# ---- counting answers ----
 
-    Shares are of the answers that prefer one, mean over pairs, with Wilson's 95% interval of as many answers as there are such pairs: what people say of one
-    pair hangs together. Raises UserError for a folder without a key and for rows that do not fit it.
+
+def tally(folder: Path, votes: Sequence[Path]) -> str:
+    """Markdown: how often each editor was preferred, by question.
+
+    A participant's last answer to a question of a pair counts. Shares are of the answers that
+    prefer an editor, means over pairs; the interval is Wilson's for the number of such pairs,
+    because answers to one pair are correlated.
+
+    Args:
+        folder: of the page and its key.
+        votes: CSV files of answers.
+
+    Raises:
+        UserError: there is no key, or a row does not fit it.
     """
     try:
         key = json.loads((folder / "key.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--output {folder}: holds no key.json of an A/B page ({error})") from error
-    ours, theirs = key["editors"]
-    owners, given = {str(pair["pair"]): pair for pair in key["pairs"]}, {}
-    for file in votes:
-        for number, row in enumerate(answers(file), 2):
-            choice = row["choice"]
-            if (
-                row["pair"] not in owners
-                or row["question"] not in QUESTIONS
-                or choice not in ("first", "second", "same")
-            ):
-                raise UserError(
-                    f"{file}: row {number} is no answer to {folder}'s page ({row['pair']}, {row['question']}, {choice})"
-                )
-            given[row["participant"], row["pair"], row["question"]] = owners[row["pair"]].get(
-                choice, "same"
-            )
+    first, second = key["editors"]
+    pairs = {str(pair["pair"]): pair for pair in key["pairs"]}
+    answers = read_preferences(folder, votes, pairs)
+    participants = {participant for participant, _, _ in answers}
     lines = [
-        f"{len({participant for participant, *_ in given})} participants, {len(owners)} pairs; {SHARES}",
+        f"{len(participants)} participants, {len(pairs)} pairs; {METHOD}",
         "",
-    ]
-    lines += [
-        f"| question | {ours} | {theirs} | same | {ours} preferred [95%] |",
+        f"| question | {first} | {second} | same | {first} preferred [95%] |",
         "|---|---|---|---|---|",
     ]
-    for question in QUESTIONS:
-        mine = [
-            (pair, preferred) for (_, pair, asked), preferred in given.items() if asked == question
+    for question, words in QUESTIONS.items():
+        preferences = [
+            (pair, preferred) for (_, pair, name), preferred in answers.items() if name == question
         ]
-        first, second, same = (
-            [preferred for _, preferred in mine].count(name) for name in (ours, theirs, "same")
-        )
-        lines.append(
-            f"| {QUESTIONS[question]} | {first} | {second} | {same} | {share(mine, ours)} |"
-        )
+        preferred = [name for _, name in preferences]
+        counts = [str(preferred.count(name)) for name in (first, second, "same")]
+        lines.append(f"| {words} | {' | '.join(counts)} | {preferred_share(preferences, first)} |")
     return "\n".join(lines)
 
 
-def share(answers: Sequence[tuple[str, str]], ours: str) -> str:
-    """Of (pair, preferred editor), mean over pairs; empty where none prefers any."""
-    pairs: dict[str, list[bool]] = {}
-    for pair, preferred in answers:
+def read_preferences(
+    folder: Path, votes: Sequence[Path], pairs: dict[str, dict]
+) -> dict[tuple[str, str, str], str]:
+    """The preferred editor, or "same", by (participant, pair, question)."""
+    preferences = {}
+    for file in votes:
+        for number, row in enumerate(read_answers(file), 2):
+            pair, question, choice = row["pair"], row["question"], row["choice"]
+            if pair not in pairs or question not in QUESTIONS or choice not in CHOICES:
+                raise UserError(
+                    f"{file}: row {number} is no answer to the page of {folder} "
+                    f"({pair}, {question}, {choice})"
+                )
+            editor = pairs[pair].get(choice, "same")
+            preferences[row["participant"], pair, question] = editor
+    return preferences
+
+
+def preferred_share(preferences: Sequence[tuple[str, str]], editor: str) -> str:
+    """The share of answers (pair, preferred) that prefer an editor; "" if none prefers any."""
+    by_pair: dict[str, list[bool]] = {}
+    for pair, preferred in preferences:
         if preferred != "same":
-            pairs.setdefault(pair, []).append(preferred == ours)
-    if not pairs:
+            by_pair.setdefault(pair, []).append(preferred == editor)
+    if not by_pair:
         return ""
-    mean = float(np.mean([np.mean(each) for each in pairs.values()]))
-    return "{:.0f}% [{:.0f}, {:.0f}]".format(
-        *(100 * x for x in (mean, *wilson_interval(mean * len(pairs), len(pairs))))
-    )
+    share = float(np.mean([np.mean(answers) for answers in by_pair.values()]))
+    low, high = wilson_interval(share * len(by_pair), len(by_pair))
+    return f"{100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def answers(file: Path) -> list[dict[str, str]]:
+def read_answers(file: Path) -> list[dict[str, str]]:
+    """The rows of a file of answers. Raises UserError."""
     try:
-        return parsed(file.read_text())
+        return parse_answers(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: is not a CSV of answers ({error})") from error
 
 
-def parsed(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV of answers; ValueError where it is none."""
+def parse_answers(text: str) -> list[dict[str, str]]:
+    """The rows of a CSV of answers. Raises ValueError for other columns."""
     rows = csv.DictReader(io.StringIO(text))
-    if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise ValueError(
-            f"its columns are {', '.join(rows.fieldnames or ())}, not {', '.join(COLUMNS)}"
-        )
+    columns = tuple(rows.fieldnames or ())
+    if columns != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(columns)}, not {', '.join(COLUMNS)}")
     return list(rows)
 
 
@@ -194,65 +220,80 @@ def parsed(text: str) -> list[dict[str, str]]:
 
 @dataclasses.dataclass
 class StudyArgs:
-    """Serves an A/B page; each participant's answers are written to FOLDER/answers/PARTICIPANT.csv."""
+    """Serves an A/B page and writes each participant's answers to FOLDER/answers/."""
 
-    folder: Path  # as evaluate --against wrote it
-    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines
-    port: int = 8000
+    folder: Path  # as written by evaluate --against
+    host: str = "127.0.0.1"  # 0.0.0.0 makes it reachable from other machines
+    port: int = 8000  # 0 picks a free one
+
+
+class StudyHandler(BaseHTTPRequestHandler):
+    """Serves the page at / and accepts answers at /answers; subclasses set the folder."""
+
+    folder: Path
+
+    def do_GET(self):
+        """Sends the page."""
+        if self.path != "/":
+            return self.send_error(404)
+        page = (self.folder / "index.html").read_bytes()
+        return self.reply(200, page, "text/html; charset=utf-8")
+
+    def do_POST(self):
+        """Stores the answers of one participant."""
+        if self.path != "/answers":
+            return self.send_error(404)
+        length = int(self.headers.get("Content-Length") or 0)
+        if not 0 < length <= MAX_BYTES:
+            return self.send_error(413)
+        text = self.rfile.read(length).decode(errors="replace")
+        try:
+            participants = {row["participant"] for row in parse_answers(text)}
+        except ValueError as error:
+            return self.reply(400, html.escape(str(error)).encode())
+        name = participants.pop() if len(participants) == 1 else ""
+        if not re.fullmatch("[0-9a-f]{16}", name):
+            return self.reply(400, b"expected the answers of one participant")
+        (self.folder / "answers").mkdir(exist_ok=True)
+        with atomic_path(self.folder / "answers" / f"{name}.csv") as file:
+            file.write_text(text)
+        return self.reply(200, b"saved")
+
+    def reply(self, code: int, body: bytes, content_type: str = "text/plain") -> None:
+        """Sends a response."""
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Logs no requests."""
 
 
 def server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
-    """Not yet serving. Raises UserError for a folder without a page."""
+    """A server that is not serving yet. Raises UserError if the folder has no page."""
     if not (folder / "index.html").is_file():
         raise UserError(
-            f"--folder {folder}: holds no index.html; make it with evaluate --edited DIR --against DIR --data DIR --output {folder}"
+            f"--folder {folder}: holds no index.html; make it with: python -m "
+            f"ivid2vid_jax.evaluate --edited DIR --against DIR --data DIR --output {folder}"
         )
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path != "/":
-                return self.send_error(404)
-            self.answer(200, (folder / "index.html").read_bytes(), "text/html; charset=utf-8")
-
-        def do_POST(self):
-            length = int(self.headers.get("Content-Length") or 0)
-            if self.path != "/answers" or not 0 < length <= MOST:
-                return self.send_error(404 if self.path != "/answers" else 413)
-            text = self.rfile.read(length).decode(errors="replace")
-            try:
-                people = {row["participant"] for row in parsed(text)}
-            except ValueError as error:
-                return self.answer(400, html.escape(str(error)).encode())
-            if len(people) != 1 or not re.fullmatch("[0-9a-f]{16}", name := people.pop()):
-                return self.answer(400, b"one participant's answers are wanted")
-            (folder / "answers").mkdir(exist_ok=True)
-            with atomic_path(folder / "answers" / f"{name}.csv") as file:
-                file.write_text(text)
-            self.answer(200, b"kept")
-
-        def answer(self, code: int, body: bytes, kind: str = "text/plain") -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    return ThreadingHTTPServer((host, port), Handler)
+    handler = type("Handler", (StudyHandler,), {"folder": folder})
+    return ThreadingHTTPServer((host, port), handler)
 
 
 def serve(args: StudyArgs) -> None:
+    """Serves the page until it is interrupted."""
     try:
-        found = server(args.folder, args.host, args.port)
+        http_server = server(args.folder, args.host, args.port)
     except OSError as error:
         raise UserError(
-            f"--host {args.host} --port {args.port}: cannot be served there ({error.strerror}); name another --port"
+            f"--host {args.host} --port {args.port}: cannot listen there ({error.strerror}); name "
+            "another --port"
         ) from error
-    print(f"http://{args.host}:{found.server_address[1]}/ until Ctrl-C")
-    with found:
-        found.serve_forever()
+    print(f"http://{args.host}:{http_server.server_address[1]}/ (stop with Ctrl-C)")
+    with http_server:
+        http_server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Judging edited clips on disk: one after the other, so that memory holds one pair, each kept as it is done, so that a stopped run goes on.
+"""Measures edited clips on disk, one pair at a time, and stores each result at once.
 
-OUTPUT/items.jsonl holds a line an edit: its values by metric, and the reason for each that it has none of. OUTPUT/features holds Inception's features of
-each clip, from which FID and KID are computed in parts at the end. Several processes may share the work (`shard`): what an edit is worth depends on no other.
+Memory holds one pair, and a stopped run continues. OUTPUT/items-I.jsonl has a line per edit: its
+values by metric, and the reasons for missing ones. OUTPUT/features has each clip's Inception
+features, from which FID and KID are computed in parts at the end. Several processes may share the
+work (`shard`), because the values of an edit depend on no other edit.
 """
 
 import dataclasses
@@ -29,18 +31,26 @@ from ivid2vid_jax.utils.intervals import bootstrap_interval
 from ivid2vid_jax.video.read import open_clip
 
 SET_METRICS = ("fid", "kid")  # of all clips together
-MAX_KID_FRAMES = 10_000  # frames of each side that KID looks at, at most: 80 MB
+MAX_KID_FRAMES = 10_000  # of each side; 80 MB of features
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipItem:
-    """One edit, judged. mark: of the files and captions it was judged by. shape: frames, height, width. features: files of the edited and the source clip's.
+    """The result of one edit.
 
-    error: why the pair could not be read; reasons: by metric, why it has no value; note: what to know about it.
+    Attributes:
+        id: the edit's.
+        fingerprint: of the files and captions it was computed from.
+        shape: frames, height, width.
+        values: by metric.
+        reasons: by metric, why it has no value.
+        features: feature files of the edited and the source clip, relative to the output folder.
+        error: why the pair could not be read.
+        note: a remark on the pair, such as clips of different length.
     """
 
     id: str
-    mark: str
+    fingerprint: str
     shape: tuple[int, ...] = ()
     values: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -48,235 +58,294 @@ class ClipItem:
     error: str = ""
     note: str = ""
 
+    @classmethod
+    def from_json(cls, line: str) -> "ClipItem":
+        """Parses a line of items.jsonl; earlier versions called the fingerprint "mark"."""
+        fields = json.loads(line)
+        if "mark" in fields:
+            fields["fingerprint"] = fields.pop("mark")
+        for name in ("shape", "features"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipEvaluator:
-    """What judges: names of METRICS, how clips are brought in, and the weights that some need."""
+    """Measures the edits of a set.
+
+    Attributes:
+        names: of METRICS.
+        edited: folder of the edited clips.
+        output: folder of the results.
+        clips: how clips are read.
+        clip: a CLIPEmbedder, if a metric needs it.
+        inception: an Inception network, if a metric needs it.
+    """
 
     names: tuple[str, ...]
     edited: Path
     output: Path
     clips: ClipSettings = ClipSettings()
-    clip: Any = None  # ivid2vid_jax.evaluation.clip_scores.Clip
+    clip: Any = None
     inception: Any = None
 
     def run(
         self,
         tasks: Sequence[EvaluationTask],
         shard: tuple[int, int] = (0, 1),
-        progress: Callable | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, ClipItem]:
-        """Judges this process's share of the tasks and gives its items by id. What could not be read is tried again."""
-        done, mine = {item.id: item for item in read(self.output)}, tasks[shard[0] :: shard[1]]
+        """Measures the tasks of a shard (index, count); returns its items by id.
+
+        Pairs that could not be read are tried again.
+        """
+        items = {item.id: item for item in read(self.output)}
+        shard_tasks = tasks[shard[0] :: shard[1]]
         with jsonl.open_append(self.output / f"items-{shard[0]}.jsonl") as out:
-            for number, task in enumerate(mine, 1):
-                item = self.item(task, done.get(task.id))
-                if item != done.get(task.id):
-                    done[task.id] = item
+            for number, task in enumerate(shard_tasks, 1):
+                item = self.item(task, items.get(task.id))
+                if item != items.get(task.id):
+                    items[task.id] = item
                     out.write(json.dumps(dataclasses.asdict(item)) + "\n")
                     out.flush()
                 if progress:
-                    progress(number, len(mine))
-        return {task.id: done[task.id] for task in mine}
+                    progress(number, len(shard_tasks))
+        return {task.id: items[task.id] for task in shard_tasks}
 
-    def kept(self, tasks: Sequence[EvaluationTask], own: Mapping[str, ClipItem]) -> list[ClipItem]:
-        """The items of all tasks that are done: this process's own, and what others have written by now."""
-        found = {item.id: item for item in read(self.output)} | own
-        return [found[task.id] for task in tasks if task.id in found]
+    def all_items(
+        self, tasks: Sequence[EvaluationTask], shard_items: Mapping[str, ClipItem]
+    ) -> list[ClipItem]:
+        """The items of all finished tasks: this shard's, and those other processes have written."""
+        items = {item.id: item for item in read(self.output)} | dict(shard_items)
+        return [items[task.id] for task in tasks if task.id in items]
 
-    def item(self, task: EvaluationTask, before: ClipItem | None) -> ClipItem:
-        """What is there already is not measured again, unless a file has changed."""
+    def item(self, task: EvaluationTask, previous: ClipItem | None) -> ClipItem:
+        """Measures what is missing of a task, or everything if one of its files has changed."""
         try:
-            fingerprint_files(
-                task.source
-            )  # a clip that is not there has no edit either: that it is missing is what to say
+            fingerprint_files(task.source)  # a missing source is the error to report, not its edit
             edited = find_edited(self.edited, task.id)
-            mark = fingerprint_files(
-                task.source, edited, task.mask, words=(task.source_caption, task.edited_caption)
-            )
-            if before and (before.mark != mark or before.error):
-                before = None
-            missing = [
-                name
-                for name in self.names
-                if name not in SET_METRICS and not (before and name in before.values)
-            ]
-            kept = (
-                before
-                and before.features
-                and all((self.output / name).is_file() for name in before.features)
-            )
-            wants_features = set(SET_METRICS) & set(self.names) and not kept
-            if before and not missing and not wants_features:
-                return before
-            source, found, _ = read_clips(task.source, edited, self.clips)
-            note = lengths(source, found)
-            source, found = source[: len(found)], found[: len(source)]
-            mask = self.mask(task, source)
+            captions = (task.source_caption, task.edited_caption)
+            fingerprint = fingerprint_files(task.source, edited, task.mask, texts=captions)
+            if previous and (previous.fingerprint != fingerprint or previous.error):
+                previous = None
+            missing = self.missing_metrics(previous)
+            needs_features = self.needs_features(previous)
+            if previous and not missing and not needs_features:
+                return previous
+            pair, note = self.read_pair(task, edited)
         except UserError as error:
-            return ClipItem(
-                task.id, "", error=f"{task.where}: {error}" if task.where else str(error)
-            )
-        pair = Pair(source, found, mask, (task.source_caption, task.edited_caption), self.clip)
+            message = f"{task.where}: {error}" if task.where else str(error)
+            return ClipItem(task.id, "", error=message)
         values, reasons = measure(pair, missing)
-        features = before.features if before else ()
-        if wants_features:
+        features = previous.features if previous else ()
+        if needs_features:
             try:
                 features = tuple(
-                    self.features(clip, f"{path} {fingerprint_files(path)}")
-                    for path, clip in ((edited, found), (task.source, source))
+                    self.save_features(clip, f"{path} {fingerprint_files(path)}")
+                    for path, clip in ((edited, pair.edited), (task.source, pair.source))
                 )
             except UserError as error:
                 features, reasons = (), reasons | dict.fromkeys(SET_METRICS, str(error))
         return ClipItem(
             task.id,
-            mark,
-            source.shape[:3],
-            (before.values if before else {}) | values,
+            fingerprint,
+            pair.source.shape[:3],
+            (previous.values if previous else {}) | values,
             reasons,
             features,
             note=note,
         )
 
-    def mask(self, task: EvaluationTask, source: np.ndarray) -> np.ndarray | None:
-        """A clip's or a still's pixels above half of white."""
+    def missing_metrics(self, previous: ClipItem | None) -> list[str]:
+        """The metrics of a clip that the previous item has no value of."""
+        measured = previous.values if previous else {}
+        return [name for name in self.names if name not in SET_METRICS and name not in measured]
+
+    def needs_features(self, previous: ClipItem | None) -> bool:
+        """Whether Inception's features are needed and not stored yet."""
+        files = previous.features if previous else ()
+        stored = bool(files) and all((self.output / name).is_file() for name in files)
+        return bool(set(SET_METRICS) & set(self.names)) and not stored
+
+    def read_pair(self, task: EvaluationTask, edited: Path) -> tuple[Pair, str]:
+        """The clips of a task, cut to the same length, and a note if their lengths differed."""
+        source_clip, edited_clip, _ = read_clips(task.source, edited, self.clips)
+        note = length_note(source_clip, edited_clip)
+        frames = min(len(source_clip), len(edited_clip))
+        source_clip, edited_clip = source_clip[:frames], edited_clip[:frames]
+        captions = (task.source_caption, task.edited_caption)
+        mask = self.read_mask(task, source_clip)
+        return Pair(source_clip, edited_clip, mask, captions, self.clip), note
+
+    def read_mask(self, task: EvaluationTask, source: np.ndarray) -> np.ndarray | None:
+        """The mask of a task, of a clip or a still: pixels brighter than half of white."""
         if task.mask is None:
             return None
-        frames = read_fitted(
-            open_clip(task.mask, fps=self.clips.fps), source.shape[1:3], len(source)
-        )
+        clip = open_clip(task.mask, fps=self.clips.fps)
+        frames = read_fitted(clip, source.shape[1:3], len(source))
         if len(frames) not in (1, len(source)):
             raise UserError(
-                f"{task.mask}: has {len(frames)} frames, the clip {len(source)}; a mask has one or as many"
+                f"{task.mask}: has {len(frames)} frames and the clip {len(source)}; a mask needs "
+                "one frame or as many as the clip"
             )
         return np.broadcast_to(frames.mean(-1) > 127, source.shape[:3])
 
-    def features(self, clip: np.ndarray, name: str) -> str:
-        """Writes Inception's features of a clip, whole or not at all; the file's name within the output."""
-        file = (
-            self.output
-            / "features"
-            / f"{hashlib.sha256(f'{name} {clip.shape} {self.inception.sha256}'.encode()).hexdigest()[:24]}.npy"
-        )
+    def save_features(self, clip: np.ndarray, name: str) -> str:
+        """Writes a clip's Inception features unless they exist; the file's path in the output."""
+        key = hashlib.sha256(f"{name} {clip.shape} {self.inception.sha256}".encode()).hexdigest()
+        file = self.output / "features" / f"{key[:24]}.npy"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(file) as temporary, open(temporary, "wb") as out:
+            with atomic_path(file) as temporary, temporary.open("wb") as out:
                 np.save(out, self.inception.features(clip))
         return str(file.relative_to(self.output))
 
 
 def read(output: Path) -> list[ClipItem]:
-    """Of all shards, the last of each edit; a line that was cut off is left out."""
-    found = [
-        ClipItem(**json.loads(line))
+    """The last item of each edit, of all shards; a line that was cut off is left out."""
+    items = (
+        ClipItem.from_json(line)
         for file in sorted(output.glob("items-*.jsonl"))
         for line in jsonl.read_complete_lines(file)
-    ]
-    return list(
-        {
-            item.id: dataclasses.replace(
-                item, shape=tuple(item.shape), features=tuple(item.features)
-            )
-            for item in found
-        }.values()
+    )
+    return list({item.id: item for item in items}.values())
+
+
+def length_note(source: np.ndarray, edited: np.ndarray) -> str:
+    """A note on clips of different length, "" if they are equal.
+
+    Clips that differ by more than a tenth are refused when they are read.
+    """
+    if len(source) == len(edited):
+        return ""
+    return (
+        f"the edited clip has {len(edited)} frames, the source {len(source)}: "
+        f"the first {min(len(source), len(edited))} are compared"
     )
 
 
-def lengths(source: np.ndarray, edited: np.ndarray) -> str:
-    """In words where the two clips have not as many frames, of which a tenth at most is then left out."""
-    if len(source) == len(edited):
-        return ""
-    return f"the edited clip has {len(edited)} frames, the source {len(source)}: the first {min(len(source), len(edited))} are compared"
-
-
-def fingerprint_files(*paths: Path | None, words: Sequence[str] = ()) -> str:
-    """Changes when a file does, by sizes and times of change, or a word."""
-    found: list = [*words]
+def fingerprint_files(*paths: Path | None, texts: Sequence[str] = ()) -> str:
+    """A hash of the sizes and modification times of files or folders, and of texts."""
+    entries: list = [*texts]
     for path in filter(None, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file")
         for file in [path, *sorted(path.iterdir())] if path.is_dir() else [path]:
             state = file.stat()
-            found.append((str(file), state.st_size if file.is_file() else 0, state.st_mtime_ns))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+            entries.append((str(file), state.st_size if file.is_file() else 0, state.st_mtime_ns))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+# ---- metrics of all clips together ----
 
 
 def distances(
     items: Sequence[ClipItem], output: Path, names: Sequence[str]
-) -> tuple[dict[str, dict], dict[str, str]]:
-    """(FID and KID of the items' features with their numbers of frames, what to know about them); parts are read one by one."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """FID and KID of the items' features, which are read part by part.
+
+    A source clip with several edits counts once.
+
+    Returns:
+        The values by metric with the numbers of frames, and notes by metric.
+    """
     pairs = [item.features for item in items if item.features]
-    sides = [
-        list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)
-    ]  # a source of several edits counts once
-    counts = [[len(np.load(output / name, mmap_mode="r")) for name in side] for side in sides]
-    found, notes = {}, {}
     if not pairs:
         return {}, dict.fromkeys(names, "no clip has features")
-    sizes = {"edited_frames": sum(counts[0]), "source_frames": sum(counts[1])}
+    edited, source = (FeatureSet.of(output, files) for files in zip(*pairs, strict=True))
+    frames = {"edited_frames": sum(edited.counts), "source_frames": sum(source.counts)}
+    values: dict[str, dict[str, Any]] = {}
+    notes: dict[str, str] = {}
     for name in names:
         try:
-            found[name] = (
-                {"edited": fid(output, sides, notes)}
-                if name == "fid"
-                else kid(output, sides, counts)
-            )
-            found[name] |= sizes
+            if name == "fid":
+                values[name], notes[name] = fid(edited, source)
+            else:
+                values[name] = kid(edited, source)
+            values[name] |= frames
         except UserError as error:
             notes[name] = str(error)
-    return found, notes
+    return values, notes
 
 
-def fid(output: Path, sides: list[list[str]], notes: dict[str, str]) -> float:
-    moments = []
-    for side in sides:
-        for i, name in enumerate(side):
-            rows = np.load(output / name)
-            moments += [] if i else [Moments.of(rows.shape[1])]
-            moments[-1].add(rows)
-    width, least = len(moments[0].mean), min(each.weight for each in moments)
-    if least <= width:
-        rank = f"{least:g} frames are too few for the rank of a {width} x {width} covariance (more than {width} are needed)"
-        notes["fid"] = f"{rank}: biased upwards, compare equal N only; see KID"
-    return frechet_distance(*moments)
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Feature files of one side, and their numbers of rows."""
+
+    files: tuple[Path, ...]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, output: Path, names: Sequence[str]) -> "FeatureSet":
+        """The distinct ones of these files of the output folder."""
+        files = tuple(output / name for name in dict.fromkeys(names))
+        return cls(files, [len(np.load(file, mmap_mode="r")) for file in files])
+
+    def load(self, index: int) -> np.ndarray:
+        """The rows of a file."""
+        return np.load(self.files[index])
+
+    def moments(self) -> Moments:
+        """Of all rows."""
+        moments = Moments.of(self.load(0).shape[1])
+        for i in range(len(self.files)):
+            moments.add(self.load(i))
+        return moments
 
 
-def kid(output: Path, sides: list[list[str]], counts: list[list[int]]) -> dict[str, float]:
-    rows = [
-        draw_rows(count, MAX_KID_FRAMES, lambda i, side=side: np.load(output / side[i]))
-        for side, count in zip(sides, counts, strict=True)
-    ]
-    mean, error = kernel_distance(*rows)
+def fid(edited: FeatureSet, source: FeatureSet) -> tuple[dict[str, Any], str]:
+    """FID, and a note if there are too few frames for it ("" otherwise)."""
+    moments = edited.moments(), source.moments()
+    width, frames = len(moments[0].mean), min(side.weight for side in moments)
+    note = ""
+    if frames <= width:
+        note = (
+            f"{frames:g} frames are too few for the rank of a {width} x {width} covariance (more "
+            f"than {width} are needed): biased upwards, compare equal N only; see KID"
+        )
+    return {"edited": frechet_distance(*moments)}, note
+
+
+def kid(edited: FeatureSet, source: FeatureSet) -> dict[str, Any]:
+    """KID and the standard error of its random subsets."""
+    rows, reference_rows = (
+        draw_rows(side.counts, MAX_KID_FRAMES, side.load) for side in (edited, source)
+    )
+    mean, error = kernel_distance(rows, reference_rows)
     return {"edited": mean, "standard_error_of_subsets": error}
 
 
 def summary(
     items: Sequence[ClipItem], names: Sequence[str], sources: Mapping[str, str]
-) -> dict[str, dict]:
-    """By metric: of each of its values the mean over clips (PSNR: the dB of the mean error) with its 95% interval, and N. sources: by id, the clip that was
-    edited. Whole sources are resampled, each with all its edits: edits of one clip are alike, and would tell a narrower interval if they were many clips.
+) -> dict[str, dict[str, Any]]:
+    """By metric: the mean over clips (PSNR: dB of the mean error), its 95% interval, and N.
+
+    Source clips are resampled with all their edits, because edits of one source are correlated and
+    would give too narrow an interval.
+
+    Args:
+        items: of the edits.
+        names: metrics.
+        sources: the source clip of each id.
     """
-    found = {}
+    result: dict[str, dict[str, Any]] = {}
     for name in names:
-        having = [item for item in items if name in item.values]
-        if not having:
+        measured = [item for item in items if name in item.values]
+        if not measured:
             continue
-        values, groups = (
-            [item.values[name] for item in having],
-            [sources[item.id] for item in having],
-        )
-        found[name] = {
-            "clips": len(values),
+        groups = [sources[item.id] for item in measured]
+        entry: dict[str, Any] = {
+            "clips": len(measured),
             "sources": len(set(groups)),
-            "frames": sum(item.shape[0] for item in having),
+            "frames": sum(item.shape[0] for item in measured),
         }
-        for key in values[0]:
-            column, statistic = np.array([each[key] for each in values]), METRICS[name].summary
-            spread = (
-                len(set(groups)) > 1 and np.isfinite(statistic(column[:, None])).all()
-            )  # PSNR of a copy is infinite
-            found[name][key] = {
-                "mean": float(statistic(column)),
-                "interval": bootstrap_interval(column, statistic, groups) if spread else None,
-            }
-    return found
+        statistic = METRICS[name].summary
+        for key in measured[0].values[name]:
+            column = np.array([item.values[name][key] for item in measured])
+            finite = np.isfinite(statistic(column[:, None])).all()  # PSNR of a copy is infinite
+            interval = None
+            if len(set(groups)) > 1 and finite:
+                interval = bootstrap_interval(column, statistic, groups)
+            entry[key] = {"mean": float(statistic(column)), "interval": interval}
+        result[name] = entry
+    return result

@@ -1,4 +1,7 @@
-"""Distances between two sets of features: Fréchet (FID) and kernel (KID). Rows come in parts, in any order and on any number of hosts."""
+"""Distances between two sets of features: Fréchet (FID) and kernel (KID).
+
+Features may come in parts, in any order and from several hosts.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +10,19 @@ import numpy as np
 
 from ivid2vid_jax.utils.errors import UserError
 
-SUBSETS, SUBSET = 100, 1000  # KID's, as clean-fid takes them
+SUBSETS, SUBSET = 100, 1000  # KID's number of subsets and rows of each, as in clean-fid
 
 
 @dataclasses.dataclass
 class Moments:
-    """Weight, mean [D] and scatter [D, D] (sum of squared deviations) of rows that are not kept, float64: exact however the rows are parted
-    (Chan, Golub and LeVeque 1979).
+    """Running mean and scatter of feature rows, which are not stored.
+
+    Exact for any partition of the rows (Chan, Golub and LeVeque 1979).
+
+    Attributes:
+        mean: [D] float64.
+        scatter: sum of the squared deviations from the mean, [D, D] float64.
+        weight: number of rows.
     """
 
     mean: np.ndarray
@@ -22,17 +31,17 @@ class Moments:
 
     @classmethod
     def of(cls, width: int) -> "Moments":
-        """Of no rows."""
+        """Of no rows, `width` features wide."""
         return cls(np.zeros(width), np.zeros((width, width)))
 
     def add(self, rows: np.ndarray) -> None:
-        """rows: [N, D]."""
+        """Adds rows [N, D]."""
         if len(rows):
             mean = np.asarray(rows, np.float64).mean(0)
             self.merge(Moments(mean, (rows - mean).T @ (rows - mean), float(len(rows))))
 
     def merge(self, other: "Moments") -> None:
-        """Takes in the rows of another host."""
+        """Adds the rows of another part."""
         total = self.weight + other.weight
         if other.weight:
             shift = other.mean - self.mean
@@ -44,22 +53,24 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased, [D, D]."""
+        """Unbiased covariance, [D, D]."""
         return self.scatter / (self.weight - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^1/2), the squared Fréchet distance of two Gaussians (Dowson and Landau 1982; FID: arXiv 1706.08500).
+    """|mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^1/2), the squared Fréchet distance of two Gaussians.
 
-    Tr (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2, which are real and never negative, whatever the rank.
-    Raises UserError for fewer than 2 rows.
+    Dowson and Landau 1982; FID: arXiv 1706.08500. Tr (A B)^1/2 is the sum of the singular values of
+    A^1/2 B^1/2, which are real and nonnegative for any rank. Raises UserError for fewer than 2
+    rows.
     """
     if min(a.weight, b.weight) < 2:
         raise UserError(
-            f"{min(a.weight, b.weight):g} features have no covariance: at least 2 are needed, and more than {len(a.mean)} for its full rank"
+            f"{min(a.weight, b.weight):g} features have no covariance: at least 2 are needed, and "
+            f"more than {len(a.mean)} for its full rank"
         )
-    roots = [root(each.covariance) for each in (a, b)]
-    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    root_a, root_b = matrix_sqrt(a.covariance), matrix_sqrt(b.covariance)
+    cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     return float(
         np.square(a.mean - b.mean).sum()
         + np.trace(a.covariance)
@@ -68,57 +79,70 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     )
 
 
-def root(covariance: np.ndarray) -> np.ndarray:
+def matrix_sqrt(covariance: np.ndarray) -> np.ndarray:
     """The symmetric square root of a positive semidefinite matrix."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def kernel_distance(
-    a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, most: int = SUBSET, seed: int = 0
+    a: np.ndarray, b: np.ndarray, subsets: int = SUBSETS, subset_size: int = SUBSET, seed: int = 0
 ) -> tuple[float, float]:
-    """(mean, its standard error over subsets) of the unbiased squared MMD under the kernel (x.y / D + 1)^3 over random subsets of at most `most` rows of each (KID:
-    arXiv 1801.01401; clean-fid takes the same numbers of subsets and rows). a, b: [N, D], at least 2 rows.
+    """Kernel Inception distance (KID, arXiv 1801.01401) of two sets of rows [N, D].
 
-    The standard error is that of drawing subsets alone, 0 where one holds all rows: it says nothing of other rows. The mean can be negative: it is unbiased. Raises UserError for fewer than 2.
+    The unbiased squared MMD under the kernel (x.y / D + 1)^3, mean over random subsets of at most
+    `subset_size` rows of each set, with clean-fid's defaults. It can be negative.
+
+    Returns:
+        (mean, standard error of the mean over subsets). The error is that of drawing subsets only,
+        0 if a subset holds all rows: it says nothing about other rows.
+
+    Raises:
+        UserError: a set has fewer than 2 rows.
     """
-    size, rng = min(len(a), len(b), most), np.random.default_rng(seed)
+    size, rng = min(len(a), len(b), subset_size), np.random.default_rng(seed)
     if size < 2:
         raise UserError(
             f"{size} features are too few for the kernel distance: at least 2 are needed"
         )
     whole = size == len(a) == len(b)
-    found = [
-        unbiased(*(part[rng.choice(len(part), size, replace=False)] for part in (a, b)))
+    values = [
+        unbiased_mmd(*(rows[rng.choice(len(rows), size, replace=False)] for rows in (a, b)))
         for _ in range(1 if whole else subsets)
     ]
-    return float(np.mean(found)), float(np.std(found) / np.sqrt(len(found)))
+    return float(np.mean(values)), float(np.std(values) / np.sqrt(len(values)))
 
 
-def unbiased(a: np.ndarray, b: np.ndarray) -> float:
-    """The U-statistic of the squared MMD of two sets of M rows; pairs of a row with itself do not count."""
+def unbiased_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """U-statistic of the squared MMD of two sets of M rows: a row is not paired with itself."""
     a, b, M = np.asarray(a, np.float64), np.asarray(b, np.float64), len(a)
     within = sum(
-        (kernel.sum() - np.trace(kernel)) / (M * (M - 1)) for kernel in (cubic(a, a), cubic(b, b))
+        (kernel.sum() - np.trace(kernel)) / (M * (M - 1))
+        for kernel in (cubic_kernel(a, a), cubic_kernel(b, b))
     )
-    return float(within - 2 * cubic(a, b).mean())
+    return float(within - 2 * cubic_kernel(a, b).mean())
 
 
-def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """KID's polynomial kernel of all pairs of rows."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def draw_rows(
-    counts: list[int], most: int, load: Callable[[int], np.ndarray], seed: int = 0
+    counts: list[int], limit: int, load: Callable[[int], np.ndarray], seed: int = 0
 ) -> np.ndarray:
-    """At most `most` of all rows, drawn without replacement, so that memory does not grow with their number.
+    """Draws at most `limit` of all rows without replacement, with memory bounded by the limit.
 
-    counts: rows of each part; load(i): the rows of part i.
+    Args:
+        counts: number of rows of each part.
+        limit: rows to draw.
+        load: returns the rows of part i.
+        seed: of the draw.
     """
     total = sum(counts)
-    chosen = np.sort(np.random.default_rng(seed).choice(total, min(total, most), replace=False))
+    indices = np.sort(np.random.default_rng(seed).choice(total, min(total, limit), replace=False))
     ends = np.cumsum(counts)
-    parts = np.searchsorted(ends, chosen, side="right")
+    parts = np.searchsorted(ends, indices, side="right")
     return np.concatenate(
-        [load(i)[chosen[parts == i] - (ends[i] - counts[i])] for i in np.unique(parts)]
+        [load(i)[indices[parts == i] - (ends[i] - counts[i])] for i in np.unique(parts)]
     )

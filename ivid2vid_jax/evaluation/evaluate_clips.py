@@ -1,4 +1,7 @@
-"""`evaluate` on a set of clips: makes the edits where a model is to be judged, measures them, writes the report or the A/B page."""
+"""`evaluate` on a set of clips: edits them if there is a model, measures them, writes the report.
+
+With --against it writes an A/B page instead.
+"""
 
 import dataclasses
 import json
@@ -6,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,8 +17,12 @@ from PIL import Image
 from ivid2vid_jax.data.readers import ClipSettings, common_size, read_fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
-from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, load_clip
+from ivid2vid_jax.evaluation.clip_metrics import SET_METRICS, ClipEvaluator, ClipItem
+from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, CLIPEmbedder, load_clip
+from ivid2vid_jax.evaluation.clip_sets import EvaluationTask
 from ivid2vid_jax.evaluation.metrics import METRICS
+from ivid2vid_jax.evaluation.options import EvaluateArgs
+from ivid2vid_jax.evaluation.output_folder import bind_to_settings
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError, parse_shard
@@ -24,181 +32,269 @@ from ivid2vid_jax.video.read import open_clip
 
 log = logging.getLogger(__name__)
 
-IDENTITY = "change nothing"
-EDIT_RECORD = "made.json"  # beside the frames of an edit: what it was made from
-GROWS = (
-    "weights",
-    "arithmetic",
-)  # of the record: a later run may add metrics, and the weights that they need
-WAYS_OUT = {
+Edit = Callable[[np.ndarray, str], np.ndarray]  # (clip, instruction) -> edited clip
+
+IDENTITY = "change nothing"  # the instruction of --identity
+EDIT_RECORD = "made.json"  # beside the frames of an edit: its instruction and source
+# Entries of run.json that grow: a later run may add metrics, and the weights they need.
+MERGEABLE = ("weights", "arithmetic")
+MISSING_WEIGHTS = {
     "clip": f"--clip-model {FULL} (or a folder), fetched with: {FETCH}",
     "inception": f"--inception {inception.FILE}, fetched with: {inception.FETCH}",
 }
 
 
-def run(args, claim: Callable[[Path, dict, Sequence[str]], None]) -> None:
-    """args: EvaluateArgs. claim(folder, record, grows): makes the output folder this evaluation's. UserError at the end, too, where a metric was left out."""
+def run(args: EvaluateArgs) -> None:
+    """Runs an evaluation, an A/B page or a count of its votes.
+
+    Raises:
+        UserError: for bad options; also at the end, if a metric's weights could not be loaded.
+    """
     if args.votes:
-        return print(ab_study.tally(args.output, args.votes))
-    shard, settings = check(args)
+        print(ab_study.tally(args.output, args.votes))
+        return
+    shard, settings = check_args(args)
     tasks = clip_sets.open_set(args.data, args.root)
     if args.against:
-        return make_study(args, tasks, settings)
+        make_study(args, tasks, settings)
+        return
     names = selected_metrics(args, tasks)
     if args.identity:
         tasks = [
             dataclasses.replace(task, instruction=IDENTITY, edited_caption=task.source_caption)
             for task in tasks
         ]
-    clip, net, left = load_metric_models(args, names)
-    weights = ({"clip": clip.folder.fingerprint()} if clip else {}) | (
-        {"inception": {args.inception.name: net.sha256}} if net else {}
-    )
-    record = {
+    models = load_metric_models(args, names)
+    record: dict[str, Any] = {
         "data": args.data,
         "clips": vars(settings),
-        "weights": weights,
-        "arithmetic": {"clip": np.dtype(clip.dtype).name} if clip else {},
+        "weights": models.fingerprints(),
+        "arithmetic": {"clip": np.dtype(models.clip.dtype).name} if models.clip else {},
     }
     record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
-    make = None if args.edited else editor(args, record)
-    claim(args.output, record, GROWS)
-    if make:
-        edit(make, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
-    judge = clip_metrics.ClipEvaluator(
-        tuple(name for name in names if name not in left),
+    edit_clip = None if args.edited else load_editor(args, record)
+    bind_to_settings(args.output, record, MERGEABLE)
+    if edit_clip:
+        write_edits(edit_clip, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
+    evaluator = ClipEvaluator(
+        tuple(name for name in names if name not in models.errors),
         args.edited or args.output / "edited",
         args.output,
         settings,
-        clip,
-        net,
+        models.clip,
+        models.inception,
     )
-    with Progress("judging") as progress:
-        own = judge.run(tasks, shard, progress)
-    told, items = None, judge.kept(tasks, own)
-    while (
-        items != told
-    ):  # another process may have finished while this one wrote: then it is written anew
-        distances, notes = clip_metrics.distances(
-            items, args.output, [name for name in judge.names if name in clip_metrics.SET_METRICS]
-        )
-        sources, single = (
-            {task.id: str(task.source) for task in tasks},
-            [name for name in judge.names if name not in clip_metrics.SET_METRICS],
-        )
-        found = report.metric_entries(
-            items,
-            names,
-            clip_metrics.summary(items, single, sources),
-            distances,
-            notes | left,
-            weights,
-        )
-        report.write(
-            args.output,
-            record | {"versions": versions()},
-            tasks,
-            items,
-            found,
-            pictures(tasks, items, judge, args.shown),
-        )
-        told, items = items, judge.kept(tasks, own)
-    print(report.text(found))
-    print_summary(tasks, items, args.output / "index.html")
-    if left:
-        reasons = "; ".join(dict.fromkeys(left.values()))
+    with Progress("evaluating") as progress:
+        shard_items = evaluator.run(tasks, shard, progress)
+    writer = ReportWriter(evaluator, tasks, names, models, record, args.shown)
+    metrics, items = writer.write_until_complete(shard_items)
+    print(report.text(metrics))
+    page = args.output / "index.html"
+    print_summary(tasks, items, page)
+    if models.errors:
+        reasons = "; ".join(dict.fromkeys(models.errors.values()))
         raise UserError(
-            f"{', '.join(left)} left out: {reasons}. The rest is in {args.output / 'index.html'}; run it again with the right file to add them"
+            f"{', '.join(models.errors)} left out: {reasons}. The other metrics are in {page}; run "
+            "it again with the right files to add these"
         )
 
 
-def print_summary(
-    tasks: Sequence[clip_sets.EvaluationTask], items: Sequence[clip_metrics.ClipItem], page: Path
-) -> None:
-    """On the screen: what was judged and what not."""
-    unread, cut = [item for item in items if item.error], [item for item in items if item.note]
-    for item in unread:
-        log.warning("%s: not judged: %s", item.id, item.error)
-    for item in cut:
-        log.warning("%s: %s", item.id, item.note)
-    counts = [f"{len(unread)} could not be"] * bool(unread) + [
-        f"{len(cut)} of clips of unlike length"
-    ] * bool(cut)
-    print(
-        f"{', '.join([f'judged {len(items) - len(unread)} of {len(tasks)} edits', *counts])}; wrote {page}"
-    )
+def check_args(args: EvaluateArgs) -> tuple[tuple[int, int], ClipSettings]:
+    """Returns the shard and how clips are read.
 
-
-def check(args) -> tuple[tuple[int, int], ClipSettings]:
-    """The shard and the clips' settings; UserError for values out of range and options that do not go together."""
+    Raises UserError for values out of range and options that exclude each other.
+    """
     if args.data in WORLDS:
         raise UserError("--edited needs --data: the clips that were edited and their instructions")
     if args.edited and (args.model or args.identity):
         raise UserError(
-            "--edited judges finished edits; --model and --identity make them: choose one"
+            "--edited evaluates finished edits; --model and --identity make them: choose one"
         )
-    for option in (args.edited, args.against):
-        if option and not option.is_dir():
-            raise UserError(f"{option}: no such folder of edited clips")
+    for folder in (args.edited, args.against):
+        if folder and not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of edited clips")
     if args.against and not args.edited:
-        raise UserError(
-            "--against needs --edited: the page sets the edits of two folders side by side"
-        )
-    part = parse_shard(args.shard)
-    for name, value, low, high in (
+        raise UserError("--against needs --edited: the A/B page compares the edits of two folders")
+    shard = parse_shard(args.shard)
+    for option, value, low, high in (
         ("--clip-size", args.clip_size, 8, 4096),
         ("--clip-frames", args.clip_frames, 1, 100_000),
         ("--shown", args.shown, 0, 1000),
     ):
         if value is not None and not low <= value <= high:
-            raise UserError(f"{name} {value} must be between {low} and {high}")
-    return part, ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
+            raise UserError(f"{option} {value} must be between {low} and {high}")
+    return shard, ClipSettings(args.clip_size, args.clip_fps, args.clip_frames)
 
 
-def selected_metrics(args, tasks: Sequence[clip_sets.EvaluationTask]) -> tuple[str, ...]:
-    """The metrics: those asked for, or all that can be computed; UserError for unknown ones and for those whose weights are not given."""
+# ---- metrics and the models they need ----
+
+
+def selected_metrics(args: EvaluateArgs, tasks: Sequence[EvaluationTask]) -> tuple[str, ...]:
+    """The metrics of --metrics, or all that can be computed.
+
+    Raises UserError for unknown ones and for those whose weights are not given.
+    """
     if unknown := [name for name in args.metrics if name not in METRICS]:
         raise UserError(f"--metrics {' '.join(unknown)}: choose from {', '.join(METRICS)}")
-    given = {"": True, "clip": args.clip_model, "inception": args.inception}
+    available = {"": True, "clip": args.clip_model, "inception": args.inception}
     for name in args.metrics:
-        if not given[METRICS[name].needs]:
-            raise UserError(f"--metrics {name} needs {WAYS_OUT[METRICS[name].needs]}")
+        if not available[METRICS[name].needs]:
+            raise UserError(f"--metrics {name} needs {MISSING_WEIGHTS[METRICS[name].needs]}")
     masks = any(task.mask for task in tasks)
     return args.metrics or tuple(
         name
         for name, metric in METRICS.items()
-        if given[metric.needs] and (masks or not name.endswith("_outside"))
+        if available[metric.needs] and (masks or not name.endswith("_outside"))
     )
 
 
-def load_metric_models(args, names: Sequence[str]):
-    """(the loaded CLIP, Inception, by metric why it must be left out); the nets None where no metric needs them or they cannot be had.
+@dataclasses.dataclass(frozen=True)
+class MetricModels:
+    """The networks that metrics need.
 
-    Raises UserError where nothing would be left. CLIP computes in float32 unless --dtype says otherwise: scores must not depend on the machine.
+    Attributes:
+        clip: None if no metric needs it or it cannot be loaded.
+        inception: likewise.
+        inception_file: name of its weights file.
+        errors: by metric, why its network cannot be loaded.
     """
-    loads = {
-        "clip": lambda: load_clip(
-            args.clip_model, "float32" if args.dtype == "auto" else args.dtype
-        ),
-        "inception": lambda: inception.Inception(args.inception),
-    }
-    found, left = dict.fromkeys(loads), {}
-    for need, load in loads.items():
-        mine = [name for name in names if METRICS[name].needs == need]
+
+    clip: CLIPEmbedder | None
+    inception: Any
+    inception_file: str
+    errors: dict[str, str]
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Hashes of the weights: network -> file -> hash."""
+        clip = {"clip": self.clip.folder.fingerprint()} if self.clip else {}
+        if not self.inception:
+            return clip
+        return clip | {"inception": {self.inception_file: self.inception.sha256}}
+
+
+def load_metric_models(args: EvaluateArgs, names: Sequence[str]) -> MetricModels:
+    """Loads the networks that the metrics need.
+
+    CLIP computes in float32 unless --dtype says otherwise, because scores should not depend on the
+    machine. Raises UserError if no metric is left.
+    """
+
+    def load(network: str) -> Any:
+        if network == "clip":
+            assert args.clip_model
+            return load_clip(args.clip_model, "float32" if args.dtype == "auto" else args.dtype)
+        assert args.inception
+        return inception.Inception(args.inception)
+
+    models: dict[str, Any] = dict.fromkeys(("clip", "inception"))
+    errors: dict[str, str] = {}
+    for network in models:
+        dependent = [name for name in names if METRICS[name].needs == network]
         try:
-            found[need] = load() if mine else None
+            models[network] = load(network) if dependent else None
         except UserError as error:
-            left |= dict.fromkeys(mine, str(error))
-    if len(left) == len(names):
-        raise UserError("; ".join(dict.fromkeys(left.values())))
-    return *found.values(), left
+            errors |= dict.fromkeys(dependent, str(error))
+    if len(errors) == len(names):
+        raise UserError("; ".join(dict.fromkeys(errors.values())))
+    inception_file = args.inception.name if args.inception else ""
+    return MetricModels(models["clip"], models["inception"], inception_file, errors)
+
+
+# ---- the report ----
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportWriter:
+    """Writes the report of an evaluation.
+
+    Attributes:
+        evaluator: of the edits.
+        tasks: of all shards.
+        names: metrics, with those whose network could not be loaded.
+        models: their networks.
+        record: what was evaluated and with which settings.
+        shown: number of clips on the page.
+    """
+
+    evaluator: ClipEvaluator
+    tasks: Sequence[EvaluationTask]
+    names: Sequence[str]
+    models: MetricModels
+    record: dict[str, Any]
+    shown: int
+
+    def write_until_complete(
+        self, shard_items: dict[str, ClipItem]
+    ) -> tuple[dict[str, dict], list[ClipItem]]:
+        """Writes the report, again if another process finished items meanwhile.
+
+        Returns:
+            What the last report says of each metric, and its items.
+        """
+        while True:
+            items = self.evaluator.all_items(self.tasks, shard_items)
+            metrics = self.write(items)
+            if self.evaluator.all_items(self.tasks, shard_items) == items:
+                return metrics, items
+
+    def write(self, items: list[ClipItem]) -> dict[str, dict]:
+        """Writes the report of these items; returns what it says of each metric."""
+        output, measured = self.evaluator.output, self.evaluator.names
+        distances, notes = clip_metrics.distances(
+            items, output, [name for name in measured if name in SET_METRICS]
+        )
+        sources = {task.id: str(task.source) for task in self.tasks}
+        summaries = clip_metrics.summary(
+            items, [name for name in measured if name not in SET_METRICS], sources
+        )
+        metrics = report.metric_entries(
+            items,
+            self.names,
+            summaries,
+            distances,
+            notes | self.models.errors,
+            self.models.fingerprints(),
+        )
+        record = self.record | {"versions": versions()}
+        report.write(output, record, self.tasks, items, metrics, self.pictures(items))
+        return metrics
+
+    def pictures(
+        self, items: Sequence[ClipItem]
+    ) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
+        """Yields clips for the page, evenly spaced in the set.
+
+        Each is (task, source and edit side by side, frames per second).
+        """
+        readable = {item.id for item in items if not item.error}
+        tasks = [task for task in self.tasks if task.id in readable]
+        count = min(self.shown, len(tasks))
+        for i in np.unique(np.linspace(0, len(tasks) - 1, count).round().astype(int)):
+            edited_path = clip_sets.find_edited(self.evaluator.edited, tasks[i].id)
+            source, edited, fps = read_pair(tasks[i].source, edited_path, self.evaluator.clips)
+            yield tasks[i], np.concatenate([source, edited], axis=2), fps
+
+
+def print_summary(tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], page: Path) -> None:
+    """Prints how many edits were evaluated; logs errors and notes."""
+    unread, noted = [item for item in items if item.error], [item for item in items if item.note]
+    for item in unread:
+        log.warning("%s: not evaluated: %s", item.id, item.error)
+    for item in noted:
+        log.warning("%s: %s", item.id, item.note)
+    parts = [f"evaluated {len(items) - len(unread)} of {len(tasks)} edits"]
+    if unread:
+        parts.append(f"{len(unread)} not readable")
+    if noted:
+        parts.append(f"{len(noted)} with clips of different length")
+    print(f"{', '.join(parts)}; wrote {page}")
 
 
 # ---- edits ----
 
 
-def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
-    """(clip, instruction) -> its edit by --model; what it is goes into the record."""
+def load_editor(args: EvaluateArgs, record: dict[str, Any]) -> Edit:
+    """Loads --model as an editor, and adds its identity and settings to the record."""
     pipe = pipeline.load(args.model, args.dtype)
     settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
     pipe.check_editor()
@@ -210,25 +306,25 @@ def editor(args, record: dict) -> Callable[[np.ndarray, str], np.ndarray]:
     return lambda clip, instruction: pipe.edit(clip, instruction, **vars(settings))
 
 
-def edit(
-    make: Callable, tasks: Sequence[clip_sets.EvaluationTask], folder: Path, settings: ClipSettings
+def write_edits(
+    edit_clip: Edit, tasks: Sequence[EvaluationTask], folder: Path, settings: ClipSettings
 ) -> None:
-    """Writes folder/ID/*.png for each task that has none, or one of another instruction or source; a clip that cannot be edited is named and left out."""
+    """Writes folder/ID/*.png for each task that has no edit of this instruction and source.
+
+    Clips that cannot be edited are logged and skipped.
+    """
     with Progress("editing", len(tasks)) as progress:
         for task in progress.wrap(tasks):
             target = folder / task.id
             try:
-                of = json.dumps(
-                    {
-                        "instruction": task.instruction,
-                        "source": clip_metrics.fingerprint_files(task.source),
-                    }
-                )
-                if (target / EDIT_RECORD).is_file() and (target / EDIT_RECORD).read_text() == of:
+                source = clip_metrics.fingerprint_files(task.source)
+                record = json.dumps({"instruction": task.instruction, "source": source})
+                file = target / EDIT_RECORD
+                if file.is_file() and file.read_text() == record:
                     continue
                 clip = open_clip(task.source, fps=settings.fps)
                 size = common_size([(clip.height, clip.width)], settings.size)
-                edited = make(read_fitted(clip, size, settings.frames), task.instruction)
+                edited = edit_clip(read_fitted(clip, size, settings.frames), task.instruction)
             except UserError as error:
                 log.warning("%s: not edited: %s", task.id, error)
                 continue
@@ -237,29 +333,17 @@ def edit(
                 frames.mkdir()
                 for i, pixels in enumerate(edited):
                     Image.fromarray(pixels).save(frames / f"{i:05d}.png")
-                (frames / EDIT_RECORD).write_text(of)
+                (frames / EDIT_RECORD).write_text(record)
                 shutil.rmtree(target, ignore_errors=True)
 
 
-def pictures(
-    tasks: Sequence[clip_sets.EvaluationTask],
-    items: Sequence[clip_metrics.ClipItem],
-    judge: clip_metrics.ClipEvaluator,
-    count: int,
-) -> Iterator[tuple[clip_sets.EvaluationTask, np.ndarray, float]]:
-    """Clips for the page, spread over the set: (task, source and edit side by side, frames/s)."""
-    good = {item.id for item in items if not item.error}
-    whole = [task for task in tasks if task.id in good]
-    for i in np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)):
-        source, edited, fps = read_pair(
-            whole[i].source, clip_sets.find_edited(judge.edited, whole[i].id), judge.clips
-        )
-        yield whole[i], np.concatenate([source, edited], axis=2), fps
+# ---- the A/B page ----
 
 
-def make_study(args, tasks: Sequence[clip_sets.EvaluationTask], settings: ClipSettings) -> None:
-    """The page of the pairs that both folders have, and what could not be read."""
-    pairs, bad = [], []
+def make_study(args: EvaluateArgs, tasks: Sequence[EvaluationTask], settings: ClipSettings) -> None:
+    """Writes the page of the pairs that both folders have; logs those that cannot be read."""
+    assert args.edited and args.against
+    pairs, skipped = [], 0
     for task in tasks:
         try:
             source, first, fps = read_pair(
@@ -268,13 +352,14 @@ def make_study(args, tasks: Sequence[clip_sets.EvaluationTask], settings: ClipSe
             _, second, _ = read_pair(
                 task.source, clip_sets.find_edited(args.against, task.id), settings
             )
-            pairs.append(
-                ab_study.Question.of(task.id, task.instruction, source, (first, second), fps)
-            )
+            edits = (first, second)
+            pairs.append(ab_study.Question.of(task.id, task.instruction, source, edits, fps))
         except UserError as error:
-            bad.append(task.id)
+            skipped += 1
             log.warning("%s: left out: %s", task.id, error)
     file = ab_study.write(args.output, pairs, (str(args.edited), str(args.against)), args.seed)
+    omitted = f", {skipped} left out" if skipped else ""
     print(
-        f"{len(pairs)} pairs{f', {len(bad)} left out' if bad else ''}; open {file}, or: python -m ivid2vid_jax.evaluation.ab_study --folder {args.output}"
+        f"{len(pairs)} pairs{omitted}; open {file}, or: "
+        f"python -m ivid2vid_jax.evaluation.ab_study --folder {args.output}"
     )

@@ -1,9 +1,13 @@
-"""The benchmark: editing of held-out clips of the shapes world, where the true edit is known and `shapes.check` judges from pixels.
+"""The shapes benchmark: edits of held-out clips of the shapes world, where the true edit is known.
 
-    items = run(editors(pipe, settings), kinds=KINDS, count=40, file=Path("items.jsonl"))
-    print(table(items))
+`shapes.check` decides from the pixels whether an edit passes.
 
-Every number hangs on (editor, kind, index) alone, so a stopped run goes on where it was, and two runs can be compared item by item.
+    clips = list(specs(KINDS, count=40, size=64, frames=16))
+    items = run_benchmark(editors(pipe, settings), clips, Path("items.jsonl"))
+    print(table(report(items)))
+
+Every number depends only on (editor, kind, index), so a stopped run continues where it was, and
+two runs can be compared item by item.
 """
 
 import dataclasses
@@ -11,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax
 import numpy as np
@@ -26,18 +31,33 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import bootstrap_interval, wilson_interval
 from ivid2vid_jax.weights.torch_keys import torch_key
 
-SEED = 1_000_003  # of the benchmark's clips: no training uses it, and the combinations are held out besides
-Editor = Callable[[Triplet], np.ndarray]  # the edited clip, [T, H, W, 3] uint8
+# Seed of the benchmark's clips. No training uses it, and their combinations are held out besides.
+SEED = 1_000_003
+Editor = Callable[[Triplet], np.ndarray]  # returns the edited clip, [T, H, W, 3] uint8
+Progress = Callable[[int, int], None]  # (done, total)
+MEAN_FIELDS = ("difference", "difference_truth", "flicker", "warping", "warping_truth")
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesItem:
-    """One edited clip, judged.
+    """Metrics of one edited clip.
 
-    passed, success, preserved, nearest: `shapes.Verdict`'s. error: mean squared error (grey levels squared) to the true edit; error_outside:
-    to the source, where the edit must change nothing, None where there is no such place. difference, difference_truth: mean absolute
-    difference of consecutive frames (grey levels) of the edited and of the true clip; flicker: the mean absolute error of that difference.
-    warping, warping_truth: `flow.warping_error` of both by the source's flow, None without OpenCV.
+    Attributes:
+        editor: name of the editor.
+        kind: kind of edit.
+        index: number of the clip within its kind.
+        passed: the edit is shown and the rest is preserved (`shapes.Verdict`).
+        success: the edit is shown.
+        preserved: the rest is preserved.
+        nearest: the candidate scene that the edited clip is nearest to.
+        error: mean squared error to the true edit, grey levels squared.
+        error_outside: the same to the source, where the edit must change nothing; None if there
+            are no such pixels.
+        difference: mean absolute difference of consecutive frames, grey levels.
+        difference_truth: the same of the true edit.
+        flicker: mean absolute error of the frame-to-frame difference against the true edit's.
+        warping: `flow.warping_error` by the source's flow; None without OpenCV.
+        warping_truth: the same of the true edit.
     """
 
     editor: str
@@ -64,32 +84,39 @@ def specs(
     world: str = "shapes",
     phrasings: tuple[int, ...] = (),
 ) -> Iterator[tuple[str, int, shapes.Spec]]:
-    """(kind, index, spec), `count` held-out ones of each kind, said in the sentences of these numbers (() = all)."""
+    """Yields (kind, index, spec): `count` held-out clips of each kind.
+
+    Args:
+        kinds: kinds of edit.
+        count: clips of each kind.
+        size: pixels of the clip's side.
+        frames: frames of a clip.
+        world: a name of `shapes.WORLDS`.
+        phrasings: indices of the sentence templates of the instructions; () means all.
+    """
     for kind in kinds:
-        place = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
+        offset = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
         for index in range(count):
-            yield (
-                kind,
-                index,
-                shapes.sample_spec(
-                    SEED, place + index, "eval", (kind,), size, frames, world, phrasings
-                ),
+            spec = shapes.sample_spec(
+                SEED, offset + index, "eval", (kind,), size, frames, world, phrasings
             )
+            yield kind, index, spec
 
 
 def evaluate_edit(
     editor: str, kind: str, index: int, spec: shapes.Spec, truth: Triplet, edited: np.ndarray
 ) -> ShapesItem:
+    """Computes the metrics of one edited clip, [T, H, W, 3] uint8."""
     verdict = shapes.check(truth.source, edited, spec)
-    source, wanted, found = (
+    source, target, output = (
         np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited)
     )
     outside = (
         None
         if truth.mask is None or truth.mask.all()
-        else float(np.square(found - source)[~truth.mask].mean())
+        else float(np.square(output - source)[~truth.mask].mean())
     )
-    moves, wanted_moves = np.diff(found, axis=0), np.diff(wanted, axis=0)
+    output_steps, target_steps = np.diff(output, axis=0), np.diff(target, axis=0)
     warping, warping_truth = warping_errors(truth.source, edited, truth.edited)
     return ShapesItem(
         editor,
@@ -99,34 +126,39 @@ def evaluate_edit(
         verdict.success,
         verdict.preserved,
         verdict.nearest,
-        error=float(np.square(found - wanted).mean()),
+        error=float(np.square(output - target).mean()),
         error_outside=outside,
-        difference=mean(np.abs(moves)),
-        difference_truth=mean(np.abs(wanted_moves)),
-        flicker=mean(np.abs(moves - wanted_moves)),
+        difference=mean_or_zero(np.abs(output_steps)),
+        difference_truth=mean_or_zero(np.abs(target_steps)),
+        flicker=mean_or_zero(np.abs(output_steps - target_steps)),
         warping=warping,
         warping_truth=warping_truth,
     )
 
 
-def mean(values: np.ndarray) -> float:
-    """Of nothing, which is what moves in a single frame: 0."""
+def mean_or_zero(values: np.ndarray) -> float:
+    """The mean; 0 of no values, as for the frame differences of a single frame."""
     return float(values.mean()) if values.size else 0.0
 
 
 def warping_errors(source: np.ndarray, *clips: np.ndarray) -> list[float | None]:
-    """Of each clip by the source's flow; None where that cannot be had: without OpenCV, or where nothing can be followed."""
+    """Warping error of each clip by the source's flow.
+
+    None where it cannot be computed: without OpenCV, or where no pixel can be followed.
+    """
     try:
-        there = flow.forward(source)
-        seen = flow.visible(there, flow.backward(source))
-        return [flow.warping_error(clip, there, seen) for clip in clips]
+        source_flow = flow.forward(source)
+        mask = flow.visible(source_flow, flow.backward(source))
+        return [flow.warping_error(clip, source_flow, mask) for clip in clips]
     except UserError:
         return [None] * len(clips)
 
 
 def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
-    """By name: "model"; what it is measured against: "per frame", the same net without its temporal layers, and "copy", the source itself;
-    and "vae", the true edit through the autoencoder: no editor of this pipeline can do better. settings: resolved.
+    """The model and its baselines by name; settings must be resolved.
+
+    "model": the pipeline. "per frame": the same net without its temporal layers. "copy": the source
+    itself. "vae": the true edit through the autoencoder, an upper bound for this pipeline.
     """
     return {
         "model": editor(pipe, settings),
@@ -137,144 +169,154 @@ def editors(pipe: Pipeline, settings: EditSettings) -> dict[str, Editor]:
 
 
 def editor(pipe: Pipeline, settings: EditSettings) -> Editor:
-    """What the pipeline makes of a triplet's source and instruction."""
+    """The pipeline as an editor of a triplet's source clip by its instruction."""
     return lambda truth: pipe.edit(truth.source, truth.instruction, **vars(settings))
 
 
 def drop_temporal(pipe: Pipeline) -> Pipeline:
-    """The same net, its temporal layers left out."""
+    """The same pipeline without temporal layers in its U-Net."""
     flat = flax.traverse_util.flatten_dict(pipe.params["unet"])
     spatial = {path: leaf for path, leaf in flat.items() if not is_temporal_key(torch_key(path))}
     folder = dataclasses.replace(
         pipe.folder, unet=dataclasses.replace(pipe.folder.unet, temporal=())
     )
-    return dataclasses.replace(
-        pipe,
-        folder=folder,
-        params=pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)},
-    )
+    params = pipe.params | {"unet": flax.traverse_util.unflatten_dict(spatial)}
+    return dataclasses.replace(pipe, folder=folder, params=params)
 
 
 def run_benchmark(
-    judged: dict[str, Editor],
-    wanted: Sequence[tuple[str, int, shapes.Spec]],
+    editors: dict[str, Editor],
+    specs: Sequence[tuple[str, int, shapes.Spec]],
     file: Path,
-    show: Callable | None = None,
-    progress: Callable | None = None,
+    show: Callable[[ShapesItem, Triplet, np.ndarray], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ShapesItem]:
-    """Judges every editor on every spec; one line of `file` an item, and those that are there already are not made again.
+    """Evaluates every editor on every spec.
 
-    show(item, truth, edited) sees each new clip; progress(done, total).
+    Args:
+        editors: by name.
+        specs: (kind, index, spec).
+        file: receives a JSON line per item; items that are there already are not edited again.
+        show: called with each new item, its triplet and its edited clip.
+        progress: called with (done, total).
     """
     done = {(item.editor, item.kind, item.index): item for item in read(file)}
-    missing = [
-        (kind, index, spec)
-        for kind, index, spec in wanted
-        if any((name, kind, index) not in done for name in judged)
-    ]
-    total, made = (
-        len(wanted) * len(judged),
-        sum((name, kind, index) in done for name in judged for kind, index, _ in wanted),
-    )
+    keys = [(name, kind, index) for name in editors for kind, index, _ in specs]
+    finished = sum(key in done for key in keys)
     with jsonl.open_append(file) as out:
-        for kind, index, spec in missing:
+        for kind, index, spec in specs:
+            missing = [name for name in editors if (name, kind, index) not in done]
+            if not missing:
+                continue
             truth = shapes.triplet(spec)
-            for name, edit in judged.items():
-                if (name, kind, index) in done:
-                    continue
-                edited = edit(truth)
-                item = done[name, kind, index] = evaluate_edit(
-                    name, kind, index, spec, truth, edited
-                )
+            for name in missing:
+                edited = editors[name](truth)
+                item = evaluate_edit(name, kind, index, spec, truth, edited)
+                done[name, kind, index] = item
                 out.write(json.dumps(dataclasses.asdict(item)) + "\n")
                 out.flush()
-                made += 1
+                finished += 1
                 if show:
                     show(item, truth, edited)
                 if progress:
-                    progress(made, total)
-    return [done[name, kind, index] for name in judged for kind, index, _ in wanted]
+                    progress(finished, len(keys))
+    return [done[key] for key in keys]
 
 
 def read(file: Path) -> list[ShapesItem]:
-    """The items of a file; a last line that was cut off is left out."""
+    """The items of a file, without a last line that was cut off."""
     return [ShapesItem(**json.loads(line)) for line in jsonl.read_complete_lines(file)]
 
 
-def summary(items: Iterable[ShapesItem]) -> dict:
-    """What is told of a group of items: shares and means, each with its 95% interval."""
+def summary(items: Iterable[ShapesItem]) -> dict[str, Any]:
+    """Shares and means of a group of items, each with its 95% interval."""
     items = list(items)
-    count, out = len(items), {"count": len(items)}
+    count = len(items)
+    result: dict[str, Any] = {"count": count}
     for name in ("passed", "success", "preserved"):
-        number = sum(getattr(item, name) for item in items)
-        out[name] = {"share": number / count, "interval": wilson_interval(number, count)}
+        successes = sum(getattr(item, name) for item in items)
+        interval = wilson_interval(successes, count)
+        result[name] = {"share": successes / count, "interval": interval}
     outside = [item.error_outside for item in items if item.error_outside is not None]
     for name, errors in (("psnr", [item.error for item in items]), ("psnr_outside", outside)):
         if errors:
-            out[name] = {
+            result[name] = {
                 "db": float(psnr(np.asarray(errors))),
                 "interval": bootstrap_interval(errors, psnr) if all(errors) else None,
             }
-    told = {
-        name: [getattr(item, name) for item in items]
-        for name in ("difference", "difference_truth", "flicker", "warping", "warping_truth")
-    }
-    told["gap"] = [item.difference - item.difference_truth for item in items]
-    for name, values in told.items():
-        if values := [value for value in values if value is not None]:
-            out[name] = {
+    columns = {name: [getattr(item, name) for item in items] for name in MEAN_FIELDS}
+    columns["gap"] = [item.difference - item.difference_truth for item in items]
+    for name, column in columns.items():
+        if values := [value for value in column if value is not None]:
+            result[name] = {
                 "mean": float(np.mean(values)),
-                "interval": bootstrap_interval(values, lambda drawn: drawn.mean(-1)),
+                "interval": bootstrap_interval(values, lambda samples: samples.mean(-1)),
             }
-    return out
+    return result
 
 
-def report(items: Iterable[ShapesItem]) -> dict:
-    """{editor: {"all": summary, kind: summary, ...}}."""
+def report(items: Iterable[ShapesItem]) -> dict[str, dict[str, Any]]:
+    """Returns {editor: {"all": summary, kind: summary, ...}}."""
     items = list(items)
-    out = {}
+    result = {}
     for editor in dict.fromkeys(item.editor for item in items):
-        own = [item for item in items if item.editor == editor]
-        groups = {
-            kind: [item for item in own if item.kind == kind]
-            for kind in dict.fromkeys(item.kind for item in own)
+        edits = [item for item in items if item.editor == editor]
+        kinds = dict.fromkeys(item.kind for item in edits)
+        result[editor] = {"all": summary(edits)} | {
+            kind: summary(item for item in edits if item.kind == kind) for kind in kinds
         }
-        out[editor] = {"all": summary(own)} | {
-            kind: summary(group) for kind, group in groups.items()
-        }
-    return out
+    return result
 
 
-def table(found: dict) -> str:
+COLUMNS = (
+    "clips",
+    "passed [95%]",
+    "edit shown",
+    "rest preserved",
+    "PSNR to true edit",
+    "PSNR outside the edit",
+    "flicker",
+    "frame difference (true edit's)",
+)
+
+
+def table(report: dict[str, dict[str, Any]]) -> str:
     """A report as Markdown: all kinds of every editor, then each kind of the first editor."""
-    head = "| {} | clips | passed [95%] | edit shown | rest kept | PSNR to truth | PSNR outside | flicker | frame difference (truth's) |"
-    rule = "|---|---|---|---|---|---|---|---|---|"
-    first = next(iter(found))
-    blocks = [head.format("editor"), rule, *(row(name, found[name]["all"]) for name in found), ""]
-    blocks += [
-        head.format(f"kind, {first}"),
-        rule,
-        *(row(kind, found[first][kind]) for kind in found[first] if kind != "all"),
-    ]
-    return "\n".join(blocks)
+    first = next(iter(report))
+    kinds = {kind: group for kind, group in report[first].items() if kind != "all"}
+    return "\n".join(
+        [
+            *header("editor"),
+            *(row(name, groups["all"]) for name, groups in report.items()),
+            "",
+            *header(f"kind, {first}"),
+            *(row(kind, group) for kind, group in kinds.items()),
+        ]
+    )
 
 
-def row(name: str, s: dict) -> str:
-    low, high = s["passed"]["interval"]
-    decibels = [
-        f"{s[key]['db']:.1f}"
-        if key in s and np.isfinite(s[key]["db"])
-        else "exact"
-        if key in s
-        else ""
-        for key in ("psnr", "psnr_outside")
+def header(first: str) -> list[str]:
+    """The Markdown table's head, with this title of the first column."""
+    return ["| " + " | ".join([first, *COLUMNS]) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+
+
+def row(name: str, group: dict[str, Any]) -> str:
+    """A summary as a row of the Markdown table."""
+    low, high = group["passed"]["interval"]
+    cells = [
+        name,
+        str(group["count"]),
+        f"{100 * group['passed']['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
+        *(f"{100 * group[key]['share']:.1f}%" for key in ("success", "preserved")),
+        *(decibels(group.get(key)) for key in ("psnr", "psnr_outside")),
+        f"{group['flicker']['mean']:.2f}",
+        f"{group['difference']['mean']:.2f} ({group['difference_truth']['mean']:.2f})",
     ]
-    shares = [
-        f"{100 * s['passed']['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
-        *(f"{100 * s[key]['share']:.1f}%" for key in ("success", "preserved")),
-    ]
-    moves = [
-        f"{s['flicker']['mean']:.2f}",
-        f"{s['difference']['mean']:.2f} ({s['difference_truth']['mean']:.2f})",
-    ]
-    return "| " + " | ".join([name, str(s["count"]), *shares, *decibels, *moves]) + " |"
+    return "| " + " | ".join(cells) + " |"
+
+
+def decibels(psnr: dict[str, float] | None) -> str:
+    """A PSNR in words: "exact" if infinite, "" if there is none."""
+    if psnr is None:
+        return ""
+    return f"{psnr['db']:.1f}" if np.isfinite(psnr["db"]) else "exact"

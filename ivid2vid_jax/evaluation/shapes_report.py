@@ -1,4 +1,4 @@
-"""What an evaluation on the shapes world leaves beside its tables: report.json and items.csv with what each number is, index.html to read and to look at."""
+"""The report of an evaluation on the shapes world: report.json, items.csv and index.html."""
 
 import csv
 import dataclasses
@@ -7,111 +7,178 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ivid2vid_jax.data import shapes as world
-from ivid2vid_jax.evaluation import report, shapes_benchmark
+from ivid2vid_jax.evaluation import page_parts, report, shapes_benchmark
+from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.utils.atomic import atomic_path
 
-DEFINITIONS = {
-    "passed": "the edit is shown and the rest is kept, by the checker of the shapes world (data/shapes/checker.py), which knows the scene; share of clips, Wilson's 95% interval",
-    "edit shown (success)": "what was asked is shown in every frame: it is nearer to the true edit than to the other scenes that the checker tries",
-    "rest kept (preserved)": "the rest is as it was, block by block",
-    "PSNR to truth (psnr)": "dB of the squared error to the true edit, pooled over clips; 95% interval by resampling clips",
-    "PSNR outside (psnr_outside)": "the same to the source, over the pixels that the true edit leaves as they are",
-    "flicker": "mean absolute error, grey levels 0 to 255, of the change from frame to frame, against that of the true edit",
-    "frame difference (difference, difference_truth; their gap)": "mean absolute change from frame to frame, grey levels, beside the true edit's: lower alone rewards frozen clips",
-    "warping error (warping, warping_truth)": "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), beside the true edit's; squared, values 0 to 1; in report.json and items.csv",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a number is.
+
+    Attributes:
+        key: in report.json.
+        title: on the page.
+        text: the definition.
+    """
+
+    key: str
+    title: str
+    text: str
+
+
+DEFINITIONS = (
+    Definition(
+        "passed",
+        "passed",
+        "the edit is shown and the rest is preserved, by the checker of the shapes world "
+        "(data/shapes/checker.py), which knows the scene; share of clips, Wilson's 95% interval",
+    ),
+    Definition(
+        "edit shown (success)",
+        "edit shown (success)",
+        "every frame is nearer to the true edit than to the other scenes that the checker tries",
+    ),
+    Definition(
+        "rest kept (preserved)",
+        "rest preserved (preserved)",
+        "every block outside the edit is as in the source",
+    ),
+    Definition(
+        "PSNR to truth (psnr)",
+        "PSNR to true edit (psnr)",
+        "dB of the mean squared error to the true edit over all clips; 95% bootstrap interval over "
+        "clips",
+    ),
+    Definition(
+        "PSNR outside (psnr_outside)",
+        "PSNR outside the edit (psnr_outside)",
+        "the same to the source, over the pixels that the true edit does not change",
+    ),
+    Definition(
+        "flicker",
+        "flicker",
+        "mean absolute error of the frame-to-frame change against that of the true edit, grey "
+        "levels 0 to 255",
+    ),
+    Definition(
+        "frame difference (difference, difference_truth; their gap)",
+        "frame difference (difference, difference_truth; gap)",
+        "mean absolute change from frame to frame, grey levels, that of the true edit, and their "
+        "difference; a lower value alone rewards frozen clips",
+    ),
+    Definition(
+        "warping error (warping, warping_truth)",
+        "warping error (warping, warping_truth)",
+        "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), and that "
+        "of the true edit; squared, values 0 to 1; only in report.json and items.csv",
+    ),
+)
 
 
 def write(
     output: Path,
-    record: dict,
-    items: Sequence[shapes_benchmark.ShapesItem],
-    found: dict,
-    shown: Sequence[tuple[str, Path]],
-    pictures: Sequence[Path] = (),
+    record: dict[str, Any],
+    items: Sequence[ShapesItem],
+    results: dict[str, dict[str, Any]],
+    clips: Sequence[tuple[str, Path]],
+    plots: Sequence[Path] = (),
 ) -> None:
-    """found: `shapes.report`'s. shown: (words, animation of source, edit and truth side by side). pictures: more plots."""
-    document = record | {"definitions": DEFINITIONS, "report": found}
+    """Writes the report.
+
+    Args:
+        output: the folder.
+        record: what was evaluated and with which settings.
+        items: of all editors.
+        results: of `shapes_benchmark.report`.
+        clips: (title, GIF of source, edit and true edit side by side).
+        plots: more images for the page.
+    """
+    definitions = {definition.key: definition.text for definition in DEFINITIONS}
+    document = record | {"definitions": definitions, "report": results}
     with atomic_path(output / "report.json") as file:
         file.write_text(json.dumps(report.to_jsonable(document), indent=2) + "\n")
-    with atomic_path(output / "items.csv") as file, open(file, "w", newline="") as out:
-        rows = csv.DictWriter(
-            out, [field.name for field in dataclasses.fields(shapes_benchmark.ShapesItem)]
-        )
-        rows.writeheader()
-        rows.writerows(map(dataclasses.asdict, items))
+    with atomic_path(output / "items.csv") as file, file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(ShapesItem)])
+        writer.writeheader()
+        writer.writerows(map(dataclasses.asdict, items))
     with atomic_path(output / "index.html") as file:
-        file.write_text(page(record, items, found, shown, pictures))
+        file.write_text(page(record, len(items), results, clips, plots))
 
 
 def page(
-    record: dict,
-    items: Sequence[shapes_benchmark.ShapesItem],
-    found: dict,
-    shown: Sequence[tuple[str, Path]],
-    pictures: Sequence[Path],
+    record: dict[str, Any],
+    count: int,
+    results: dict[str, dict[str, Any]],
+    clips: Sequence[tuple[str, Path]],
+    plots: Sequence[Path],
 ) -> str:
+    """The HTML page; count: of the edits."""
+    passed = page_parts.image_tag(bar_plots(results), "shares of edits that pass")
     parts = [
-        f"<h1>Evaluation of {len(items)} edits, shapes world</h1>{report.facts(record)}<h2>Shares and means</h2>{tables(shapes_benchmark.table(found))}"
+        f"<h1>Evaluation of {count} edits of the shapes world</h1>",
+        page_parts.record_table(record),
+        f"<h2>Results</h2>{html_tables(shapes_benchmark.table(results))}",
+        f"<h2>Share of edits that pass, with 95% intervals</h2>{passed}",
     ]
-    parts.append(
-        f"<h2>Edits that pass, 95% intervals</h2>{report.picture(bars(found), 'shares of edits that pass')}"
-    )
-    for file in pictures:
+    for file in plots:
         with Image.open(file) as image:
-            parts.append(report.picture(image, file.stem))
-    parts.append("<h2>Clips: source, edit, truth</h2>" if shown else "")
+            parts.append(page_parts.image_tag(image, file.stem))
+    parts.append("<h2>Clips: source, edit and true edit</h2>" if clips else "")
     parts += [
-        report.section(words, file.stem, report.uri(file.read_bytes(), "gif"))
-        for words, file in shown
+        page_parts.clip_section(title, file.stem, page_parts.data_uri(file.read_bytes(), "gif"))
+        for title, file in clips
     ]
-    return report.html_page([*parts, f"<h2>What the numbers are</h2>{report.rows(DEFINITIONS)}"])
+    definitions = {definition.title: definition.text for definition in DEFINITIONS}
+    parts.append(f"<h2>Definitions</h2>{page_parts.definition_table(definitions)}")
+    return page_parts.html_page(parts)
 
 
-def tables(markdown: str) -> str:
-    """Of Markdown's tables, which have an empty line between them."""
-    found = []
+def html_tables(markdown: str) -> str:
+    """Converts Markdown tables, separated by empty lines."""
+    tables = []
     for block in markdown.split("\n\n"):
         head, _, *body = (
             [cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()
         )
-        lines = [
-            f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
-            for tag, row in (("th", head), *(("td", row) for row in body))
-        ]
-        found.append(f"<p><table>{''.join(lines)}</table></p>")
-    return "".join(found)
+        lines = [table_row(head, "th"), *(table_row(row, "td") for row in body)]
+        tables.append(f"<p><table>{''.join(lines)}</table></p>")
+    return "".join(tables)
 
 
-def bars(found: dict) -> Image.Image:
-    """Of every editor, and of the first one's kinds."""
+def table_row(cells: Sequence[str], tag: str) -> str:
+    """A row of an HTML table."""
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def bar_plots(results: dict[str, dict[str, Any]]) -> Image.Image:
+    """Shares of passed edits, by editor and by kind of edit of the first editor."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    first = next(iter(found))
-    groups = (
-        {name: each["all"] for name, each in found.items()},
-        {kind: each for kind, each in found[first].items() if kind != "all"},
-    )
-    figure, axes = pyplot.subplots(
-        1, 2, figsize=(12, 1.2 + 0.3 * max(map(len, groups))), layout="constrained"
-    )
-    for axis, group, title in zip(
-        axes, groups, ("each editor, all kinds", f"{first}, each kind"), strict=True
-    ):
-        shares = np.array([each["passed"]["share"] for each in group.values()])
-        spread = np.abs(
-            np.array([each["passed"]["interval"] for each in group.values()]).T - shares
-        )
-        axis.barh(list(group), 100 * shares, xerr=100 * spread, capsize=3)
-        axis.set(xlim=(0, 100), xlabel="% passed", title=title)
+    first = next(iter(results))
+    groups = {
+        "all kinds of edit, by editor": {name: kinds["all"] for name, kinds in results.items()},
+        f"{first}, by kind of edit": {
+            kind: summary for kind, summary in results[first].items() if kind != "all"
+        },
+    }
+    height = 1.2 + 0.3 * max(map(len, groups.values()))
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, height), layout="constrained")
+    for axis, (title, group) in zip(axes, groups.items(), strict=True):
+        shares = np.array([summary["passed"]["share"] for summary in group.values()])
+        intervals = np.array([summary["passed"]["interval"] for summary in group.values()])
+        errors = np.abs(intervals.T - shares)
+        axis.barh(list(group), 100 * shares, xerr=100 * errors, capsize=3)
+        axis.set(xlim=(0, 100), xlabel="passed, %", title=title)
         axis.invert_yaxis()
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90)
@@ -120,22 +187,26 @@ def bars(found: dict) -> Image.Image:
 
 
 def clips(
-    items: Sequence[shapes_benchmark.ShapesItem],
+    items: Sequence[ShapesItem],
     specs: Sequence[tuple[str, int, world.Spec]],
-    file: Callable[[shapes_benchmark.ShapesItem], Path],
+    file: Callable[[ShapesItem], Path],
     count: int,
 ) -> list[tuple[str, Path]]:
-    """At most `count` of the items that have an animation, spread over them, with their instructions and what came out."""
-    known = {(kind, index): spec for kind, index, spec in specs}
-    there = [item for item in items if item.editor == "model" and file(item).is_file()]
-    chosen = [
-        there[i]
-        for i in np.unique(
-            np.linspace(0, len(there) - 1, min(count, len(there))).round().astype(int)
-        )
-    ]
-    told = ((item, world.triplet(known[item.kind, item.index]).instruction) for item in chosen)
-    return [
-        (f"{instruction} ({item.kind}: {'passed' if item.passed else 'failed'})", file(item))
-        for item, instruction in told
-    ]
+    """(title, animation) of at most `count` of the model's clips, evenly spaced.
+
+    Args:
+        items: of all editors.
+        specs: (kind, index, spec) of the items.
+        file: the path of an item's animation, which need not exist.
+        count: the most clips to show.
+    """
+    by_key = {(kind, index): spec for kind, index, spec in specs}
+    animated = [item for item in items if item.editor == "model" and file(item).is_file()]
+    positions = np.linspace(0, len(animated) - 1, min(count, len(animated)))
+    result = []
+    for i in np.unique(positions.round().astype(int)):
+        item = animated[i]
+        instruction = world.triplet(by_key[item.kind, item.index]).instruction
+        verdict = "passed" if item.passed else "failed"
+        result.append((f"{instruction} ({item.kind}: {verdict})", file(item)))
+    return result

@@ -1,6 +1,6 @@
 """How much a clip changes from frame to frame: frame differencing and block matching.
 
-Lower alone rewards frozen clips: a value means something only beside the source clip's own.
+Compare a value with that of the source clip: a lower value alone rewards frozen clips.
 """
 
 from collections.abc import Iterator
@@ -10,23 +10,25 @@ import numpy as np
 from ivid2vid_jax.utils.errors import UserError
 
 BLOCK = 16  # pixels of a block's side
-REACH = 7  # pixels that the search goes each way
-OUTSIDE = 4096  # grey levels beyond the frame: no block is matched there
+REACH = 7  # search range in pixels, each way
+OUTSIDE = 4096  # padding beyond the frame, above any grey level: no block matches there
 
 
 def frame_difference(clip: np.ndarray) -> float:
-    """Mean absolute difference of consecutive frames over pixels and channels, grey levels 0 to 255; clip: [T, H, W, 3] uint8.
+    """Mean absolute difference of consecutive frames over pixels and channels, 0 to 255.
 
-    VBench's temporal flickering (arXiv 2311.17982) is (255 - this) / 255. Raises UserError for fewer than 2 frames.
+    VBench's temporal flickering (arXiv 2311.17982) is (255 - this) / 255. The clip is [T, H, W, 3]
+    uint8; raises UserError for fewer than 2 frames.
     """
     return float(np.abs(np.diff(moving(clip).astype(np.int16), axis=0)).mean())
 
 
 def block_matching(clip: np.ndarray) -> tuple[float, float]:
-    """(residual, motion) of exhaustive search between consecutive frames' luma: what the best match leaves, mean absolute grey levels 0 to 255,
-    and the mean length of its vectors in pixels; clip: [T, H, W, 3] uint8.
+    """(residual, motion) of exhaustive block matching between the luma of consecutive frames.
 
-    Raises UserError for fewer than 2 frames.
+    The residual is the mean absolute difference at the best match, 0 to 255; the motion is the mean
+    length of the vectors in pixels. The clip is [T, H, W, 3] uint8; raises UserError for fewer than
+    2 frames.
     """
     luma = grey(moving(clip))
     vectors, residuals = block_vectors(luma[:-1], luma[1:])
@@ -36,22 +38,23 @@ def block_matching(clip: np.ndarray) -> tuple[float, float]:
 def block_vectors(
     before: np.ndarray, after: np.ndarray, block: int = BLOCK, reach: int = REACH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each block of `before` lies in `after` ([N, H, W] uint8 both): vectors [N, rows, columns, 2], (dx, dy) in pixels, and the mean absolute
-    difference there, [N, rows, columns].
+    """Finds each block of `before` in `after`, both [N, H, W] uint8.
 
-    Blocks stand side by side from the upper left corner, smaller than `block` only where the frame is; rows and columns that fill none are left out.
-    Matches lie within the frame; of equal ones the shortest vector is taken.
+    Blocks tile the frame from its upper left corner; a last row or column that fills no block is
+    left out, and blocks are smaller than `block` only if the frame is. Matches are within the
+    frame; of equal ones the shortest vector is taken.
+
+    Returns:
+        The vectors [N, rows, columns, 2], (dx, dy) in pixels, and the mean absolute differences
+        [N, rows, columns].
     """
     (N, H, W), side = before.shape, min(block, *before.shape[1:])
     rows, columns = H // side, W // side
     a = before[:, : rows * side, : columns * side].astype(np.int16)
-    b = np.pad(
-        after.astype(np.int16), ((0, 0), (reach, reach), (reach, reach)), constant_values=OUTSIDE
-    )
-    best, vectors = (
-        np.full((N, rows, columns), np.iinfo(np.int32).max),
-        np.zeros((N, rows, columns, 2)),
-    )
+    padding = ((0, 0), (reach, reach), (reach, reach))
+    b = np.pad(after.astype(np.int16), padding, constant_values=OUTSIDE)
+    best = np.full((N, rows, columns), np.iinfo(np.int32).max)
+    vectors = np.zeros((N, rows, columns, 2))
     for dx, dy in displacements(reach):
         shifted = b[:, reach + dy : reach + dy + a.shape[1], reach + dx : reach + dx + a.shape[2]]
         cost = np.abs(a - shifted).reshape(N, rows, side, columns, side).sum((2, 4), dtype=np.int32)
@@ -61,7 +64,7 @@ def block_vectors(
 
 
 def displacements(reach: int) -> Iterator[tuple[int, int]]:
-    """(dx, dy) of the search, the shortest first."""
+    """Yields (dx, dy) of the search, the shortest first."""
     steps = range(-reach, reach + 1)
     yield from sorted(
         ((dx, dy) for dy in steps for dx in steps), key=lambda d: d[0] ** 2 + d[1] ** 2
@@ -74,7 +77,7 @@ def grey(clip: np.ndarray) -> np.ndarray:
 
 
 def moving(clip: np.ndarray) -> np.ndarray:
-    """The clip; UserError where it is a still."""
+    """Returns the clip. Raises UserError if it has fewer than 2 frames."""
     if len(clip) < 2:
         raise UserError(f"a clip of {len(clip)} frame has no motion: 2 are needed")
     return clip

@@ -1,4 +1,7 @@
-"""What a training run teaches: held-out clips of the kinds of edit that it draws, edited and judged before its first step and after its last."""
+"""The benchmark of a training run: held-out clips, edited before its first step and after its last.
+
+The clips are of the kinds of edit that the run trains on. Results are files of RUN/benchmark.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from ivid2vid_jax.data.shapes import UNSEEN_STYLE, WORLDS, Spec
 from ivid2vid_jax.evaluation import shapes_benchmark
+from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils.errors import UserError
@@ -14,45 +18,60 @@ from ivid2vid_jax.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
+FOLDER, OLD_FOLDER = "benchmark", "judged"  # OLD_FOLDER: of earlier runs
+
 
 def check_config(config: TrainConfig) -> None:
-    """UserError where `log.benchmark` cannot be done."""
+    """Raises UserError if `log.benchmark` is set for a run that cannot be evaluated."""
     if config.log.benchmark and (config.task != "edit" or not set(config.data) & set(WORLDS)):
         raise UserError(
-            f"--log.benchmark {config.log.benchmark}: only edits of the shapes world can be judged: --task edit, --data shapes, or --log.benchmark 0"
+            f"--log.benchmark {config.log.benchmark} needs --task edit and --data shapes: only "
+            "edits of the shapes world can be evaluated; or set --log.benchmark 0"
         )
 
 
 def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:
-    """Judges `log.benchmark` clips and keeps what was found in RUN/judged; when: "before" or "after". What is there already is not done again."""
-    settings, kept = (
-        EditSettings(steps=config.log.sample_steps).resolve(pipe.folder),
-        file(run, config.steps if when == "after" else 0),
-    )
-    with Progress(f"judging {when} training") as progress:
+    """Evaluates about `log.benchmark` clips and writes the results; existing ones are kept.
+
+    Args:
+        config: of the training run.
+        run: the run's folder.
+        when: "before" or "after" the training.
+        pipe: the editor with the weights of that moment.
+    """
+    settings = EditSettings(steps=config.log.sample_steps).resolve(pipe.folder)
+    results = file(run, config.steps if when == "after" else 0)
+    with Progress(f"benchmark {when} training") as progress:
         items = shapes_benchmark.run_benchmark(
             {"model": shapes_benchmark.editor(pipe, settings)},
             list(clips(config)),
-            kept,
+            results,
             None,
             progress,
         )
-    log.info(
-        "%s training %d of %d edits pass (%s)",
-        when,
-        sum(item.passed for item in items),
-        len(items),
-        kept,
-    )
+    passed = sum(item.passed for item in items)
+    log.info("%s training %d of %d edits pass (%s)", when, passed, len(items), results)
+
+
+def folder(run: Path) -> Path:
+    """The folder of a run's results: RUN/benchmark, or an earlier run's RUN/judged."""
+    old = run / OLD_FOLDER
+    return old if old.is_dir() and not (run / FOLDER).exists() else run / FOLDER
 
 
 def file(run: Path, step: int) -> Path:
-    """Of the weights after so many steps: a run that goes on is judged again."""
-    return run / "judged" / (f"after-{step}.jsonl" if step else "before.jsonl")
+    """The file of the results at a step; 0 is before training.
+
+    A run that continues to a later step is evaluated again at that step.
+    """
+    return folder(run) / (f"after-{step}.jsonl" if step else "before.jsonl")
 
 
 def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
-    """About `log.benchmark` held-out clips, at least one a kind; of a kind that is drawn twice as often twice as many."""
+    """Yields (kind, index, spec) of about `log.benchmark` held-out clips.
+
+    Kinds are represented as often as training draws them, with at least one clip each.
+    """
     world = next(name for name in config.data if name in WORLDS)
     kinds = config.loader.kinds or WORLDS[world]
     for kind in dict.fromkeys(kinds):
@@ -63,34 +82,35 @@ def clips(config: TrainConfig) -> Iterator[tuple[str, int, Spec]]:
 
 
 def table(run: Path) -> str:
-    """Markdown: how many edits passed before and after, the last time the run ended, kinds never trained on by default first; empty where not both are judged."""
-    last = max(
-        (int(found.stem.rpartition("-")[2]) for found in (run / "judged").glob("after-*.jsonl")),
-        default=0,
-    )
+    """Markdown: passed edits before training and after its last end, by kind.
+
+    Kinds that the default training never draws come first. Empty if there are no results of before
+    or after.
+    """
+    steps = (int(path.stem.rpartition("-")[2]) for path in folder(run).glob("after-*.jsonl"))
+    last = max(steps, default=0)
     before, after = (shapes_benchmark.read(file(run, step)) for step in (0, last))
     if not (last and before and after):
         return ""
     kinds = sorted({item.kind for item in after}, key=lambda kind: (kind != UNSEEN_STYLE, kind))
-    groups = {kind: (kind,) for kind in kinds} | {
-        "all kinds of the default training": tuple(kind for kind in kinds if kind != UNSEEN_STYLE)
-    }
+    groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in kinds}
+    if trained := tuple(kind for kind in kinds if kind != UNSEEN_STYLE):
+        groups["all kinds of the default training"] = trained
     lines = [
         f"| kind of edit | passed before [95%] | passed after {last} steps [95%] |",
         "|---|---|---|",
     ]
     for name, members in groups.items():
-        cells = [
-            share([item.passed for item in items if item.kind in members])
-            for items in (before, after)
-        ]
-        if members:
-            lines.append("| " + " | ".join([name, *cells]) + " |")
+        cells = [name, passed_share(before, members), passed_share(after, members)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def share(passed: list[bool]) -> str:
+def passed_share(items: list[ShapesItem], kinds: tuple[str, ...]) -> str:
+    """The share of edits of these kinds that pass, with its interval; "" if there are none."""
+    passed = [item.passed for item in items if item.kind in kinds]
     if not passed:
         return ""
     low, high = wilson_interval(sum(passed), len(passed))
-    return f"{sum(passed)} of {len(passed)}, {100 * sum(passed) / len(passed):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+    share = sum(passed) / len(passed)
+    return f"{sum(passed)} of {len(passed)}, {100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"

@@ -1,1 +1,1 @@
-"""Runs that train and compare several recipes."""
+"""Comparisons of several editors or training recipes."""

@@ -1,6 +1,7 @@
-"""The data engine's editors on the benchmark: Tune-A-Video and shared noise, on the very tasks of the editors that are told instructions.
+"""The data engine's editors (Tune-A-Video, shared noise) on the shapes benchmark.
 
-They know a text-to-image net alone, so they are told what the source clip shows and what the edited one is to show: the true captions.
+They use a text-to-image net, so they receive the true captions of source and edit instead of the
+instruction.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,23 +19,23 @@ from ivid2vid_jax.utils.errors import UserError
 def engine_editors(
     base: Pipeline, config: SynthesisConfig, names: Iterable[str]
 ) -> dict[str, Editor]:
-    """Of these names, with the settings of a recipe of the data engine."""
+    """The editors of these names, with the settings of a data engine recipe."""
     return {
         name: editor(EDITORS[name](base, getattr(config, name), 1), config.seed) for name in names
     }
 
 
 def editor(edit: Callable, seed: int) -> Editor:
-    """What an editor of captions makes of a triplet's source; UserError where that is not finite."""
+    """Wraps an editor of the data engine; raises UserError if its output is not finite."""
 
     def run(truth: Triplet) -> np.ndarray:
-        made = edit([EditTask(truth.source, truth.source_caption, (truth.edited_caption,), seed)])[
-            0
-        ][0]
-        if made is None:
+        task = EditTask(truth.source, truth.source_caption, (truth.edited_caption,), seed)
+        edited = edit([task])[0][0]
+        if edited is None:
             raise UserError(
-                f"{truth.edited_caption!r}: the net gave numbers that are not finite; give other settings by --engine"
+                f"{truth.edited_caption!r}: the net's output is not finite; try other settings "
+                "with --engine"
             )
-        return made
+        return edited
 
     return run

@@ -1,4 +1,4 @@
-"""Triplets that the data engine makes for an experiment's arm, once for all its seeds, and what each of the engine's stages loses."""
+"""Triplets that the data engine makes for an arm of an experiment, once for all its seeds."""
 
 import dataclasses
 import json
@@ -16,31 +16,46 @@ from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 
 STATISTICS = "statistics.json"
+COLUMNS = (
+    "triplets of",
+    "clips",
+    "with instructions",
+    "edits made",
+    "correct edits [95%]",
+    "kept by the filter",
+    "correct among kept (precision) [95%]",
+    "kept among correct (recall) [95%]",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineTriplets:
-    """engine: a recipe of the data engine; its `output` is a name, and arms that share one, and so differ in the filter alone, share clips and edits.
-    captions: clip id -> what is said of the clip in the place of its own caption.
+    """How the triplets of an arm are made.
+
+    Attributes:
+        engine: a recipe of the data engine. Its `output` is a name: arms with the same name (they
+            may differ in the filter only) share clips and edits.
+        captions: clip id -> caption, replaces the clip's own caption.
     """
 
     engine: SynthesisConfig
     captions: Callable[[str], str] | None = None
 
 
-def make_triplets(made: EngineTriplets, folder: Path, shared: Path) -> Path:
-    """The dataset, in folder/dataset; the engine works in shared/<output>, where it goes on if it was stopped.
+def make_triplets(triplets: EngineTriplets, folder: Path, shared: Path) -> Path:
+    """Makes the dataset in folder/dataset; the engine works in shared/<output> and can resume.
 
-    Raises UserError where the folder holds triplets of another recipe, and what the engine raises.
+    Raises:
+        UserError: the folder holds triplets of another recipe; and errors of the engine.
     """
-    engine, told = working_config(made, shared)
-    recipe = json.loads(
-        json.dumps({"engine": dataclasses.asdict(made.engine), "captions": told}, default=str)
-    )
+    engine, captions = working_config(triplets, shared)
+    recipe = {"engine": dataclasses.asdict(triplets.engine), "captions": captions}
+    recipe = json.loads(json.dumps(recipe, default=str))
     if folder.is_dir():
         if json.loads((folder / "recipe.json").read_text()) != recipe:
             raise UserError(
-                f"{folder}: holds triplets of another recipe of the data engine; delete it, or name a new --output"
+                f"{folder}: holds triplets of another recipe of the data engine; delete it, or "
+                "name a new --output"
             )
         return folder / "dataset"
     run_stages(Engine(engine))
@@ -52,45 +67,53 @@ def make_triplets(made: EngineTriplets, folder: Path, shared: Path) -> Path:
     return folder / "dataset"
 
 
-def working_config(made: EngineTriplets, shared: Path) -> tuple[SynthesisConfig, dict[str, str]]:
-    """(the recipe with its place of work, what its clips are said to show instead of their own captions), the latter written where the engine reads it."""
-    engine = dataclasses.replace(made.engine, output=shared / made.engine.output)
-    if not made.captions:
+def working_config(
+    triplets: EngineTriplets, shared: Path
+) -> tuple[SynthesisConfig, dict[str, str]]:
+    """The engine's recipe with its working folder, and the captions that replace the clips' own.
+
+    The captions are written to a file that the recipe names.
+    """
+    engine = dataclasses.replace(triplets.engine, output=shared / triplets.engine.output)
+    if not triplets.captions:
         return engine, {}
-    told = {id: made.captions(id) for id in open_source(engine).marks()}
-    file = shared / f"{made.engine.output}-captions.jsonl"
+    captions = {id: triplets.captions(id) for id in open_source(engine).marks()}
+    file = shared / f"{triplets.engine.output}-captions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
-        "".join(json.dumps({"id": id, "caption": caption}) + "\n" for id, caption in told.items())
+        "".join(
+            json.dumps({"id": id, "caption": caption}) + "\n" for id, caption in captions.items()
+        )
     )
-    return dataclasses.replace(engine, captions=CaptionsConfig(source=str(file))), told
+    return dataclasses.replace(engine, captions=CaptionsConfig(source=str(file))), captions
 
 
 def table(folders: dict[str, Path]) -> str:
-    """Markdown: of each arm's folder, how many items are left after each stage, and how many of them are right by the world's checker."""
-    head = "| triplets of | clips | with instructions | edits made | right [95%] | kept by the filter | right ones of these [95%] | right ones that are kept [95%] |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    """Markdown: how many items each stage leaves and how many of them the checker passes.
+
+    Args:
+        folders: of `make_triplets`, by arm.
+    """
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for arm, folder in folders.items():
-        found = json.loads((folder / STATISTICS).read_text())
-        counts = [
-            f"{found['stages'][stage]['accepted']} of {found['stages'][stage]['items']}"
-            for stage in ("clips", "instructions", "edits")
+        statistics = json.loads((folder / STATISTICS).read_text())
+        stages = [statistics["stages"][name] for name in ("clips", "instructions", "edits")]
+        truth = statistics.get("truth", {})
+        cells = [
+            arm,
+            *(f"{stage['accepted']} of {stage['items']}" for stage in stages),
+            share(truth.get("edits that pass")),
+            str(statistics["triplets"]),
+            share(truth.get("precision")),
+            share(truth.get("recall")),
         ]
-        right, precision, recall = (
-            share(found.get("truth", {}).get(name))
-            for name in ("edits that pass", "precision", "recall")
-        )
-        lines.append(
-            "| "
-            + " | ".join([arm, *counts, right, str(found["triplets"]), precision, recall])
-            + " |"
-        )
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def share(found: dict | None) -> str:
-    """With its interval; "-" where the truth is not known, or of nothing."""
-    if not found or not found["count"]:
+def share(statistic: dict | None) -> str:
+    """A share with its interval; "-" if the truth is unknown or there are no items."""
+    if not statistic or not statistic["count"]:
         return "-"
-    low, high = found["interval"]
-    return f"{100 * found['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"
+    low, high = statistic["interval"]
+    return f"{100 * statistic['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"

@@ -1,21 +1,23 @@
-"""Experiments: several recipes, several seeds, one protocol, one table. Every run resumes, so the whole can be stopped anywhere.
+"""Experiments: several recipes and seeds, one benchmark, one table. A stopped experiment resumes.
 
-A file under configs/experiments/ exposes `experiment = Experiment(...)`.
+A file of configs/experiments/ defines `experiment = Experiment(...)`.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from ivid2vid_jax.data.shapes import KINDS
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.evaluation.report import to_jsonable
-from ivid2vid_jax.experiments import engine_triplets as making
+from ivid2vid_jax.experiments import engine_triplets
 from ivid2vid_jax.experiments.engine_triplets import EngineTriplets
 from ivid2vid_jax.inference.pipeline import EditSettings, load
 from ivid2vid_jax.training import encode_latents
@@ -25,40 +27,25 @@ from ivid2vid_jax.training.pipeline_export import exported_step
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import ratio_interval, wilson_interval
 
-# Student's t, two-sided 95%, by degrees of freedom (seeds less one)
-STUDENT = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    7: 2.365,
-    8: 2.306,
-    9: 2.262,
-}
-MEANS = {  # column -> a run's number; a column that no run has a number for is left out
-    "edit shown, %": lambda run: 100 * run.summary["success"]["share"],
-    "PSNR to truth": lambda run: run.summary["psnr"]["db"],
-    "frame difference less truth's": lambda run: run.summary["gap"]["mean"],
-    "flicker": lambda run: run.summary["flicker"]["mean"],
-    "warping error x1000": lambda run: (
-        1000 * run.summary["warping"]["mean"] if "warping" in run.summary else None
-    ),
-    "the truth's own": lambda run: (
-        1000 * run.summary["warping_truth"]["mean"] if "warping_truth" in run.summary else None
-    ),
-    "noise loss": lambda run: run.validation.get("noise_loss"),
-    "frame loss": lambda run: run.validation.get("frame_loss"),
-}
+FRAME_LOSS = "frame loss"
+VALIDATION_KEYS = ("loss", "noise_loss", "frame_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """arms: name -> recipe; their outputs and seeds are set here. count: held-out clips of each kind that judge every run.
+    """A comparison of training recipes.
 
-    made: arm -> triplets that the data engine makes, in the place of the recipe's data. against: the arm of which the others' passed clips are told as a
-    share. phrasings: numbers of the sentences in which the judged clips' instructions are said, () = all.
+    Attributes:
+        question: heading of the table.
+        arms: name -> recipe; outputs and seeds are set here.
+        seeds: of each arm.
+        kinds: kinds of edit of the benchmark; () means all.
+        count: held-out clips of each kind that evaluate every run.
+        settings: of the sampler.
+        synthesized: arm -> triplets made by the data engine, which replace the recipe's data.
+        against: the arm that the others are compared with; None: no column of shares, differences
+            to the first arm.
+        phrasings: indices of the sentence templates of the benchmark's instructions; () means all.
     """
 
     question: str
@@ -72,29 +59,46 @@ class Experiment:
     phrasings: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if unknown := {*self.synthesized, self.against or next(iter(self.arms))} - {*self.arms}:
+        unknown = {*self.synthesized, self.reference} - {*self.arms}
+        if unknown:
             raise UserError(
-                f"experiment: {', '.join(sorted(unknown))} of made or against is no arm: {', '.join(self.arms)}"
+                f"experiment: {', '.join(sorted(unknown))} of synthesized or against is no arm; "
+                f"arms: {', '.join(self.arms)}"
             )
 
-    def with_overrides(self, model: str | None, data: str | None) -> "Experiment":
-        """The same from another net and on other data, where they are given; triplets that are made for an arm stay."""
+    @property
+    def reference(self) -> str:
+        """The arm that differences are taken to."""
+        return self.against or next(iter(self.arms))
 
-        def other(arm: str, recipe: TrainConfig) -> TrainConfig:
+    def with_overrides(self, model: str | None, data: str | None) -> "Experiment":
+        """Replaces the model and the data of all arms, where given.
+
+        Arms with synthesized triplets keep their data.
+        """
+
+        def override(arm: str, recipe: TrainConfig) -> TrainConfig:
             return dataclasses.replace(
                 recipe,
                 model=model or recipe.model,
                 data=(data,) if data and arm not in self.synthesized else recipe.data,
             )
 
-        return dataclasses.replace(
-            self, arms={arm: other(arm, recipe) for arm, recipe in self.arms.items()}
-        )
+        arms = {arm: override(arm, recipe) for arm, recipe in self.arms.items()}
+        return dataclasses.replace(self, arms=arms)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One run: its arm, seed, summary on the benchmark, last validation, and which clips passed."""
+    """The result of one run.
+
+    Attributes:
+        arm: of the experiment.
+        seed: of the training.
+        summary: of the benchmark.
+        validation: losses of the last validation.
+        passed: which clips of the benchmark passed.
+    """
 
     arm: str
     seed: int
@@ -103,205 +107,255 @@ class Outcome:
     passed: tuple[bool, ...]
 
 
+# ---- running ----
+
+
 def run(
     experiment: Experiment,
     output: Path,
     train: Callable[[TrainConfig], Path],
-    progress: Callable | None = None,
+    progress: shapes_benchmark.Progress | None = None,
 ) -> list[Outcome]:
-    """Makes what is to be made, then trains and judges every arm with every seed, into output/<arm>/<seed>."""
-    outcomes, arms = (
-        [],
-        {arm: with_synthesized_data(experiment, arm, output) for arm in experiment.arms},
-    )
-    for seed in (
-        experiment.seeds
-    ):  # seed by seed: a stopped experiment has compared all arms as often as any
+    """Trains and evaluates every arm with every seed, in output/<arm>/<seed>.
+
+    Synthesizes data first where an arm needs it. Runs go seed by seed, so that a stopped experiment
+    has compared all arms on the same seeds.
+    """
+    outcomes: list[Outcome] = []
+    arms = {arm: with_synthesized_data(experiment, arm, output) for arm in experiment.arms}
+    for seed in experiment.seeds:
         for arm, recipe in arms.items():
-            home = output / arm / str(seed)
-            train(dataclasses.replace(recipe, output=str(home), seed=seed))
-            if (at := exported_step(home)) != recipe.steps:
+            folder = output / arm / str(seed)
+            train(dataclasses.replace(recipe, output=str(folder), seed=seed))
+            step = exported_step(folder)
+            if step != recipe.steps:
                 raise UserError(
-                    f"{home}: told to stop at step {at} of {recipe.steps}; run the same command to go on"
+                    f"{folder}: training stopped at step {step} of {recipe.steps}; run the same "
+                    "command to continue"
                 )
-            pipe = load(home)
-            settings = experiment.settings.resolve(pipe.folder)
-            wanted = list(
-                shapes_benchmark.specs(
-                    experiment.kinds or KINDS,
-                    experiment.count,
-                    settings.size,
-                    settings.frames,
-                    phrasings=experiment.phrasings,
-                )
-            )
-            items = shapes_benchmark.run_benchmark(
-                {"model": shapes_benchmark.editor(pipe, settings)},
-                wanted,
-                items_file(home, at, settings, experiment.phrasings),
-                None,
-                progress,
-            )
-            last = next(iter(reversed(read_metrics(home, "validation"))), {})
-            validation = {
-                key: last[key] for key in ("loss", "noise_loss", "frame_loss") if key in last
-            }
-            outcomes.append(
-                Outcome(
-                    arm,
-                    seed,
-                    shapes_benchmark.summary(items),
-                    validation,
-                    tuple(item.passed for item in items),
-                )
-            )
+            outcomes.append(evaluate_run(experiment, arm, seed, folder, step, progress))
             (output / "outcomes.json").write_text(
-                json.dumps(to_jsonable([dataclasses.asdict(each) for each in outcomes]), indent=2)
-                + "\n"
+                json.dumps(to_jsonable(list(map(dataclasses.asdict, outcomes))), indent=2) + "\n"
             )
             (output / "table.md").write_text(tables(experiment, outcomes, output) + "\n")
     return outcomes
 
 
-def items_file(home: Path, step: int, settings: EditSettings, phrasings: tuple[int, ...]) -> Path:
-    """Where a run's judged clips are kept: weights of another step, other sampling and other sentences are judged anew."""
-    mark = hashlib.sha256(json.dumps([step, vars(settings), phrasings]).encode()).hexdigest()[:12]
-    return home / f"items-{mark}.jsonl"
+def evaluate_run(
+    experiment: Experiment,
+    arm: str,
+    seed: int,
+    folder: Path,
+    step: int,
+    progress: shapes_benchmark.Progress | None = None,
+) -> Outcome:
+    """Evaluates a finished run on the benchmark."""
+    pipe = load(folder)
+    settings = experiment.settings.resolve(pipe.folder)
+    assert settings.size is not None and settings.frames is not None
+    specs = list(
+        shapes_benchmark.specs(
+            experiment.kinds or KINDS,
+            experiment.count,
+            settings.size,
+            settings.frames,
+            phrasings=experiment.phrasings,
+        )
+    )
+    items = shapes_benchmark.run_benchmark(
+        {"model": shapes_benchmark.editor(pipe, settings)},
+        specs,
+        items_file(folder, step, settings, experiment.phrasings),
+        None,
+        progress,
+    )
+    records = read_metrics(folder, "validation")
+    last: dict[str, Any] = records[-1] if records else {}
+    validation = {key: last[key] for key in VALIDATION_KEYS if key in last}
+    passed = tuple(item.passed for item in items)
+    return Outcome(arm, seed, shapes_benchmark.summary(items), validation, passed)
+
+
+def items_file(run: Path, step: int, settings: EditSettings, phrasings: tuple[int, ...]) -> Path:
+    """The file of a run's benchmark items; its name depends on step, sampling and phrasings."""
+    key = hashlib.sha256(json.dumps([step, vars(settings), phrasings]).encode()).hexdigest()[:12]
+    return run / f"items-{key}.jsonl"
 
 
 def with_synthesized_data(experiment: Experiment, arm: str, output: Path) -> TrainConfig:
-    """An arm's recipe, on the triplets that are made for it; their latents are cached where the recipe reads a cache."""
+    """An arm's recipe on its synthesized triplets, or unchanged if it has none.
+
+    Encodes their latents if the recipe reads a latent cache.
+    """
     recipe = experiment.arms[arm]
     if arm not in experiment.synthesized:
         return recipe
-    data = making.make_triplets(experiment.synthesized[arm], triplets(output, arm), output / "made")
+    data = engine_triplets.make_triplets(
+        experiment.synthesized[arm], triplets_folder(output, arm), output / "made"
+    )
     if recipe.loader.cached:
+        assert recipe.model, "an experiment's recipes start from a model"
         encode_latents.write_latent_cache(
             data, recipe.model, recipe.loader, augmentations=1, text=False
         )
     return dataclasses.replace(recipe, data=(str(data),))
 
 
-def triplets(output: Path, arm: str) -> Path:
-    """Where those of an arm come to stand."""
+def triplets_folder(output: Path, arm: str) -> Path:
+    """The folder of an arm's synthesized triplets."""
     return output / arm / "made"
 
 
-def interval(values: Iterable[float | None]) -> str:
-    """Mean and half-width of the 95% interval over seeds (Student's t); "-" where a seed has no value."""
-    values = list(values)
-    if None in values:
-        return "-"
-    mean = float(np.mean(values))
-    if len(values) - 1 not in STUDENT:
-        return f"{mean:.3f}"
-    half = STUDENT[len(values) - 1] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {half:.3f}"
+# ---- tables ----
+
+Column = Callable[[Outcome], float | None]
 
 
-def columns(experiment: Experiment, outcomes: list[Outcome]) -> dict[str, Callable]:
-    """Those of MEANS that any run has a number for. A run's frame loss is its own recipe's: where these differ, it compares nothing."""
-    apart = {"frame loss"} if len({arm.loss for arm in experiment.arms.values()}) > 1 else set()
-    return {
-        name: of
-        for name, of in MEANS.items()
-        if name not in apart and any(of(each) is not None for each in outcomes)
-    }
+def warping(outcome: Outcome, key: str) -> float | None:
+    """1000 x a warping error of the summary; None without OpenCV."""
+    return 1000 * outcome.summary[key]["mean"] if key in outcome.summary else None
 
 
-def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
-    """Markdown. passed: mean over seeds, Wilson's interval of as many clips as there are, since all seeds edit the same ones; as a share of another arm's:
-    `ratio`'s; the others: mean over seeds ± Student's.
-    """
-    means = columns(experiment, outcomes)
-    head = [
-        "arm",
-        "seeds",
-        "passed [95%]",
-        *([f"as a share of {experiment.against} [95%]"] if experiment.against else []),
-        *means,
-    ]
-    clips = len(outcomes[0].passed) if outcomes else 0
-    caption = f"passed: mean over seeds, Wilson's interval of the {clips} clips that all of them edit; the other columns: mean over seeds ± Student's."
-    lines = [
-        experiment.question,
-        "",
-        caption,
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
-    for arm in experiment.arms:
-        own = [each for each in outcomes if each.arm == arm]
-        if not own:
-            continue
-        passed, count = (
-            sum(map(of, own)) / len(own)
-            for of in (lambda each: sum(each.passed), lambda each: len(each.passed))
-        )
-        low, high = wilson_interval(passed, count)
-        cells = [
-            arm,
-            str(len(own)),
-            f"{100 * passed / count:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
-        ]
-        if experiment.against:
-            cells.append(
-                compared(own, [each for each in outcomes if each.arm == experiment.against])
-            )
-        lines.append(
-            "| " + " | ".join([*cells, *(interval(map(of, own)) for of in means.values())]) + " |"
-        )
-    return "\n".join(lines)
-
-
-def paired(experiment: Experiment, outcomes: list[Outcome]) -> str:
-    """Markdown: means less those of another arm (`against`, or the first), seed by seed ± Student's: what all runs of a seed have in common falls out."""
-    other, means = experiment.against or next(iter(experiment.arms)), columns(experiment, outcomes)
-    theirs = {each.seed: each for each in outcomes if each.arm == other}
-    lines = [
-        "| " + " | ".join([f"less {other}, seed by seed", "seeds", *means]) + " |",
-        "|---" * (2 + len(means)) + "|",
-    ]
-    for arm in experiment.arms:
-        pairs = [
-            (each, theirs[each.seed])
-            for each in outcomes
-            if each.arm == arm and each.seed in theirs
-        ]
-        if pairs and arm != other:
-            differences = (
-                [
-                    None if None in both else both[0] - both[1]
-                    for both in ((of(a), of(b)) for a, b in pairs)
-                ]
-                for of in means.values()
-            )
-            lines.append(
-                "| " + " | ".join([arm, str(len(pairs)), *map(interval, differences)]) + " |"
-            )
-    return "\n".join(lines)
-
-
-def compared(own: list[Outcome], others: list[Outcome]) -> str:
-    """Passed clips as a share of another arm's, by the seeds that both have; "-" where that one passes none."""
-    pairs = [
-        (mine.passed, other.passed) for mine in own for other in others if mine.seed == other.seed
-    ]
-    over, under = np.array(pairs, float).transpose(1, 0, 2) if pairs else np.zeros((2, 1, 1))
-    if not under.any():
-        return "-"
-    low, high = ratio_interval(over, under)
-    return f"{100 * over.mean() / under.mean():.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+# A column is left out if no run has a value.
+MEANS: dict[str, Column] = {
+    "edit shown, %": lambda outcome: 100 * outcome.summary["success"]["share"],
+    "PSNR to true edit": lambda outcome: outcome.summary["psnr"]["db"],
+    "frame difference minus true edit's": lambda outcome: outcome.summary["gap"]["mean"],
+    "flicker": lambda outcome: outcome.summary["flicker"]["mean"],
+    "warping error x1000": lambda outcome: warping(outcome, "warping"),
+    "true edit's warping error x1000": lambda outcome: warping(outcome, "warping_truth"),
+    "noise loss": lambda outcome: outcome.validation.get("noise_loss"),
+    FRAME_LOSS: lambda outcome: outcome.validation.get("frame_loss"),
+}
 
 
 def tables(experiment: Experiment, outcomes: list[Outcome], output: Path) -> str:
-    """The table of the runs, their differences seed by seed, and below that the triplets that were made."""
-    made = {arm: triplets(output, arm) for arm in experiment.synthesized}
-    return "\n\n".join(
-        [
-            table(experiment, outcomes),
-            paired(experiment, outcomes),
-            *([making.table(made)] if made else []),
+    """Markdown: the runs' table, their paired differences, and that of synthesized triplets."""
+    folders = {arm: triplets_folder(output, arm) for arm in experiment.synthesized}
+    parts = [table(experiment, outcomes), paired_differences(experiment, outcomes)]
+    if folders:
+        parts.append(engine_triplets.table(folders))
+    return "\n\n".join(parts)
+
+
+def table(experiment: Experiment, outcomes: list[Outcome]) -> str:
+    """Markdown: a row per arm.
+
+    "passed" is the mean over seeds with Wilson's interval for the number of clips, because all
+    seeds edit the same clips. Other columns are means over seeds with Student's interval.
+    """
+    means = columns(experiment, outcomes)
+    against = experiment.against
+    head = ["arm", "seeds", "passed [95%]"]
+    head += [f"passed relative to {against} [95%]"] if against else []
+    clips = len(outcomes[0].passed) if outcomes else 0
+    lines = [
+        experiment.question,
+        "",
+        f"passed: mean over seeds, with Wilson's interval for the {clips} clips that all runs "
+        "edit; other columns: mean over seeds ± half-width of Student's 95% interval.",
+        "",
+        *markdown_head([*head, *means]),
+    ]
+    by_arm = {arm: [run for run in outcomes if run.arm == arm] for arm in experiment.arms}
+    for arm, runs in by_arm.items():
+        if runs:
+            cells = [arm, str(len(runs)), passed_share(runs)]
+            cells += [relative_share(runs, by_arm[against])] if against else []
+            cells += [interval(map(value, runs)) for value in means.values()]
+            lines.append(markdown_row(cells))
+    return "\n".join(lines)
+
+
+def paired_differences(experiment: Experiment, outcomes: list[Outcome]) -> str:
+    """Markdown: each arm's means minus those of the reference arm, paired by seed.
+
+    What all runs of a seed have in common cancels.
+    """
+    reference, means = experiment.reference, columns(experiment, outcomes)
+    reference_runs = {run.seed: run for run in outcomes if run.arm == reference}
+    lines = markdown_head([f"minus {reference}, paired by seed", "seeds", *means])
+    for arm in experiment.arms:
+        pairs = [
+            (run, reference_runs[run.seed])
+            for run in outcomes
+            if run.arm == arm and run.seed in reference_runs
         ]
-    )
+        if pairs and arm != reference:
+            cells = [
+                interval(difference(value(run), value(other)) for run, other in pairs)
+                for value in means.values()
+            ]
+            lines.append(markdown_row([arm, str(len(pairs)), *cells]))
+    return "\n".join(lines)
+
+
+def columns(experiment: Experiment, outcomes: list[Outcome]) -> dict[str, Column]:
+    """The columns of MEANS that a run has a value for.
+
+    Without the frame loss if the recipes differ in their loss: it is each recipe's own.
+    """
+    comparable = len({recipe.loss for recipe in experiment.arms.values()}) == 1
+    return {
+        name: value
+        for name, value in MEANS.items()
+        if (comparable or name != FRAME_LOSS) and any(value(run) is not None for run in outcomes)
+    }
+
+
+def markdown_head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [markdown_row(titles), "|---" * len(titles) + "|"]
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def difference(a: float | None, b: float | None) -> float | None:
+    """The difference a - b, None if one is missing."""
+    return None if a is None or b is None else a - b
+
+
+def interval(values: Iterable[float | None]) -> str:
+    """Mean ± half-width of Student's 95% interval over seeds; "-" if a seed has no value."""
+    values = list(values)
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return "-"
+    mean = float(np.mean(present))
+    if len(present) == 1:
+        return f"{mean:.3f}"
+    error = float(np.std(present, ddof=1)) / math.sqrt(len(present))
+    half = float(stats.t.ppf(0.975, len(present) - 1)) * error
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def passed_share(runs: list[Outcome]) -> str:
+    """The mean share of passed clips, with Wilson's interval for the number of clips."""
+    passed = sum(sum(run.passed) for run in runs) / len(runs)
+    count = sum(len(run.passed) for run in runs) / len(runs)
+    low, high = wilson_interval(passed, count)
+    return f"{100 * passed / count:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def relative_share(runs: list[Outcome], reference_runs: list[Outcome]) -> str:
+    """Passed clips as a percentage of the reference's, on the seeds that both have.
+
+    "-" if the reference passes none.
+    """
+    pairs = [
+        (run.passed, other.passed)
+        for run in runs
+        for other in reference_runs
+        if run.seed == other.seed
+    ]
+    if not pairs:
+        return "-"
+    passed, reference = np.array(pairs, float).transpose(1, 0, 2)
+    if not reference.any():
+        return "-"
+    low, high = ratio_interval(passed, reference)
+    share = passed.mean() / reference.mean()
+    return f"{100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"

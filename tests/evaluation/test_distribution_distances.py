@@ -1,4 +1,4 @@
-"""FID and KID: closed forms, clean-fid's formula, parts."""
+"""FID and KID: closed forms, clean-fid's formula, features in parts."""
 
 import itertools
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from ivid2vid_jax.evaluation import distribution_distances
 from ivid2vid_jax.evaluation.distribution_distances import (
     Moments,
+    draw_rows,
     frechet_distance,
     kernel_distance,
 )
@@ -16,9 +16,9 @@ from ivid2vid_jax.utils.errors import UserError
 
 
 def moments(rows) -> Moments:
-    found = Moments.of(rows.shape[1])
-    found.add(rows)
-    return found
+    result = Moments.of(rows.shape[1])
+    result.add(rows)
+    return result
 
 
 def gaussian(mean, covariance) -> Moments:
@@ -26,45 +26,43 @@ def gaussian(mean, covariance) -> Moments:
 
 
 def test_identical_sets_have_no_distance():
+    """KID's unbiased estimate is below 0: only pairs across the sets include a row with itself."""
     rows = np.random.default_rng(0).normal(size=(50, 8))
     assert frechet_distance(moments(rows), moments(rows)) == pytest.approx(0, abs=1e-9)
-    assert (
-        kernel_distance(rows, rows)[0] < 0 == kernel_distance(rows, rows)[1]
-    )  # unbiased: pairs of a row with itself do not count on one side alone
+    mean, error = kernel_distance(rows, rows)
+    assert mean < 0 == error
 
 
 def test_shifted_gaussians_in_closed_form():
-    """Covariances that commute: |m|^2 + sum (sqrt a - sqrt b)^2; turned by any rotation."""
+    """Covariances that commute, in any rotation: |m|^2 + sum (sqrt a - sqrt b)^2."""
     rng = np.random.default_rng(0)
     a, b, shift = rng.uniform(0.1, 4, 6), rng.uniform(0.1, 4, 6), rng.normal(size=6)
-    turn = linalg.qr(rng.normal(size=(6, 6)))[0]
-    found = frechet_distance(
-        gaussian(np.zeros(6), turn @ np.diag(a) @ turn.T),
-        gaussian(turn @ shift, turn @ np.diag(b) @ turn.T),
+    rotation = linalg.qr(rng.normal(size=(6, 6)))[0]
+    distance = frechet_distance(
+        gaussian(np.zeros(6), rotation @ np.diag(a) @ rotation.T),
+        gaussian(rotation @ shift, rotation @ np.diag(b) @ rotation.T),
     )
-    assert found == pytest.approx((shift**2).sum() + ((a**0.5 - b**0.5) ** 2).sum(), rel=1e-10)
+    expected = (shift**2).sum() + ((a**0.5 - b**0.5) ** 2).sum()
+    assert distance == pytest.approx(expected, rel=1e-10)
 
 
 def test_gaussians_of_any_covariance_equal_the_matrix_root():
     rng = np.random.default_rng(1)
-    A, B = (each @ each.T for each in rng.normal(size=(2, 5, 5)))
-    wanted = np.trace(A + B - 2 * linalg.sqrtm(A @ B).real)
-    assert frechet_distance(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B)) == pytest.approx(
-        wanted, rel=1e-8
-    )
+    A, B = (factor @ factor.T for factor in rng.normal(size=(2, 5, 5)))
+    expected = np.trace(A + B - 2 * linalg.sqrtm(A @ B).real)
+    distance = frechet_distance(gaussian(np.zeros(5), A), gaussian(np.zeros(5), B))
+    assert distance == pytest.approx(expected, rel=1e-8)
 
 
 def test_fewer_rows_than_dimensions_are_finite():
     rng = np.random.default_rng(2)
-    assert (
-        0
-        < frechet_distance(moments(rng.normal(size=(5, 40))), moments(rng.normal(size=(7, 40))))
-        < 200
-    )
+    a, b = moments(rng.normal(size=(5, 40))), moments(rng.normal(size=(7, 40)))
+    assert 0 < frechet_distance(a, b) < 200
+    single = moments(rng.normal(size=(1, 40)))
     with pytest.raises(
         UserError, match="1 features have no covariance: at least 2 are needed, and more than 40"
     ):
-        frechet_distance(moments(rng.normal(size=(1, 40))), moments(rng.normal(size=(7, 40))))
+        frechet_distance(single, moments(rng.normal(size=(7, 40))))
 
 
 def test_parts_and_hosts_change_nothing():
@@ -89,64 +87,61 @@ def test_kernel_distance_is_the_sum_over_pairs():
     def kernel(x, y):
         return (x @ y / 3 + 1) ** 3
 
-    within = (
-        sum(
-            kernel(rows[i], rows[j])
-            for rows in (a, b)
-            for i, j in itertools.permutations(range(6), 2)
-        )
-        / 30
-    )
-    assert kernel_distance(a, b) == (
-        pytest.approx(within - 2 * sum(kernel(x, y) for x in a for y in b) / 36),
-        0,
-    )
+    pairs = list(itertools.permutations(range(6), 2))
+    within = sum(kernel(rows[i], rows[j]) for rows in (a, b) for i, j in pairs) / 30
+    across = sum(kernel(x, y) for x in a for y in b) / 36
+    assert kernel_distance(a, b) == (pytest.approx(within - 2 * across), 0)
 
 
-@pytest.mark.parametrize("most", [1000, 20])
-def test_kernel_distance_is_the_published_estimator(most):
-    """The mean over 100 subsets, as clean-fid takes it, of the unbiased squared MMD of Gretton et al. 2012 (equation 3) with KID's kernel, written with the
-    sum over i != j as a mask, on the same subsets: all rows, and 20 of 50 and 30.
+@pytest.mark.parametrize("subset_size", [1000, 20])
+def test_kernel_distance_is_the_published_estimator(subset_size):
+    """The mean over 100 subsets, as in clean-fid, of Gretton et al. 2012 (equation 3).
+
+    Written with a mask for i != j, on the same subsets: all rows, and 20 of 50 and 30.
     """
-    rng, drawn, found = np.random.default_rng(6), np.random.default_rng(0), []
-    a, b = rng.normal(size=(30 if most > 30 else 50, 8)), rng.normal(0.3, 1, size=(30, 8))
-    m = min(len(a), len(b), most)
+    rng, subset_rng, values = np.random.default_rng(6), np.random.default_rng(0), []
+    a = rng.normal(size=(30 if subset_size > 30 else 50, 8))
+    b = rng.normal(0.3, 1, size=(30, 8))
+    m = min(len(a), len(b), subset_size)
 
     def kernel(x, y):
         return (np.einsum("id,jd->ij", x, y) / 8 + 1) ** 3
 
     for _ in range(100):
-        x, y = (rows[drawn.choice(len(rows), m, replace=False)] for rows in (a, b))
-        found.append(
-            ((kernel(x, x) + kernel(y, y)) * ~np.eye(m, dtype=bool)).sum() / (m * (m - 1))
-            - 2 * kernel(x, y).mean()
-        )
-    assert (
-        kernel_distance(a, b, most=most)[0] == pytest.approx(np.mean(found), rel=1e-9)
-        and np.mean(found) > 0.1
-    )
+        x, y = (rows[subset_rng.choice(len(rows), m, replace=False)] for rows in (a, b))
+        within = ((kernel(x, x) + kernel(y, y)) * ~np.eye(m, dtype=bool)).sum() / (m * (m - 1))
+        values.append(within - 2 * kernel(x, y).mean())
+    expected = np.mean(values)
+    distance, _ = kernel_distance(a, b, subset_size=subset_size)
+    assert distance == pytest.approx(expected, rel=1e-9) and expected > 0.1
 
 
 def test_kernel_distance_of_shifted_gaussians_in_closed_form():
-    """In one dimension the kernel compares moments: 3 (m1 - n1)^2 + 3 (m2 - n2)^2 + (m3 - n3)^2; a Gaussian's are m, m^2 + 1 and m^3 + 3 m."""
+    """In one dimension the kernel compares moments.
+
+    The distance is 3 (m1 - n1)^2 + 3 (m2 - n2)^2 + (m3 - n3)^2; the moments of a Gaussian are m,
+    m^2 + 1 and m^3 + 3 m.
+    """
     rng, m = np.random.default_rng(5), 0.7
-    wanted = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
-    found = [
+    expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+    values = [
         kernel_distance(rng.normal(size=(100, 1)), rng.normal(m, 1, size=(100, 1)))[0]
         for _ in range(400)
     ]
-    error = np.std(found) / 20
-    assert abs(np.mean(found) - wanted) < 3 * error < 0.2 * wanted
+    error = np.std(values) / 20
+    assert abs(np.mean(values) - expected) < 3 * error < 0.2 * expected
 
 
-def test_drawn_rows_are_of_all_parts():
+def test_rows_are_drawn_from_all_parts():
     parts = [np.arange(0, 3)[:, None], np.zeros((0, 1)), np.arange(3, 10)[:, None]]
     counts, load = [3, 0, 7], parts.__getitem__
-    assert kernel_distance(np.arange(8.0).reshape(4, 2), np.ones((9, 2)), subsets=5, most=3)[1] > 0
-    assert distribution_distances.draw_rows(counts, 100, load)[:, 0].tolist() == list(range(10))
-    drawn = np.concatenate(
-        [distribution_distances.draw_rows(counts, 4, load, seed)[:, 0] for seed in range(50)]
-    )
-    assert len(drawn) == 200 and set(drawn) == set(range(10))
+    assert draw_rows(counts, 100, load)[:, 0].tolist() == list(range(10))
+    rows = np.concatenate([draw_rows(counts, 4, load, seed)[:, 0] for seed in range(50)])
+    assert len(rows) == 200 and set(rows) == set(range(10))
+
+
+def test_subsets_have_a_standard_error_and_need_two_rows():
+    a, b = np.arange(8.0).reshape(4, 2), np.ones((9, 2))
+    assert kernel_distance(a, b, subsets=5, subset_size=3)[1] > 0
     with pytest.raises(UserError, match="1 features are too few"):
         kernel_distance(np.zeros((1, 2)), np.zeros((5, 2)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import metrics
 
-from ivid2vid_jax.evaluation import fidelity
+from ivid2vid_jax.evaluation.fidelity import psnr, squared_error, ssim
 from ivid2vid_jax.utils.errors import UserError
 from tests.support.clips import moving
 
@@ -25,53 +25,41 @@ def mask(clips):
 
 def test_psnr_and_ssim_equal_scikit_image(clips):
     source, edited = clips
-    wanted = np.mean(
-        [
-            metrics.structural_similarity(
-                a, b, channel_axis=-1, gaussian_weights=True, use_sample_covariance=False
-            )
-            for a, b in zip(*clips, strict=True)
-        ]
+    options = dict(channel_axis=-1, gaussian_weights=True, use_sample_covariance=False)
+    expected = np.mean(
+        [metrics.structural_similarity(a, b, **options) for a, b in zip(*clips, strict=True)]
     )
-    assert fidelity.ssim(source, edited) == pytest.approx(wanted, abs=1e-7) and 0.1 < wanted < 0.95
-    assert fidelity.psnr(np.array([fidelity.squared_error(source, edited)])) == pytest.approx(
+    assert ssim(source, edited) == pytest.approx(expected, abs=1e-7) and 0.1 < expected < 0.95
+    assert psnr(np.array([squared_error(source, edited)])) == pytest.approx(
         metrics.peak_signal_noise_ratio(source, edited), abs=1e-4
     )
 
 
 def test_the_same_clip_is_exact(clips):
     source, _ = clips
-    assert (
-        fidelity.ssim(source, source) == 1
-        and fidelity.psnr(np.array([fidelity.squared_error(source, source)])) == np.inf
-    )
+    assert ssim(source, source) == 1
+    assert psnr(np.array([squared_error(source, source)])) == np.inf
 
 
-def test_what_the_mask_covers_does_not_count(clips, mask):
+def test_pixels_inside_the_mask_do_not_count(clips, mask):
     source, edited = clips
-    within = np.where(mask[..., None], edited, source)
-    assert (
-        fidelity.squared_error(source, within, mask) == 0
-        and fidelity.ssim(source, within, mask) == 1
-        and fidelity.ssim(source, within) < 1
-    )
+    inside = np.where(mask[..., None], edited, source)
+    assert squared_error(source, inside, mask) == 0
+    assert ssim(source, inside, mask) == 1 and ssim(source, inside) < 1
     other = np.where(mask[..., None], 255 - edited, edited)
-    assert fidelity.ssim(source, other, mask) == fidelity.ssim(source, edited, mask) < 1
-    assert fidelity.squared_error(source, other, mask) == fidelity.squared_error(
-        source, edited, mask
-    )
-    assert fidelity.squared_error(source, edited, mask) == pytest.approx(
-        np.square(source.astype(float) - edited)[~mask].mean()
-    )
+    assert ssim(source, other, mask) == ssim(source, edited, mask) < 1
+    error = squared_error(source, edited, mask)
+    assert squared_error(source, other, mask) == error
+    assert error == pytest.approx(np.square(source.astype(float) - edited)[~mask].mean())
 
 
 def test_an_empty_mask_is_none(clips, mask):
-    assert fidelity.ssim(*clips, np.zeros_like(mask)) == pytest.approx(fidelity.ssim(*clips))
+    assert ssim(*clips, np.zeros_like(mask)) == pytest.approx(ssim(*clips))
 
 
-def test_bad_input_is_named(clips, mask):
+def test_errors_of_bad_input(clips, mask):
     with pytest.raises(UserError, match="8x8 are too small for SSIM: at least 11"):
-        fidelity.ssim(*(clip[:, :8, :8] for clip in clips))
-    for measure in (fidelity.squared_error, fidelity.ssim):
+        ssim(*(clip[:, :8, :8] for clip in clips))
+    for measure in (squared_error, ssim):
         with pytest.raises(UserError, match="the mask covers the whole clip"):
             measure(*clips, np.ones_like(mask))

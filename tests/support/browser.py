@@ -1,43 +1,49 @@
-"""A headless Chromium for tests: Debian's, driven by playwright (`apt-get install chromium`; playwright is in the extra `test`); tests are skipped without."""
+"""A headless Chromium for tests, driven by playwright.
+
+`apt-get install chromium`; playwright is in the extra `test`. Tests are skipped without them.
+"""
 
 import contextlib
 import shutil
 
 import pytest
 
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VISIBLE = """() => Array.from(document.images).map(
+    i => i.complete && i.naturalWidth > 0 && i.getBoundingClientRect().width > 10)"""
+
 
 @contextlib.contextmanager
 def page():
-    """A new page; errors of scripts and of loading are gathered in `page.errors`."""
+    """A new page; `page.errors` collects errors of scripts and of loading."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium: apt-get install chromium")
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        found = browser.new_page()
-        found.set_default_timeout(120_000)
-        found.errors = []
-        found.on("pageerror", lambda error: found.errors.append(str(error)))
-        found.on(
-            "console",
-            lambda message: found.errors.append(message.text) if message.type == "error" else None,
-        )
-        yield found
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        new_page = browser.new_page()
+        new_page.set_default_timeout(120_000)
+        errors = new_page.errors = []
+
+        def on_console(message):
+            if message.type == "error":
+                errors.append(message.text)
+
+        new_page.on("pageerror", lambda error: errors.append(str(error)))
+        new_page.on("console", on_console)
+        yield new_page
         browser.close()
 
 
-def pictures(found) -> list[bool]:
-    """Of each picture whether it is there to see."""
-    return found.evaluate(
-        "() => Array.from(document.images).map(i => i.complete && i.naturalWidth > 0 && i.getBoundingClientRect().width > 10)"
-    )
+def pictures(page) -> list[bool]:
+    """For each image of the page, whether it is visible."""
+    return page.evaluate(VISIBLE)
