@@ -107,7 +107,7 @@ class Chat:
         either: wrong key, model or address, used-up quota.
         """
         try:
-            return self.retrying.copy()(self.attempt, messages)
+            return self.retrying(self.attempt, messages)
         except UnreachableError as error:
             if self.has_answered:
                 raise

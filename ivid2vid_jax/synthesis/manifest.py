@@ -7,7 +7,6 @@ result. An item whose fingerprint has changed is processed again.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import threading
@@ -22,10 +21,6 @@ from ivid2vid_jax.utils.locks import file_lock
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 Outcome = tuple[str, dict[str, Any]]  # status, and facts for the manifest's line
-
-# Fields of configs that have been renamed -> the names under which they are hashed, those of 0.1:
-# the fingerprints of existing folders must not change.
-HASHED_NAMES = {"near_duplicate_bits": "alike"}
 
 
 class Manifest:
@@ -173,19 +168,6 @@ def run_pending_groups(
         if pending.intersection(group):
             for id, (status, facts) in zip(group, work(group), strict=True):
                 manifest.add(id, fingerprints[id], status, **facts)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A hash, 16 hexadecimal digits, of values that JSON can express."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def hashed_settings(config: Any) -> dict:
-    """A config dataclass as the dict that goes into fingerprints, with the field names of 0.1."""
-    return dataclasses.asdict(
-        config,
-        dict_factory=lambda items: {HASHED_NAMES.get(name, name): value for name, value in items},
-    )
 
 
 def in_shard(id: str, shard: tuple[int, int]) -> bool:

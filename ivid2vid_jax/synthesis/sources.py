@@ -13,7 +13,8 @@ from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import ATTRIBUTES, RADII, Edit, Scene
 from ivid2vid_jax.synthesis import clip_cutting
 from ivid2vid_jax.synthesis.config import SHAPES, SynthesisConfig
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, Outcome, fingerprint, hashed_settings
+from ivid2vid_jax.synthesis.fingerprints import fingerprint, hashed_settings
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, Outcome
 from ivid2vid_jax.synthesis.workspace import write_array
 
 EDIT_KINDS = tuple(kind for kind in shapes.KINDS if kind != "identity")
@@ -98,9 +99,7 @@ class ShapesSource:
                 and not shapes.held_out(first.scene, edit)
             ):
                 specs.append(dataclasses.replace(first, edit=edit))
-        write_array(
-            self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames)
-        )
+        write_array(self.folder / f"{id}.npy", shapes.render(first.scene, first.size, first.frames))
         clip = {"id": id, "specs": [spec.to_json() for spec in specs]}
         return ACCEPTED, {"clips": [clip], "refused": []}
 
