@@ -1,4 +1,4 @@
-"""Cuts videos into clips: within one shot, long and large enough, with motion, no near-duplicates."""
+"""Cuts videos into clips of one shot each: long and large enough, with motion, no duplicates."""
 
 import dataclasses
 from collections import deque
@@ -123,7 +123,7 @@ def file_name(id: str) -> str:
 
 
 def pieces(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[Piece]:
-    """Splits every shot into pieces of `config.frames` frames; the last one of a shot may be shorter."""
+    """Splits every shot into pieces of `config.frames` frames; the last one may be shorter."""
     shot = start = 0
     piece: list[np.ndarray] = []
     for number, (frame, is_first) in enumerate(shots(frames, config)):
@@ -190,7 +190,7 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(thumbnails: np.ndarray) -> str:
-    """dHash of the first, the middle and the last thumbnail: 192 bits, in hexadecimal.
+    """The dHash of the first, the middle and the last thumbnail: 192 bits, in hexadecimal.
 
     A bit says whether brightness grows between two horizontal neighbours of 8 x 9 cells.
     """

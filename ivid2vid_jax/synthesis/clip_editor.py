@@ -6,7 +6,7 @@ else, so nothing is sent between devices.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,11 +70,12 @@ class ProgressCounter:
 class ClipEditor(ABC):
     """Edits clips by caption, with a text-to-image base.
 
-    A subclass says how the base's U-Net is changed (`changes`), and where sampling starts (`prepare`).
-    Parameters are flat dicts: `base`, shared by all clips, and `tuned`, with a leading axis of clips.
+    A subclass says how the base's U-Net is changed (`changes`), and where sampling starts
+    (`prepare`). Parameters are flat dicts: `base`, shared by all clips, and `tuned`, with a leading
+    axis of clips.
     """
 
-    changes: ClassVar[dict[str, Any]] = {}  # fields of the base's UNetConfig
+    changes: ClassVar[Mapping[str, Any]] = {}  # fields of the base's UNetConfig
     min_inversion: ClassVar[int] = 0  # steps
 
     def __init__(self, pipe: Pipeline, config: Any, devices: int | None = None):
@@ -156,7 +157,8 @@ class ClipEditor(ABC):
         """One sampling step of one clip.
 
         Args:
-            base, tuned: parameters.
+            base: parameters that all clips share.
+            tuned: parameters of this clip.
             state: latents.
             text: [2, K, D], embeddings of the empty prompt and of the edit.
             key: PRNG key.
@@ -248,7 +250,7 @@ class ClipEditor(ABC):
         text = self.put(jnp.stack([jnp.stack([texts[0], caption]) for caption in texts[1:]]))
         # both branches are computed, also if the weight of one is zero
         weights = jnp.asarray([1 - self.config.text_scale, self.config.text_scale], jnp.float32)
-        state = self.put(SamplerState(noisy, np.zeros_like(noisy)))
+        state = SamplerState(self.put(noisy), self.put(np.zeros_like(noisy)))
         for step in sampler_steps(table)[first:]:
             state = self.jit_sample_step(base, tuned, state, text, keys, step, weights)
             counter.step()
@@ -276,7 +278,8 @@ class ClipEditor(ABC):
         """Tunes and inverts, if the method does.
 
         Returns:
-            The tuned parameters, name -> [N, ...], and the noisy latents [N, T, h, w, C] to start from.
+            The tuned parameters, name -> [N, ...], and the noisy latents [N, T, h, w, C] to start
+            from.
         """
 
     def num_steps(self, tasks: Sequence[EditTask]) -> int:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def write_shards(
     folder: Path, items: list[DatasetItem], make: RecordMaker, validation: float
 ) -> None:
     """Writes the shards that are not complete yet, and the dataset's description."""
-    splits = dict(split_by_origin(items, validation))
+    splits: dict[str, Sequence] = dict(split_by_origin(items, validation))
     planned = shards.plan_shards("triplets", splits, TRIPLETS_PER_SHARD)
     with Progress("triplets") as progress:
         outcomes = shards.write_shards(folder, planned, dataset.features(), make, progress=progress)
@@ -164,7 +165,7 @@ def write_shards(
 
 
 def make_statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict[str, Any]:
-    """Counts and reasons per stage, near-duplicates, edit types and, for the shapes world, `truth`."""
+    """Counts and reasons per stage, near-duplicates, edit types, and `true_success` if known."""
     stages = {}
     for name in STAGES[:-1]:
         stage = engine.stage(name)
@@ -189,8 +190,8 @@ def make_statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> 
 def true_success(engine: Engine, kept: set[str]) -> dict[str, dict]:
     """Shares of the scored edits that the shapes world's checker passes, with 95% intervals.
 
-    Also the filter's precision and recall with respect to it. An edit that is impossible in its scene,
-    e.g. because of a wrong caption, does not pass.
+    Also the filter's precision and recall with respect to it. An edit that is impossible in its
+    scene, e.g. because of a wrong caption, does not pass.
     """
     scored = {id: engine.edits.edits[id] for id in engine.scores.fingerprints}
     possible = {id: edit for id, edit in scored.items() if edit.spec}

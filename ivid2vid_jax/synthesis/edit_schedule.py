@@ -1,7 +1,7 @@
 """The steps of sampling and of DDIM inversion that an editor's config asks for.
 
-Its `strength` is the share of the way to noise from which sampling starts, `sampling` and `inversion`
-are the numbers of steps for the whole way.
+Its `strength` is the share of the way to noise from which sampling starts, `sampling` and
+`inversion` are the numbers of steps for the whole way.
 """
 
 from typing import Protocol
@@ -37,9 +37,9 @@ def sampling_schedule(schedule: NoiseSchedule, config: ScheduleConfig) -> tuple[
 def inversion_schedule(schedule: NoiseSchedule, config: ScheduleConfig) -> list[InversionStep]:
     """The inversion steps, which end at exactly the noise level at which sampling starts.
 
-    With another level, the noise in the latents would not match the timestep that the U-Net is given.
-    If inversion and sampling have the same number of steps, these are sampling's own steps; otherwise
-    the last one is as long as necessary.
+    With another level, the noise in the latents would not match the timestep that the U-Net is
+    given. If inversion and sampling have the same number of steps, these are sampling's own steps;
+    otherwise the last one is as long as necessary.
     """
     if not config.inversion:
         return []

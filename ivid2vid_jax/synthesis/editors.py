@@ -6,7 +6,7 @@ editor = EDITORS["tune_a_video"](pipeline.load(base), TuneAVideoConfig())
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class SharedNoiseConfig:
 class SharedNoise(ClipEditor):
     """See SharedNoiseConfig."""
 
-    changes = dict(spatial_attention="sparse_causal")
+    changes: ClassVar = {"spatial_attention": "sparse_causal"}
 
     def prepare(
         self, batch: ClipBatch, counter: ProgressCounter
@@ -93,13 +93,18 @@ class SharedNoise(ClipEditor):
         )[:, None]
         start = table.start if first == 0 else 1.0
         alpha, sigma = table.steps.alpha[first], table.steps.sigma[first]
-        return {}, np.float32(alpha * batch.latents + sigma * start * noise)
+        noisy = alpha * batch.latents + sigma * start * noise
+        return {}, noisy.astype(np.float32)
 
 
 class TuneAVideo(ClipEditor):
     """See TuneAVideoConfig."""
 
-    changes = dict(spatial_attention="sparse_causal", temporal=("tune_a_video",), group_norm="clip")
+    changes: ClassVar = {
+        "spatial_attention": "sparse_causal",
+        "temporal": ("tune_a_video",),
+        "group_norm": "clip",
+    }
     min_inversion = 1
 
     def __init__(self, pipe: Pipeline, config: TuneAVideoConfig, devices: int | None = None):

@@ -1,10 +1,10 @@
 """The data engine: videos -> clips -> captions -> instructions -> edits -> scores -> dataset.
 
-Every stage can be run alone and continues where it was stopped: it processes the items whose
-fingerprint is not recorded in its manifest, so those that are new or whose inputs or settings have
-changed (`stages/stage.py`, `manifest.py`). With several shards, each process does its own items of a
-stage. All shards must finish "clips" before any starts the next stage, and all stages before "write",
-which shard 0 does alone.
+Every stage can be run alone and continues where it was stopped: it processes the items that are new
+or whose inputs or settings have changed, by their fingerprints (`stages/stage.py`, `manifest.py`).
+
+With several shards, each process does its own items of a stage. All shards must finish "clips"
+before any of them starts the next stage, and all stages before shard 0 starts "write".
 """
 
 from pathlib import Path
@@ -21,8 +21,9 @@ from ivid2vid_jax.synthesis.workspace import Workspace
 
 
 class Engine:
-    """The stages of a config over its output folder. Results are cached: they show the folder as it
-    was when they were first asked for.
+    """The stages of a config over its output folder.
+
+    Items and results are cached: they show the folder as it was when they were first asked for.
     """
 
     def __init__(self, config: SynthesisConfig):

@@ -97,7 +97,7 @@ def chat_price(engine: Engine, work: RemainingWork) -> str:
     cost = (
         f"${price:.2f}"
         if price
-        else "price unknown: give --chat.price-in and --chat.price-out in dollars per million tokens"
+        else "price unknown: give --chat.price-in and --chat.price-out, dollars per million tokens"
     )
     return (
         f"{config.chat.model}: {requests} requests, {tokens_in:,} input and about {tokens_out:,} "

@@ -17,7 +17,8 @@ MIN_CALIBRATION = 20  # true and false edits each
 class FilterConfig:
     """Minimum similarities.
 
-    The defaults are InstructPix2Pix's for CLIP ViT-L/14; `image` is InsV2V's for video (images: 0.7).
+    The defaults are InstructPix2Pix's for CLIP ViT-L/14; `image` is InsV2V's for video (images:
+    0.7).
     """
 
     # CLIP: hub name, folder, or shapes-clip

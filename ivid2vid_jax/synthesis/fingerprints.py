@@ -28,7 +28,7 @@ def hashed_settings(config: Any) -> dict:
 
 
 def hashed_weights(model: str) -> str | dict[str, str]:
-    """What goes into fingerprints for a model: its name or, for a folder, the hashes of its files."""
+    """The content that stands for a model: its name or, for a folder, its files' hashes."""
     if not Path(model).expanduser().is_dir():
         return model
     return {

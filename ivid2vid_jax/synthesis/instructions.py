@@ -197,8 +197,8 @@ def filter_proposals(
 def by_chat(chat: Chat, caption: str, types: list[str]) -> Outcome:
     """Asks a chat model for one edit of each type.
 
-    Returns the outcome for the manifest: accepted and refused proposals, the model, the prompt's hash,
-    the tokens used, and every reply that could not be parsed.
+    Returns the outcome for the manifest: accepted and refused proposals, the model, the prompt's
+    hash, the tokens used, and every reply that could not be parsed.
     """
     facts: dict[str, Any] = {
         "caption": caption,
@@ -253,8 +253,8 @@ def proposals_outcome(facts: dict[str, Any], proposals: list[Proposal], limit: i
 def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
     """(caption, proposal) per line of a JSON-lines file in InstructPix2Pix's format.
 
-    The caption is read from "input" or "caption". Raises UserError for a missing file or a malformed
-    line.
+    The caption is read from "input" or "caption". Raises UserError for a missing file or a
+    malformed line.
     """
     if not path.is_file():
         raise UserError(f"--instructions {path}: no such file, nor is it chat, rules or shapes")

@@ -1,9 +1,9 @@
 """The record of a stage: one JSON line per item, appended as soon as its result is known.
 
-A stage that was killed therefore continues where it stopped. The statuses are "accepted"; "rejected",
-which is final; and "failed", which is retried at the next start. The last two come with a reason.
-Each line holds the item's fingerprint, under the key "mark": a hash of everything that decides the
-result. An item whose fingerprint has changed is processed again.
+A stage that was killed therefore continues where it stopped. The statuses are "accepted";
+"rejected", which is final; and "failed", which is retried at the next start. The last two come with
+a reason. Each line holds the item's fingerprint, under the key "mark": a hash of everything that
+decides the result. An item whose fingerprint has changed is processed again.
 """
 
 import concurrent.futures
@@ -26,8 +26,8 @@ Outcome = tuple[str, dict[str, Any]]  # status, and facts for the manifest's lin
 class Manifest:
     """The lines of FOLDER/<stage>*.jsonl.
 
-    New lines go to <stage>.jsonl or, for shard I of N, to <stage>-I-of-N.jsonl, which no other process
-    writes. Lines of all shards are read; the newest line of an item counts.
+    New lines go to <stage>.jsonl or, for shard I of N, to <stage>-I-of-N.jsonl, which no other
+    process writes. Lines of all shards are read; the newest line of an item counts.
     """
 
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
@@ -105,8 +105,8 @@ def manifest_path(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
 def lock_stage(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
     """Holds an exclusive lock on the file of a shard's stage; creates the folder and the file.
 
-    Raises UserError if another process holds it. A run locks its first stage before it writes anything
-    else, so its folder is recognised wherever that run is killed.
+    Raises UserError if another process holds it. A run locks its first stage before it writes
+    anything else, so its folder is recognised wherever that run is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if_locked = (

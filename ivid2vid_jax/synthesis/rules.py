@@ -8,7 +8,10 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-COLOURS = tuple("red green blue yellow purple orange white black brown pink grey cyan".split())
+COLOURS = (
+    *("red", "green", "blue", "yellow", "purple", "orange"),
+    *("white", "black", "brown", "pink", "grey", "cyan"),
+)
 THINGS = (
     ("dog", "fox", "wolf", "cat"),
     ("horse", "zebra", "deer"),
@@ -137,7 +140,7 @@ def replace_word(text: str, begin: int, end: int, word: str) -> str:
 
 
 def with_article(word: str) -> str:
-    """ "a dog", "an orange"."""
+    """The word after "a" or "an"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 

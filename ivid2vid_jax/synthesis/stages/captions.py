@@ -25,7 +25,7 @@ from ivid2vid_jax.utils.progress import Progress
 
 
 class CaptionsStage(Stage):
-    """Items: clips. Fingerprint: the clip, with BLIP's settings and weights or the given caption."""
+    """Items: clips. Fingerprint: the clip; BLIP's settings and weights, or the given caption."""
 
     name = "captions"
 

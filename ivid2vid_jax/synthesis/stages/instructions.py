@@ -9,8 +9,8 @@ from ivid2vid_jax.data import shapes
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.chat import Chat
 from ivid2vid_jax.synthesis.config import SHAPES, SynthesisConfig
-from ivid2vid_jax.synthesis.instructions import Proposal
 from ivid2vid_jax.synthesis.fingerprints import fingerprint
+from ivid2vid_jax.synthesis.instructions import Proposal
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, Manifest, Outcome, run_pending
 from ivid2vid_jax.synthesis.stages.captions import CaptionsStage
 from ivid2vid_jax.synthesis.stages.clips import ClipsStage

@@ -1,4 +1,4 @@
-"""What all stages share: items with fingerprints, of which those that are not done are processed."""
+"""What all stages share: items with fingerprints, and the processing of pending ones."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ MAX_REASONS = 3  # printed per stage
 class Stage(ABC):
     """One stage of the engine.
 
-    A subclass defines the items (`fingerprints`) and the work on them (`process`). The fingerprint of
-    an item is a hash of the fingerprints of what it is made from and of the stage's settings. Batch
-    sizes are in no fingerprint: they change no caption, and an edit by at most one grey level
+    A subclass defines the items (`fingerprints`) and the work on them (`process`). The fingerprint
+    of an item is a hash of the fingerprints of what it is made from and of the stage's settings.
+    Batch sizes are in no fingerprint: they change no caption, and an edit by at most one grey level
     (tests/synthesis/test_captions.py, test_editors.py).
     """
 
