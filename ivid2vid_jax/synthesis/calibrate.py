@@ -38,20 +38,15 @@ class CalibrateArgs:
     half of the time of the same kind where that kind has several values.
     """
 
-    # CLIP: folder, run, hub name, or embedded
-    model: str = "shapes-clip"
+    model: str = "shapes-clip"  # CLIP: folder, run, hub name, or embedded
     # model whose autoencoder reconstructs the edits, so they are as blurred as synthesised ones;
     # "None": edits as rendered
     base: str | None = "shapes-base"
-    # number of clips
-    count: int = 200
-    # share of true edits that each threshold passes
-    recall: float = 0.95
-    seed: int = 77
-    # pixels per side
-    size: int = 64
-    # per clip
-    frames: int = 8
+    count: int = 200  # number of clips
+    recall: float = 0.95  # share of true edits that each threshold passes
+    seed: int = 77  # seed of clips and wrong edits
+    size: int = 64  # pixels per side
+    frames: int = 8  # number of frames per clip
 
 
 def run(args: CalibrateArgs) -> None:

@@ -16,18 +16,12 @@ class CaptionsConfig:
 
     # "blip", or a JSON-lines file of {"id", "caption"} with the ids of clips or of their videos
     source: str = "blip"
-    # hub name or folder
-    model: str = "Salesforce/blip-image-captioning-large"
-    # start of every caption; removed from the result
-    prompt: str = "a video of"
-    # of the beam search
-    beams: int = 3
-    # minimum number of tokens
-    shortest: int = 5
-    # maximum number of tokens
-    longest: int = 30
-    # frames per batch
-    batch: int = 8
+    model: str = "Salesforce/blip-image-captioning-large"  # hub name or folder
+    prompt: str = "a video of"  # start of every caption; removed from the result
+    beams: int = 3  # width of the beam search
+    shortest: int = 5  # minimum number of tokens
+    longest: int = 30  # maximum number of tokens
+    batch: int = 8  # frames per batch
 
 
 class Blip:

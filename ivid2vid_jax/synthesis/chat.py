@@ -19,27 +19,20 @@ MAX_PAUSE = 60.0  # seconds between two attempts, also if the server asks for mo
 class ChatConfig:
     """Which chat model is asked, and how."""
 
-    # e.g. http://localhost:8000/v1; None: OpenAI
-    base_url: str | None = None
-    model: str = "gpt-4o-mini"
+    base_url: str | None = None  # e.g. http://localhost:8000/v1; None: OpenAI
+    model: str = "gpt-4o-mini"  # name on the server
     # environment variable that holds the API key; a local server needs none
     key: str = "OPENAI_API_KEY"
-    temperature: float = 0.7
-    # maximum length of a reply
-    max_tokens: int = 600
-    # seconds for a complete reply
-    timeout: float = 60.0
+    temperature: float = 0.7  # sampling temperature
+    max_tokens: int = 600  # maximum length of a reply
+    timeout: float = 60.0  # seconds for a complete reply
     # after rate limits, server errors, dropped connections and time-outs; the pauses between
     # attempts grow, or are those that the server asks for
     retries: int = 4
-    # maximum number of requests per minute
-    per_minute: float = 60.0
-    # requests in flight at once
-    concurrency: int = 4
-    # dollars per million input tokens, for --estimate
-    price_in: float = 0.0
-    # dollars per million output tokens, for --estimate
-    price_out: float = 0.0
+    per_minute: float = 60.0  # maximum number of requests per minute
+    concurrency: int = 4  # requests in flight at once
+    price_in: float = 0.0  # dollars per million input tokens, for --estimate
+    price_out: float = 0.0  # dollars per million output tokens, for --estimate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,16 +25,11 @@ NEIGHBOURS = 2  # frame changes on either side that a shot boundary is compared 
 class ClipsConfig:
     """How videos are cut into clips, and which clips are refused."""
 
-    # per clip
-    frames: int = 16
-    # frame rate of the clips; videos are resampled to it
-    fps: float = 8.0
-    # pixels per side of a clip: the central square, resized
-    size: int = 256
-    # minimum shorter side of a video in pixels
-    least: int = 256
-    # maximum number of clips per video
-    per_video: int = 4
+    frames: int = 16  # number of frames per clip
+    fps: float = 8.0  # frame rate of the clips; videos are resampled to it
+    size: int = 256  # pixels per side of a clip: the central square, resized
+    least: int = 256  # minimum shorter side of a video in pixels
+    per_video: int = 4  # maximum number of clips per video
     # minimum frame change at a shot boundary: mean HSV difference, 0 to 255
     cut: float = 15.0
     # minimum ratio of the change at a shot boundary to the changes around it

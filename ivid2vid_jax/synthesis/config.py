@@ -54,37 +54,32 @@ class SynthesisConfig:
     All results go to `output`: clips, a manifest per stage, edits, the dataset and an HTML report.
     """
 
-    # a folder of videos, or "shapes" for the shapes world
-    videos: str = SHAPES
-    output: Path = Path("data/synthesised")
-    # stages to run; always in this order
-    stages: tuple[str, ...] = STAGES
-    # number of clips (shapes world)
-    count: int = 24
-    # of all random draws
-    seed: int = 0
+    videos: str = SHAPES  # a folder of videos, or "shapes" for the shapes world
+    output: Path = Path("data/synthesised")  # folder of all results
+    stages: tuple[str, ...] = STAGES  # stages to run; always in this order
+    count: int = 24  # number of clips (shapes world)
+    seed: int = 0  # seed of all random draws
     # "chat", "rules", a JSON-lines file in InstructPix2Pix's format, or "shapes"
     instructions: str = SHAPES
-    # instructions to ask for per clip
-    per_clip: int = 2
+    per_clip: int = 2  # instructions to ask for per clip
     # edits per instruction, each with its own seed; the filter keeps the best filter.keep of them
     samples: int = 1
     # text-to-image model that edits the clips: hub name, folder, or embedded
     base: str = "shapes-base"
     # truth: the shapes world's own edits, as a reference for the other editors
     editor: Literal["shared_noise", "tune_a_video", "truth"] = "shared_noise"
+
     clips: ClipsConfig = ClipsConfig(frames=8, size=64, least=64)
     captions: CaptionsConfig = CaptionsConfig(source=SHAPES)
     chat: ChatConfig = ChatConfig()
     shared_noise: SharedNoiseConfig = SharedNoiseConfig()
     tune_a_video: TuneAVideoConfig = TuneAVideoConfig()
     filter: FilterConfig = FilterConfig(model="shapes-clip")
-    # share of clips whose triplets go to the split "validation"
-    validation: float = 0.02
+
+    validation: float = 0.02  # share of clips whose triplets go to the split "validation"
     # storage of the dataset's clips: npy is lossless, mp4 takes a tenth of the space
     codec: Literal["npy", "mp4"] = "npy"
-    # SPDX name of the videos' licence, stored in every triplet
-    licence: str = ""
+    licence: str = ""  # SPDX name of the videos' licence, stored in every triplet
     # "I/N": this process does part I of N of every stage. "auto": one part per process of
     # jax.distributed; they wait for each other after every stage
     shard: str = "0/1"

@@ -32,27 +32,21 @@ class TuneAVideoConfig:
     A copy of the base is tuned on each clip, and samples the edits from the clip's inverted noise.
     """
 
-    # of tuning
-    steps: int = 500
-    # learning rate of AdamW
-    lr: float = 3e-5
-    weight_decay: float = 1e-2
-    # maximum norm of a clip's gradient
-    clip: float = 1.0
-    # steps of DDIM inversion
-    inversion: int = 50
-    # the clip's caption, together with text scale 1, best keeps what both captions share
+    steps: int = 500  # number of tuning steps
+    lr: float = 3e-5  # learning rate of AdamW
+    weight_decay: float = 1e-2  # weight decay of AdamW
+    clip: float = 1.0  # maximum norm of a clip's gradient
+    inversion: int = 50  # steps of DDIM inversion
+    # prompt of the inversion; "caption", with text scale 1, keeps most of what both captions share
     inversion_prompt: Literal["empty", "caption"] = "empty"
-    # steps of DDIM sampling
-    sampling: int = 50
-    text_scale: float = 12.5
+    sampling: int = 50  # steps of DDIM sampling
+    text_scale: float = 12.5  # guidance scale
     # share of the way to noise that inversion goes; less keeps more of the clip
     strength: float = 1.0
     # draw the temporal layers' output biases as PyTorch does, instead of zeros; the tuned network
     # then differs from the base before the first step
     random_bias: bool = False
-    # clips per device
-    at_once: int = 1
+    at_once: int = 1  # clips per device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +57,13 @@ class SharedNoiseConfig:
     attend to the first and the previous frame.
     """
 
-    # steps of DDIM sampling
-    sampling: int = 20
-    text_scale: float = 7.5
+    sampling: int = 20  # steps of DDIM sampling
+    text_scale: float = 7.5  # guidance scale
     # share of the way to noise from which frames start; less keeps more of the clip
     strength: float = 0.8
     # steps of DDIM inversion with the clip's caption, for each frame's own noise; 0: shared noise
     inversion: int = 0
-    # clips per device
-    at_once: int = 1
+    at_once: int = 1  # clips per device
 
 
 class SharedNoise(ClipEditor):

@@ -15,22 +15,18 @@ MIN_CALIBRATION = 20  # true and false edits each
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-    """Minimum similarities.
+    """Minimum CLIP similarities of an edit.
 
-    The defaults are InstructPix2Pix's for CLIP ViT-L/14; `image` is InsV2V's for video (images:
-    0.7).
+    The defaults are InstructPix2Pix's for CLIP ViT-L/14, but `image` is InsV2V's for video (it is
+    0.7 for images).
     """
 
-    # CLIP: hub name, folder, or shapes-clip
-    model: str = "openai/clip-vit-large-patch14"
-    # between source and edited frames
-    image: float = 0.5
-    # between each clip and its caption
-    text: float = 0.2
-    # between the change of the frames and the change of the captions
+    model: str = "openai/clip-vit-large-patch14"  # CLIP: hub name, folder, or shapes-clip
+    image: float = 0.5  # minimum between source and edited frames
+    text: float = 0.2  # minimum between each clip and its caption
+    # minimum between the change of the frames and the change of the captions
     direction: float = 0.2
-    # between neighbouring edited frames
-    consistency: float = 0.0
+    consistency: float = 0.0  # minimum between neighbouring edited frames
     # maximum number of edits per clip and instruction: the best by direction
     keep: int = 4
 
