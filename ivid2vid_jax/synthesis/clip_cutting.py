@@ -157,7 +157,8 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
     for number, frame in enumerate(repeat_ends(frames, NEIGHBOURS)):
         recent.append(frame)
         bgr = np.ascontiguousarray(thumbnail(frame)[..., ::-1])
-        boundary = detector.process_frame(FrameTimecode(number, config.fps), bgr)
+        timecode = FrameTimecode(number, fps=10.0)  # any rate: only the number counts
+        boundary = detector.process_frame(timecode, bgr)
         if number >= 2 * NEIGHBOURS:
             yield recent[0], bool(boundary) or number == 2 * NEIGHBOURS
 
