@@ -38,8 +38,8 @@ def completion(content, **message):
 class Server:
     """Answers request number n with script[n]; the last entry is repeated.
 
-    An entry is a status code, a JSON body, a body that is no JSON (str), a pair (status, body), or one
-    of "hang" (no answer), "drip" (a byte every 50 ms) and "drop" (closes the connection).
+    An entry is a status code, a JSON body, a body that is no JSON (str), a pair (status, body), or
+    one of "hang" (no answer), "drip" (a byte every 50 ms) and "drop" (closes the connection).
     """
 
     def __init__(self, *script):

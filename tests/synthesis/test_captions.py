@@ -108,7 +108,7 @@ def test_caption_files(tmp_path):
     assert captions.of_clip(known, "b.mp4-1", "b.mp4") == "x"
     assert captions.of_clip(known, "c.mp4-0", "c.mp4") is None
     file.write_text('{"id": "a"}\n')
-    with pytest.raises(UserError, match='line 1: needs {"id"'):
+    with pytest.raises(UserError, match=r'line 1: needs \{"id"'):
         captions.from_file(file)
     with pytest.raises(UserError, match="no such file, nor is it blip"):
         captions.from_file(tmp_path / "none")
