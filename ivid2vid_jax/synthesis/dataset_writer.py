@@ -81,17 +81,17 @@ def write_dataset(engine: Engine) -> None:
         engine = Engine(engine.config)  # its caches may be older than the other shards' results
         check_stages_are_done(engine)
     lines = engine.scores.accepted()
-    kept, dropped = keep_best(lines, engine.config.filter.keep)
-    best = [line for line in lines if line["id"] in kept]
+    selected, dropped = keep_best(lines, engine.config.filter.keep)
+    best = [line for line in lines if line["id"] in selected]
     if not best:
         raise UserError(
             f"no edit has been accepted: see {engine.folder}/scores*.jsonl for the reasons, and "
             "lower --filter.*"
         )
     folder = make_dataset(engine, best)
-    statistics = make_statistics(engine, kept, dropped)
+    statistics = make_statistics(engine, selected, dropped)
     write_json(engine.folder / "statistics.json", statistics)
-    write_report(engine, kept, dropped, statistics)
+    write_report(engine, selected, dropped, statistics)
     print(
         f"write: {len(best)} triplets in {folder}, {len(dropped)} left out because others by the "
         f"same instruction score higher; look at {engine.folder / 'index.html'}"
@@ -164,7 +164,7 @@ def write_shards(
         shards.write_metadata(folder, dataset.features(), outcomes, description)
 
 
-def make_statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> dict[str, Any]:
+def make_statistics(engine: Engine, selected: set[str], dropped: dict[str, str]) -> dict[str, Any]:
     """Counts and reasons per stage, near-duplicates, edit types, and `true_success` if known."""
     stages = {}
     for name in STAGES[:-1]:
@@ -174,20 +174,20 @@ def make_statistics(engine: Engine, kept: set[str], dropped: dict[str, str]) -> 
             "accepted": len(stage.accepted()),
             "others": stage.manifest().reasons(stage.fingerprints),
         }
-    types = (engine.edits.edits[id].edit_type for id in sorted(kept))
+    types = (engine.edits.edits[id].edit_type for id in sorted(selected))
     statistics = {
         "stages": stages,
         "repeats": engine.clips.near_duplicates,
-        "triplets": len(kept),
+        "triplets": len(selected),
         "not the best": len(dropped),
         "edit_types": dict(collections.Counter(types)),
     }
     if engine.config.videos == SHAPES:
-        statistics["truth"] = true_success(engine, kept)
+        statistics["truth"] = true_success(engine, selected)
     return statistics
 
 
-def true_success(engine: Engine, kept: set[str]) -> dict[str, dict]:
+def true_success(engine: Engine, selected: set[str]) -> dict[str, dict]:
     """Shares of the scored edits that the shapes world's checker passes, with 95% intervals.
 
     Also the filter's precision and recall with respect to it. An edit that is impossible in its
@@ -214,7 +214,7 @@ def true_success(engine: Engine, kept: set[str]) -> dict[str, dict]:
 
     return {
         "edits that pass": share(passed, set(scored)),
-        "precision": share(passed & kept, kept),
-        "recall": share(passed & kept, passed),
+        "precision": share(passed & selected, selected),
+        "recall": share(passed & selected, passed),
         "edits of this world": share(set(possible), set(scored)),
     }

@@ -86,7 +86,7 @@ class SharedNoise(ClipEditor):
         start = table.start if first == 0 else 1.0
         alpha, sigma = table.steps.alpha[first], table.steps.sigma[first]
         noisy = alpha * batch.latents + sigma * start * noise
-        return {}, noisy.astype(np.float32)
+        return {}, np.asarray(noisy, np.float32)
 
 
 class TuneAVideo(ClipEditor):

@@ -1,4 +1,4 @@
-"""Which edits are kept: CLIP similarities, as InstructPix2Pix filters (arXiv 2211.09800, 3.1.2).
+"""The filter of edits: CLIP similarities, as in InstructPix2Pix (arXiv 2211.09800, section 3.1.2).
 
 Similarities are cosines per frame, averaged over the frames.
 """
@@ -56,19 +56,19 @@ def keep_best(lines: Iterable[dict], keep: int) -> tuple[set[str], dict[str, str
         keep: maximum number per prompt.
 
     Returns:
-        The ids that are kept, and id -> reason of the others.
+        The ids that are selected, and id -> reason of the others.
     """
     prompts: dict[str, list[dict]] = {}
     for line in lines:
         prompts.setdefault(line["prompt"], []).append(line)
-    kept: set[str] = set()
+    selected: set[str] = set()
     dropped: dict[str, str] = {}
     for group in prompts.values():
         ranking = sorted(group, key=lambda line: (-line["scores"]["direction"], line["id"]))
-        kept |= {line["id"] for line in ranking[:keep]}
+        selected |= {line["id"] for line in ranking[:keep]}
         reason = f"{keep} edits by the same instruction have a higher direction score"
         dropped |= {line["id"]: reason for line in ranking[keep:]}
-    return kept, dropped
+    return selected, dropped
 
 
 def calibrate_thresholds(

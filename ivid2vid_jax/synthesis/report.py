@@ -25,13 +25,13 @@ img { max-width: 100% }
 
 
 def write_report(
-    engine: Engine, kept: set[str], dropped: Mapping[str, str], statistics: dict[str, Any]
+    engine: Engine, selected: set[str], dropped: Mapping[str, str], statistics: dict[str, Any]
 ) -> None:
     """Writes OUTPUT/index.html, one file with all images in it.
 
     Args:
         engine: the run.
-        kept: ids of the edits in the dataset.
+        selected: ids of the edits in the dataset.
         dropped: accepted edits that are not in the dataset: id -> reason.
         statistics: printed as JSON.
     """
@@ -40,8 +40,8 @@ def write_report(
         manifest.lines[id] for id in sorted(engine.scores.fingerprints) if id in manifest.lines
     ]
     groups = {
-        "Accepted": [line for line in lines if line["id"] in kept],
-        "Rejected": [line for line in lines if line["id"] not in kept],
+        "Accepted": [line for line in lines if line["id"] in selected],
+        "Rejected": [line for line in lines if line["id"] not in selected],
     }
     parts = [
         f"<h1>{html.escape(str(engine.folder))}</h1>",
