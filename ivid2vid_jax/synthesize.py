@@ -1,8 +1,15 @@
-"""`python -m ivid2vid_jax.synthesize`: make training triplets out of clips that nobody has edited.
+r"""`python -m ivid2vid_jax.synthesize`: makes training triplets from unedited clips.
 
-python -m ivid2vid_jax.synthesize --output data/made                                        # the shapes world
-python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --stages clips    # yours, cut into clips
-python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR --estimate        # what the rest would take
+The shapes world:
+
+python -m ivid2vid_jax.synthesize --output data/made
+
+Your videos: cut them into clips, then estimate the cost of the other stages:
+
+python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR \
+    --stages clips
+python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DIR --output DIR \
+    --estimate
 """
 
 from ivid2vid_jax.synthesis.config import RENAMED, SynthesisConfig
@@ -10,7 +17,7 @@ from ivid2vid_jax.utils.cli import main, recipe_loader
 
 
 def run(config: SynthesisConfig) -> None:
-    """Runs the stages, or says what they would take."""
+    """Runs the stages, or prints an estimate of what they would take."""
     from ivid2vid_jax.synthesis.engine import Engine
     from ivid2vid_jax.synthesis.run_stages import run_stages
 

@@ -1,4 +1,6 @@
-"""`python -m ivid2vid_jax.synthesis.calibrate`: thresholds of the data engine's filter for a CLIP of one's own, where the true edits are known.
+"""`python -m ivid2vid_jax.synthesis.calibrate`: thresholds of the filter for another CLIP.
+
+They are found on the shapes world, where the true edits are known:
 
 python -m ivid2vid_jax.synthesis.calibrate --model shapes-clip --base shapes-base --count 200
 """
@@ -9,52 +11,60 @@ from collections.abc import Callable
 import numpy as np
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.data.shapes.scene import STYLES, apply_edit
+from ivid2vid_jax.data.shapes.scene import STYLES, Scene, apply_edit
 from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_scorer, load_clip
 from ivid2vid_jax.inference.pipeline import load
-from ivid2vid_jax.synthesis.filter import FilterConfig, calibrate_thresholds, rejection_reason
+from ivid2vid_jax.synthesis.filter import (
+    MIN_CALIBRATION,
+    FilterConfig,
+    calibrate_thresholds,
+    rejection_reason,
+)
 from ivid2vid_jax.synthesis.sources import ANY_SCENE_KINDS, EDIT_KINDS
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 
-GROUPS = ("true edits", "unedited", "wrong edits")
-MIN_COUNT = 20  # clips on either side
+TRUE, UNEDITED, WRONG = GROUPS = ("true edits", "unedited", "wrong edits")
+MIN_COUNT = 2 * MIN_CALIBRATION  # clips: one half calibrates, the other one tests
 
 
 @dataclasses.dataclass
 class CalibrateArgs:
-    """Finds thresholds on half of the clips of the shapes world, and tells on the other half what passes them: true edits, the unedited source, and the
-    true edit by another instruction, half of the time of the same kind where that has others to choose from.
+    """Finds the filter's thresholds on one half of the clips and tests them on the other.
+
+    Each clip is scored with its true edit, unedited, and with the true edit of another instruction,
+    half of the time of the same kind where that kind has several values.
     """
 
-    model: str = "shapes-clip"  # CLIP: a folder, a run, of the hub, or embedded
-    base: str | None = (
-        "shapes-base"  # its autoencoder blurs the edits as it does those that the engine makes; "None" leaves them as drawn
-    )
-    count: int = 200  # clips
-    recall: float = 0.95  # share of true edits that each threshold passes by itself
-    seed: int = 77
-    size: int = 64  # pixels of a side
-    frames: int = 8
+    model: str = "shapes-clip"  # CLIP: folder, run, hub name, or embedded
+    # model whose autoencoder reconstructs the edits, so they are as blurred as synthesised ones;
+    # "None": edits as rendered
+    base: str | None = "shapes-base"
+    count: int = 200  # number of clips
+    recall: float = 0.95  # share of true edits that each threshold passes
+    seed: int = 77  # seed of clips and wrong edits
+    size: int = 64  # pixels per side
+    frames: int = 8  # number of frames per clip
 
 
 def run(args: CalibrateArgs) -> None:
-    """Prints the filter's config and what it lets pass."""
-    if not 2 * MIN_COUNT <= args.count <= 10**6 or not 0.5 <= args.recall < 1:
+    """Prints the filter's config, and how many edits of each group it passes."""
+    if not MIN_COUNT <= args.count <= 10**6 or not 0.5 <= args.recall < 1:
         raise UserError(
-            f"--count {args.count} must be between {2 * MIN_COUNT} and 1000000, --recall {args.recall} at least 0.5 and below 1"
+            f"--count {args.count} must be between {MIN_COUNT} and 1000000, "
+            f"--recall {args.recall} at least 0.5 and below 1"
         )
-    drawn = load(args.base).reconstruct if args.base else lambda clip: clip
+    reconstruct = load(args.base).reconstruct if args.base else lambda clip: clip
     with Progress("clips") as progress:
-        found = scores(args, clip_scorer(load_clip(args.model)), drawn, progress)
+        clips = score_clips(args, clip_scorer(load_clip(args.model)), reconstruct, progress)
     half = args.count // 2
-    true, *false = ([each[group] for each in found[:half]] for group in GROUPS)
+    calibration, test = by_group(clips[:half]), by_group(clips[half:])
     try:
         config = calibrate_thresholds(
-            true,
-            [each for group in false for each in group],
+            calibration[TRUE],
+            calibration[UNEDITED] + calibration[WRONG],
             FilterConfig(model=args.model),
             args.recall,
         )
@@ -62,87 +72,81 @@ def run(args: CalibrateArgs) -> None:
         raise UserError(
             f"--model {args.model}: {error}; train it longer, or lower --recall {args.recall}"
         ) from error
+    names = ("image", "text", "direction", "consistency")
     config = dataclasses.replace(
-        config,
-        **{
-            name: round(getattr(config, name), 3)
-            for name in ("image", "text", "direction", "consistency")
-        },
+        config, **{name: round(getattr(config, name), 3) for name in names}
     )
     print(config)
-    print(table({group: [each[group] for each in found[half:]] for group in GROUPS}, config))
+    print(table(test, config))
 
 
-def scores(
+def score_clips(
     args: CalibrateArgs,
-    judge: Callable,
-    drawn: Callable[[np.ndarray], np.ndarray],
-    progress: Callable,
+    scorer: Callable[[np.ndarray, np.ndarray, str, str], CLIPScores],
+    reconstruct: Callable[[np.ndarray], np.ndarray],
+    progress: Callable[[int, int], None],
 ) -> list[dict[str, CLIPScores]]:
-    """Of each clip, the scores of its edits by group."""
-    out, rng = [], np.random.default_rng(args.seed)
+    """Per clip: group -> scores of its edit, judged by the captions of the true edit."""
+    clips, rng = [], np.random.default_rng(args.seed)
     for index in range(args.count):
         spec = shapes.sample_spec(
             args.seed, index, kinds=EDIT_KINDS, size=args.size, frames=args.frames
         )
-        source, captions = (
-            shapes.render(spec.scene, spec.size, spec.frames),
-            (shapes.caption(spec.scene), shapes.caption(spec.edited)),
-        )
-        edits = (spec.edited, spec.scene, wrong(spec, rng))
-        out.append(
-            {
-                group: judge(source, drawn(shapes.render(scene, spec.size, spec.frames)), *captions)
-                for group, scene in zip(GROUPS, edits, strict=True)
-            }
-        )
+        source = shapes.render(spec.scene, spec.size, spec.frames)
+        captions = shapes.caption(spec.scene), shapes.caption(spec.edited)
+        scenes = {TRUE: spec.edited, UNEDITED: spec.scene, WRONG: wrong_scene(spec, rng)}
+        scores = {}
+        for group, scene in scenes.items():
+            edited = reconstruct(shapes.render(scene, spec.size, spec.frames))
+            scores[group] = scorer(source, edited, *captions)
+        clips.append(scores)
         progress(index + 1, args.count)
-    return out
+    return clips
 
 
-def wrong(spec: shapes.Spec, rng: np.random.Generator):
-    """The scene as another instruction would have it."""
-    same = (spec.edit.kind,) * len(ANY_SCENE_KINDS) if spec.edit.kind in ANY_SCENE_KINDS else ()
+def by_group(clips: list[dict[str, CLIPScores]]) -> dict[str, list[CLIPScores]]:
+    """Group -> scores of all clips."""
+    return {group: [scores[group] for scores in clips] for group in GROUPS}
+
+
+def wrong_scene(spec: shapes.Spec, rng: np.random.Generator) -> Scene:
+    """The scene after another edit than the spec's, half of the time one of the same kind."""
+    kind = spec.edit.kind
+    same_kind = (kind,) * len(ANY_SCENE_KINDS) if kind in ANY_SCENE_KINDS else ()
     while True:
-        edit = shapes.sample_edit(rng, spec.scene, str(rng.choice((*ANY_SCENE_KINDS, *same))))
-        scene = apply_edit(spec.scene, edit) if edit.value or edit.kind in STYLES else spec.edited
+        edit = shapes.sample_edit(rng, spec.scene, str(rng.choice((*ANY_SCENE_KINDS, *same_kind))))
+        if not edit.value and edit.kind not in STYLES:
+            continue  # there is no other value
+        scene = apply_edit(spec.scene, edit)
         if scene != spec.edited:
             return scene
 
 
-def table(found: dict[str, list[CLIPScores]], config: FilterConfig) -> str:
-    """Markdown: the share of each group that passes, and the means of its scores; precision where the groups are as many as each other."""
+def table(groups: dict[str, list[CLIPScores]], config: FilterConfig) -> str:
+    """Markdown: pass rate and mean scores of each group, then precision and recall.
+
+    The precision presumes groups of equal size.
+    """
     names = [field.name for field in dataclasses.fields(CLIPScores)]
     lines = ["| clips | pass [95%] | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     passed = {
-        group: sum(not rejection_reason(each, config) for each in members)
-        for group, members in found.items()
+        group: sum(not rejection_reason(scores, config) for scores in members)
+        for group, members in groups.items()
     }
-    for group, members in found.items():
-        (low, high), share = (
-            wilson_interval(passed[group], len(members)),
-            passed[group] / len(members),
-        )
-        means = [f"{np.mean([getattr(each, name) for each in members]):.3f}" for name in names]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    f"{len(members)} {group}",
-                    f"{100 * share:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
-                    *means,
-                ]
-            )
-            + " |"
-        )
-    true, every = passed[GROUPS[0]], sum(passed.values())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"precision {100 * true / max(1, every):.1f}% of {every} that pass, recall {100 * true / len(found[GROUPS[0]]):.1f}%",
+    for group, members in groups.items():
+        low, high = wilson_interval(passed[group], len(members))
+        share = passed[group] / len(members)
+        cells = [
+            f"{len(members)} {group}",
+            f"{100 * share:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
+            *(f"{np.mean([getattr(scores, name) for scores in members]):.3f}" for name in names),
         ]
-    )
+        lines.append(f"| {' | '.join(cells)} |")
+    total = sum(passed.values())
+    precision = 100 * passed[TRUE] / max(1, total)
+    recall = 100 * passed[TRUE] / len(groups[TRUE])
+    summary = f"precision {precision:.1f}% of {total} that pass, recall {recall:.1f}%"
+    return "\n".join([*lines, "", summary])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a clip shows, in words: by BLIP (Li et al. 2022, arXiv 2201.12086) through transformers, or from a file."""
+"""Captions of clips: by BLIP (Li et al. 2022, arXiv 2201.12086) through transformers, or a file."""
 
 import dataclasses
 import json
@@ -12,89 +12,92 @@ from ivid2vid_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
-    """Where captions come from."""
+    """Where captions come from, and BLIP's settings."""
 
-    source: str = "blip"  # blip; or a JSON-lines file of {"id", "caption"}, ids being those of clips or of the videos they were cut from
-    model: str = "Salesforce/blip-image-captioning-large"  # of the hub, or a folder
-    prompt: str = "a video of"  # what the caption goes on from; left out of what is kept
-    beams: int = 3
-    shortest: int = 5  # tokens
-    longest: int = 30
-    batch: int = 8  # frames captioned together
+    # "blip", or a JSON-lines file of {"id", "caption"} with the ids of clips or of their videos
+    source: str = "blip"
+    model: str = "Salesforce/blip-image-captioning-large"  # hub name or folder
+    prompt: str = "a video of"  # start of every caption; removed from the result
+    beams: int = 3  # width of the beam search
+    shortest: int = 5  # minimum number of tokens
+    longest: int = 30  # maximum number of tokens
+    batch: int = 8  # frames per batch
 
 
 class Blip:
-    """blip(frames) -> captions. Torch, on a GPU where there is one."""
+    """BLIP in PyTorch, on a GPU if there is one."""
 
     def __init__(self, config: CaptionsConfig):
+        """Raises UserError if torch is missing or the model cannot be loaded."""
         try:
             import torch
             from transformers import BlipForConditionalGeneration, BlipProcessor
         except ImportError as error:
             raise UserError(
-                f'captions by BLIP need torch ({error}): pip install "ivid2vid_jax[synthesis]", or give --captions.source FILE'
+                f'captions by BLIP need torch ({error}): pip install "ivid2vid_jax[synthesis]", '
+                "or give --captions.source FILE"
             ) from error
         self.config, self.torch = config, torch
         try:
             self.processor = BlipProcessor.from_pretrained(config.model)
             model = BlipForConditionalGeneration.from_pretrained(config.model)
         except (OSError, ValueError) as error:
-            way = (
-                f"hf download {config.model}"
-                if not Path(config.model).exists()
-                else "put a whole BLIP folder there"
+            remedy = (
+                "put a whole BLIP folder there"
+                if Path(config.model).exists()
+                else f"hf download {config.model}"
             )
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"--captions.model {config.model} cannot be loaded ({str(error).strip().splitlines()[0]}); {way}"
+                f"--captions.model {config.model} cannot be loaded ({reason}); {remedy}"
             ) from error
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def __call__(self, frames: Sequence[np.ndarray]) -> list[str]:
-        """frames: [H, W, 3] uint8 each. The same frames always give the same captions: beams, no chance."""
-        c, out = self.config, []
-        for i in range(0, len(frames), c.batch):
-            part = list(frames[i : i + c.batch])
+        """Captions of frames [H, W, 3] uint8; deterministic (beam search without sampling)."""
+        config, captions = self.config, []
+        for i in range(0, len(frames), config.batch):
+            images = list(frames[i : i + config.batch])
             inputs = self.processor(
-                images=part, text=[c.prompt] * len(part), return_tensors="pt"
+                images=images, text=[config.prompt] * len(images), return_tensors="pt"
             ).to(self.model.device)
             with self.torch.no_grad():
-                made = self.model.generate(
+                tokens = self.model.generate(
                     **inputs,
-                    num_beams=c.beams,
+                    num_beams=config.beams,
                     do_sample=False,
-                    min_length=c.shortest,
-                    max_length=c.longest,
+                    min_length=config.shortest,
+                    max_length=config.longest,
                 )
-            out += [
-                without(text, c.prompt)
-                for text in self.processor.batch_decode(made, skip_special_tokens=True)
-            ]
-        return out
+            texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+            captions += [remove_prompt(text, config.prompt) for text in texts]
+        return captions
 
 
-def without(caption: str, prompt: str) -> str:
-    """The caption without the words that it was made to go on from."""
+def remove_prompt(caption: str, prompt: str) -> str:
+    """The caption without the prompt it begins with."""
     caption = " ".join(caption.split())
     return caption[len(prompt) :].strip() if caption.lower().startswith(prompt.lower()) else caption
 
 
 def from_file(path: Path) -> dict[str, str]:
-    """Id -> caption. Raises UserError that names a line that is none."""
+    """Id -> caption. Raises UserError for a missing file or a malformed line."""
     if not path.is_file():
         raise UserError(f"--captions.source {path}: no such file, nor is it blip")
-    out = {}
-    with open(path) as lines:
+    captions = {}
+    with path.open() as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                out[row["id"]] = " ".join(row["caption"].split())
+                captions[row["id"]] = " ".join(row["caption"].split())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f'{path}, line {number}: needs {{"id": ..., "caption": ...}} ({type(error).__name__}: {error})'
+                    f'{path}, line {number}: needs {{"id": ..., "caption": ...}} '
+                    f"({type(error).__name__}: {error})"
                 ) from error
-    return out
+    return captions
 
 
-def of_clip(known: dict[str, str], clip: str, video: str) -> str | None:
-    """The caption of a clip, by its own id or by its video's."""
-    return known.get(clip) or known.get(video)
+def of_clip(captions: dict[str, str], clip: str, video: str) -> str | None:
+    """The caption under a clip's own id, or else under its video's."""
+    return captions.get(clip) or captions.get(video)

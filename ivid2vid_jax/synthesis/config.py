@@ -1,4 +1,8 @@
-"""The data engine's config: `SynthesisConfig()` makes triplets of the shapes world; a recipe file says `config = SynthesisConfig(...)`."""
+"""The data engine's config.
+
+`SynthesisConfig()` makes triplets of the shapes world; a recipe file defines
+`config = SynthesisConfig(...)`.
+"""
 
 import dataclasses
 from operator import attrgetter
@@ -13,8 +17,9 @@ from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.utils.errors import UserError, check_types, parse_shard
 
 STAGES = ("clips", "captions", "instructions", "edits", "scores", "write")
-OWN = "shapes"  # the procedural world, with captions and instructions of its own
-TRUTH = "truth"  # the editor that knows
+SHAPES = "shapes"  # --videos, --captions.source, --instructions: those of the shapes world
+TRUTH = "truth"  # --editor: the shapes world's own edits
+
 LIMITS = {
     "count": (1, 10**9),
     "per_clip": (1, 64),
@@ -39,75 +44,87 @@ LIMITS = {
 }
 
 
-RENAMED = {"clips.alike": "clips.near_duplicate_bits"}  # options by their names in 0.1 -> today's
+RENAMED = {"clips.alike": "clips.near_duplicate_bits"}  # options: name in 0.1 -> name today
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
-    """All that is made comes to stand in `output`: clips, a manifest of every stage, edits, the dataset, and a page to look at."""
+    """Makes training triplets from unedited clips.
 
-    videos: str = OWN  # a folder of videos, or "shapes"
-    output: Path = Path("data/synthesised")
-    stages: tuple[str, ...] = STAGES  # of these, in this order
-    count: int = 24  # shapes: clips
-    seed: int = 0  # of everything that is drawn
-    instructions: str = OWN  # "chat", "rules", a file in InstructPix2Pix's format, or "shapes"
-    per_clip: int = 2  # instructions asked for
-    samples: int = 1  # edits of one instruction, each with its own seed; the filter keeps the best filter.keep of them
-    base: str = (
-        "shapes-base"  # the text-to-image model that edits clips: of the hub, a folder, or embedded
-    )
-    editor: Literal["shared_noise", "tune_a_video", "truth"] = (
-        "shared_noise"  # truth: the shapes world's own edits, to measure the others against
-    )
+    All results go to `output`: clips, a manifest per stage, edits, the dataset and an HTML report.
+    """
+
+    videos: str = SHAPES  # a folder of videos, or "shapes" for the shapes world
+    output: Path = Path("data/synthesised")  # folder of all results
+    stages: tuple[str, ...] = STAGES  # stages to run; always in this order
+    count: int = 24  # number of clips (shapes world)
+    seed: int = 0  # seed of all random draws
+    # "chat", "rules", a JSON-lines file in InstructPix2Pix's format, or "shapes"
+    instructions: str = SHAPES
+    per_clip: int = 2  # instructions to ask for per clip
+    # edits per instruction, each with its own seed; the filter keeps the best filter.keep of them
+    samples: int = 1
+    # text-to-image model that edits the clips: hub name, folder, or embedded
+    base: str = "shapes-base"
+    # truth: the shapes world's own edits, as a reference for the other editors
+    editor: Literal["shared_noise", "tune_a_video", "truth"] = "shared_noise"
+
     clips: ClipsConfig = ClipsConfig(frames=8, size=64, least=64)
-    captions: CaptionsConfig = CaptionsConfig(source=OWN)
+    captions: CaptionsConfig = CaptionsConfig(source=SHAPES)
     chat: ChatConfig = ChatConfig()
     shared_noise: SharedNoiseConfig = SharedNoiseConfig()
     tune_a_video: TuneAVideoConfig = TuneAVideoConfig()
     filter: FilterConfig = FilterConfig(model="shapes-clip")
-    validation: float = 0.02  # share of clips whose triplets go into the split "validation"
-    codec: Literal["npy", "mp4"] = (
-        "npy"  # how the dataset's clips are stored: exact, or mp4, a tenth of the space
-    )
-    licence: str = ""  # of the videos, SPDX; it goes into every triplet
-    shard: str = "0/1"  # "I/N": this process does part I of N of each stage; "auto": by jax.distributed, one part a process, which wait for each other after each stage
-    devices: int | None = None  # that edit clips, each its own (None: all of this process)
-    estimate: bool = (
-        False  # print what is left to do, its chip-hours and the chat's price, and stop
-    )
+
+    validation: float = 0.02  # share of clips whose triplets go to the split "validation"
+    # storage of the dataset's clips: npy is lossless, mp4 takes a tenth of the space
+    codec: Literal["npy", "mp4"] = "npy"
+    licence: str = ""  # SPDX name of the videos' licence, stored in every triplet
+    # "I/N": this process does part I of N of every stage. "auto": one part per process of
+    # jax.distributed; they wait for each other after every stage
+    shard: str = "0/1"
+    # devices that edit clips, one clip each (None: all of this process)
+    devices: int | None = None
+    # print the remaining work, its chip-hours and the chat model's price, and exit
+    estimate: bool = False
 
     def check(self) -> None:
-        """UserError that names a value of another type or out of its range."""
+        """Raises UserError for a value of the wrong type or out of range, naming it."""
         check_types(self)
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
             raise UserError(f"--stages {' '.join(unknown)}: choose from {', '.join(STAGES)}")
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
             if not low <= value <= high:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} must be between {low:g} and {high:g}"
-                )
-        for name, stage in (
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} {value} must be between {low:g} and {high:g}")
+        self.check_shapes_only()
+        if self.samples > 1 and (self.editor != "shared_noise" or self.shared_noise.inversion):
+            raise UserError(
+                f"--samples {self.samples}: true edits and edits from a clip's own noise are the "
+                "same for every seed; only --editor shared_noise with --shared-noise.inversion 0 "
+                "draws different ones"
+            )
+        self.shard_part()
+
+    def check_shapes_only(self) -> None:
+        """Raises UserError for options that need --videos shapes, if other videos are given."""
+        for name, value in (
             ("captions.source", self.captions.source),
             ("instructions", self.instructions),
         ):
-            if stage == OWN and self.videos != OWN:
+            if value == SHAPES and self.videos != SHAPES:
                 raise UserError(
-                    f"--{name} {OWN}: only --videos {OWN} comes with its own; choose another for {self.videos}"
+                    f"--{name} {SHAPES}: only --videos {SHAPES} comes with its own; "
+                    f"choose another for {self.videos}"
                 )
-        if self.editor == TRUTH and not self.videos == self.instructions == OWN:
+        if self.editor == TRUTH and not self.videos == self.instructions == SHAPES:
             raise UserError(
-                f"--editor {TRUTH}: the true edits are known for --videos {OWN} with --instructions {OWN} alone"
+                f"--editor {TRUTH}: true edits are known only for --videos {SHAPES} with "
+                f"--instructions {SHAPES}"
             )
-        if self.samples > 1 and (self.editor != "shared_noise" or self.shared_noise.inversion):
-            why = "edits from a clip's own noise, and true ones, are the same for every seed"
-            raise UserError(
-                f"--samples {self.samples}: {why}; only --editor shared_noise with --shared-noise.inversion 0 draws others"
-            )
-        self.part()
 
-    def part(self) -> tuple[int, int]:
+    def shard_part(self) -> tuple[int, int]:
         """(index, count) of --shard."""
         if self.shard == "auto":
             import jax

@@ -1,4 +1,4 @@
-"""What a run of the data engine still takes, before anything runs: chip-hours of editing, and the chat's price."""
+"""What the rest of a run would take: chip-hours of editing, and the chat model's price."""
 
 import dataclasses
 import statistics
@@ -11,96 +11,135 @@ from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.planning.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
-from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig, inversion_schedule, steps_left
+from ivid2vid_jax.synthesis.edit_schedule import inversion_schedule, sampling_steps
+from ivid2vid_jax.synthesis.editors import EDITORS, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.weights.inflate import unet_param_shapes
 
-EFFICIENCY = (
-    0.3  # of a chip's peak that editing reaches; an assumption, until edits have been timed
-)
-LETTERS = 4  # of a token of English
-REPLY = 45  # tokens of one proposal
+EFFICIENCY = 0.3  # share of a chip's peak FLOP/s that editing reaches (an assumption, not measured)
+CAPTION_LETTERS = 60
+LETTERS_PER_TOKEN = 4  # of English
+TOKENS_PER_PROPOSAL = 45
+
+
+@dataclasses.dataclass(frozen=True)
+class RemainingWork:
+    """Numbers of clips in use, clips without instructions, and edits to make of how many clips."""
+
+    clips: int
+    unasked_clips: int
+    edits: int
+    edited_clips: int
 
 
 def estimate(engine: Engine) -> str:
-    """A table of what is left to do. Clips that are still to be cut are not counted: run --stages clips first."""
-    c, kept = engine.config, engine.kept
-    captions, known = engine.manifest("captions"), engine.instruction_marks
-    without = {
-        id
-        for id, each in engine.caption_marks.items()
-        if captions.is_done(id, each) and id not in known
-    }  # no caption, so no instructions
-    asked = engine.manifest("instructions").missing(
-        {id: known.get(id, "") for id in kept if id not in without}
-    )
-    jobs = engine.jobs
-    waiting = engine.manifest("edits").missing(engine.edit_marks)
-    edits, clips = (
-        len(waiting) + len(asked) * c.per_clip * c.samples,
-        len({jobs[id].clip for id in waiting} | set(asked)),
-    )
-    out = [
-        f"{len(kept)} clips; to do: instructions for {len(asked)} of them, {edits} edits of {clips}"
+    """Describes the remaining work, line by line.
+
+    Raises UserError if videos are still to be cut: their clips cannot be counted.
+    """
+    config, work = engine.config, remaining_work(engine)
+    lines = [
+        f"{work.clips} clips; to do: instructions for {work.unasked_clips} of them, "
+        f"{work.edits} edits of {work.edited_clips}"
     ]
-    if c.instructions == "chat" and asked:
-        told = (
-            sum(
-                len(message["content"])
-                for message in instructions.messages(
-                    " " * 60, list(instructions.TYPES)[: c.per_clip]
-                )
-            )
-            // LETTERS
+    if config.instructions == "chat" and work.unasked_clips:
+        lines.append(chat_price(engine, work))
+    seconds = seconds_of_edits(engine)
+    if seconds and work.edits:
+        mean = statistics.mean(seconds)
+        lines.append(
+            f"edits made so far took {mean:.1f} s each: {mean * work.edits / 3600:.2f} hours more "
+            "on this machine"
         )
-        tokens = (len(asked) * told, len(asked) * c.per_clip * REPLY)
-        price = (tokens[0] * c.chat.price_in + tokens[1] * c.chat.price_out) / 1e6
-        cost = (
-            f"${price:.2f}"
-            if price
-            else "price unknown: give --chat.price-in and --chat.price-out, dollars a million tokens"
+    if work.edits and config.editor != TRUTH:
+        total = editing_flops(engine, work)
+        lines.append(
+            f"editing: {total / 1e15:.2f} PFLOP; chip-hours at {EFFICIENCY:.0%} of the peak:"
         )
-        minutes = len(asked) / c.chat.per_minute
-        out.append(
-            f"{c.chat.model}: {len(asked)} requests, {tokens[0]:,} tokens asked and about {tokens[1]:,} answered, {cost}; {minutes:.0f} minutes at least"
-        )
-    timed = [
-        line["seconds"]
-        for line in engine.manifest("edits").lines.values()
-        if line["id"] in jobs and line["mark"] == jobs[line["id"]].mark and "seconds" in line
-    ]
-    if timed and edits:
-        out.append(
-            f"edits made so far took {statistics.mean(timed):.1f} s each: {statistics.mean(timed) * edits / 3600:.2f} hours more on this machine"
-        )
-    if edits and c.editor != TRUTH:
-        work = of_clips(engine, clips, edits)
-        out += [f"editing: {work / 1e15:.2f} PFLOP; chip-hours at {EFFICIENCY:.0%} of the peak:"]
-        out += [
-            f"  {name}: {work / (chip.flops * EFFICIENCY) / 3600:.2f}"
+        lines += [
+            f"  {name}: {total / (chip.flops * EFFICIENCY) / 3600:.2f}"
             for name, chip in CHIPS.items()
         ]
-    return "\n".join(out)
+    return "\n".join(lines)
 
 
-def of_clips(engine: Engine, clips: int, edits: int) -> float:
-    """Floating point operations of tuning, inverting and sampling."""
-    c, folder, settings = engine.config, engine.base_folder, engine.settings
-    unet = dataclasses.replace(folder.unet, **EDITORS[c.editor].changes)
-    side, text = c.clips.size // folder.vae.downscale, folder.text_encoder
-    x = jax.ShapeDtypeStruct((1, c.clips.frames, side, side, unet.in_channels), jnp.float32)
-    told = jax.ShapeDtypeStruct((1, text.max_position_embeddings, text.hidden_size), jnp.float32)
+def remaining_work(engine: Engine) -> RemainingWork:
+    """Counts what is to do, assuming that every proposal to be asked for is accepted."""
+    config, clips = engine.config, engine.clips.clips
+    captions, known = engine.captions.manifest(), engine.instructions.fingerprints
+    without_caption = {
+        id
+        for id, fingerprint in engine.captions.fingerprints.items()
+        if captions.is_done(id, fingerprint) and id not in known
+    }
+    unasked = engine.instructions.manifest().pending(
+        {id: known.get(id, "") for id in clips if id not in without_caption}
+    )
+    pending = engine.edits.manifest().pending(engine.edits.fingerprints)
+    return RemainingWork(
+        clips=len(clips),
+        unasked_clips=len(unasked),
+        edits=len(pending) + len(unasked) * config.per_clip * config.samples,
+        edited_clips=len({engine.edits.clip_of(id) for id in pending} | set(unasked)),
+    )
+
+
+def chat_price(engine: Engine, work: RemainingWork) -> str:
+    """The number of requests and tokens, their price, and the least time they take."""
+    config, requests = engine.config, work.unasked_clips
+    types = list(instructions.TYPES)[: config.per_clip]
+    prompt = instructions.messages(" " * CAPTION_LETTERS, types)
+    letters = sum(len(message["content"]) for message in prompt)
+    tokens_in = requests * (letters // LETTERS_PER_TOKEN)
+    tokens_out = requests * config.per_clip * TOKENS_PER_PROPOSAL
+    price = (tokens_in * config.chat.price_in + tokens_out * config.chat.price_out) / 1e6
+    cost = (
+        f"${price:.2f}"
+        if price
+        else "price unknown: give --chat.price-in and --chat.price-out, dollars per million tokens"
+    )
+    return (
+        f"{config.chat.model}: {requests} requests, {tokens_in:,} input and about {tokens_out:,} "
+        f"output tokens, {cost}; at least {requests / config.chat.per_minute:.0f} minutes"
+    )
+
+
+def seconds_of_edits(engine: Engine) -> list[float]:
+    """The times of the edits that were made with today's settings."""
+    fingerprints = engine.edits.fingerprints
+    return [
+        line["seconds"]
+        for line in engine.edits.manifest().lines.values()
+        if fingerprints.get(line["id"]) == line["mark"] and "seconds" in line
+    ]
+
+
+def editing_flops(engine: Engine, work: RemainingWork) -> float:
+    """Floating-point operations of tuning, inversion and sampling."""
+    folder, settings = engine.edits.base_folder, engine.edits.settings
+    once = unet_flops(engine)
+    sampling = sampling_steps(settings) * 2 * work.edits  # two branches
+    inversion = len(inversion_schedule(NoiseSchedule.from_json(folder.scheduler), settings))
+    tuning = 3 * settings.steps if isinstance(settings, TuneAVideoConfig) else 0
+    return float(once) * (sampling + (inversion + tuning) * work.edited_clips)
+
+
+def unet_flops(engine: Engine) -> float:
+    """Floating-point operations of one evaluation of the editor's U-Net on one clip."""
+    config, folder = engine.config, engine.edits.base_folder
+    unet = dataclasses.replace(folder.unet, **EDITORS[config.editor].changes)
+    side, encoder = config.clips.size // folder.vae.downscale, folder.text_encoder
+    x = jax.ShapeDtypeStruct((1, config.clips.frames, side, side, unet.in_channels), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    net = make_denoiser(unet)
-    once = flops.count(
-        lambda params, x, t, text: net(params, x, t, Condition(text, None)),
+    text = jax.ShapeDtypeStruct(
+        (1, encoder.max_position_embeddings, encoder.hidden_size), jnp.float32
+    )
+    denoise = make_denoiser(unet)
+    return flops.count(
+        lambda params, x, t, text: denoise(params, x, t, Condition(text, None)),
         unet_param_shapes(unet),
         x,
         t,
-        told,
+        text,
     ).useful
-    sampled = steps_left(settings) * 2 * edits
-    inverted = len(inversion_schedule(NoiseSchedule.from_json(folder.scheduler), settings)) * clips
-    tuned = 3 * settings.steps * clips if isinstance(settings, TuneAVideoConfig) else 0
-    return float(once) * (sampled + inverted + tuned)

@@ -1,6 +1,7 @@
-"""Edit instructions for a captioned clip: by a chat model, by rules, or from a file of them.
+"""Edit instructions for a captioned clip: by a chat model, by rules, or from a file.
 
-An instruction keeps the clip's layout, motion and number of things, which neither Tune-A-Video nor any other editor here can change.
+An instruction must keep the clip's layout, its motion and the number of objects, because no editor
+of the data engine can change them.
 """
 
 import dataclasses
@@ -9,10 +10,11 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from ivid2vid_jax.synthesis import rules
 from ivid2vid_jax.synthesis.chat import Chat, ChatError
-from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED
+from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Outcome
 from ivid2vid_jax.utils.errors import UserError
 
 TYPES = {
@@ -22,16 +24,22 @@ TYPES = {
     "style": "render the whole clip as if drawn, painted or filmed in another way",
     "weather": "change the weather, the season or the time of day",
 }
-WORDS = 20  # most words of an instruction
-ALIKE = 0.75  # share of words in common from which two instructions for one clip are the same
-TRIES = 3  # replies asked for until one can be read
+MAX_WORDS = 20  # of an instruction
+MAX_SIMILARITY = 0.75  # Jaccard index from which two instructions for one clip count as the same
+MAX_REPLIES = 3  # requests per clip until a reply can be parsed
 
-SYSTEM = """You write training data for a model that edits video clips by instruction. You get a clip's caption and a list of edit types, and answer with
-one edit for each type, as a JSON array of objects with the keys "edit_type", "instruction" and "edited_caption", and nothing else.
+# SYSTEM and EXAMPLES are hashed into fingerprints: a change of wording makes all instructions anew.
+SYSTEM = """\
+You write training data for a model that edits video clips by instruction. \
+You get a clip's caption and a list of edit types, and answer with
+one edit for each type, as a JSON array of objects with the keys "edit_type", "instruction" and \
+"edited_caption", and nothing else.
 
 - instruction: an order in plain words, at most 15 of them, that names what changes and into what.
-- edited_caption: the caption with that one change; all that the instruction does not touch keeps its words.
-- What moves keeps moving the same way; the number of things, their places, their sizes and the camera stay.
+- edited_caption: the caption with that one change; all that the instruction does not touch \
+keeps its words.
+- What moves keeps moving the same way; the number of things, their places, their sizes and \
+the camera stay.
 - Every edit must be seen in every frame.
 
 Edit types: {types}"""
@@ -73,123 +81,126 @@ class Proposal:
 
 
 class Malformed(ValueError):
-    """A reply that holds no proposals; the message says what is wrong with it, in words that the model can use."""
+    """A reply without proposals; the message is sent back to the model."""
 
 
 def target_types(index: int, count: int) -> list[str]:
-    """The edit types asked for the index-th clip: they take turns, so that all are asked for as often whatever fails."""
+    """The `count` edit types to ask for the index-th clip: round robin over TYPES."""
     names = list(TYPES)
     return [names[(index * count + i) % len(names)] for i in range(count)]
 
 
 def messages(caption: str, types: list[str]) -> list[dict]:
     """The conversation that asks for one edit of each type."""
-    told = [
-        {
-            "role": "system",
-            "content": SYSTEM.format(
-                types="; ".join(f"{name}: {what}" for name, what in TYPES.items())
-            ),
-        }
-    ]
+    described = "; ".join(f"{name}: {description}" for name, description in TYPES.items())
+    conversation = [{"role": "system", "content": SYSTEM.format(types=described)}]
     for example, kinds, answers in EXAMPLES:
         reply = [
-            dict(edit_type=kind, instruction=order, edited_caption=after)
-            for kind, (order, after) in zip(kinds, answers, strict=True)
+            dict(edit_type=kind, instruction=instruction, edited_caption=edited)
+            for kind, (instruction, edited) in zip(kinds, answers, strict=True)
         ]
-        told += [
+        conversation += [
             {"role": "user", "content": question(example, kinds)},
             {"role": "assistant", "content": json.dumps(reply)},
         ]
-    return [*told, {"role": "user", "content": question(caption, types)}]
+    return [*conversation, {"role": "user", "content": question(caption, types)}]
 
 
 def question(caption: str, types: Collection[str]) -> str:
+    """The user's message for one clip."""
     return f"Caption: {caption}\nEdit types: {', '.join(types)}"
 
 
 def prompt_hash() -> str:
-    """Of everything that is said to the model, captions apart."""
+    """A hash of all messages to the model, with an empty caption."""
     return hashlib.sha256(json.dumps(messages("", list(TYPES))).encode()).hexdigest()[:16]
 
 
 def parse(text: str) -> list[Proposal]:
-    """The proposals of a reply: a JSON array, a fence or an object around it allowed. Raises Malformed."""
+    """The proposals of a reply: a JSON array, possibly in a code fence, an object or other text.
+
+    Raises Malformed if there is none.
+    """
     begin, end = text.find("["), text.rfind("]")
     try:
-        rows = json.loads(text[begin : end + 1]) if 0 <= begin < end else json.loads(text)
+        rows = json.loads(text[begin : end + 1] if 0 <= begin < end else text)
     except (ValueError, RecursionError) as error:
         raise Malformed(
             f"this is no JSON ({error}); answer with a JSON array and nothing else"
         ) from error
-    if isinstance(rows, dict):
-        rows = [rows]
-    keys = [field.name for field in dataclasses.fields(Proposal)]
-    out = []
-    for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), str) and row[key].strip() for key in keys
-        ):
-            raise Malformed(
-                f"each element must be an object with the texts {', '.join(keys)}; this one is not: {json.dumps(row)[:100]}"
-            )
-        out.append(Proposal(**{key: " ".join(row[key].split()) for key in keys}))
-    if not out:
+    proposals = [parse_row(row) for row in (rows if isinstance(rows, list) else [rows])]
+    if not proposals:
         raise Malformed("the array is empty")
-    return out
+    return proposals
 
 
-def refusal(proposal: Proposal, caption: str, taken: Collection[Proposal]) -> str:
-    """Why a proposal is not taken, in words; empty where it is."""
-    if plain(proposal.edited_caption) == plain(caption):
+def parse_row(row: Any) -> Proposal:
+    """One element of a reply's array. Raises Malformed if a key is missing or no text."""
+    keys = [field.name for field in dataclasses.fields(Proposal)]
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(key), str) and row[key].strip() for key in keys
+    ):
+        raise Malformed(
+            f"each element must be an object with the texts {', '.join(keys)}; "
+            f"this one is not: {json.dumps(row)[:100]}"
+        )
+    return Proposal(**{key: " ".join(row[key].split()) for key in keys})
+
+
+def refusal_reason(proposal: Proposal, caption: str, accepted: Collection[Proposal]) -> str:
+    """Why a proposal is refused, beside those already accepted; "" if it is not."""
+    if content_words(proposal.edited_caption) == content_words(caption):
         return "changes nothing: the edited caption is the caption"
-    if len(proposal.instruction.split()) > WORDS:
-        return f"the instruction has more than {WORDS} words"
+    if len(proposal.instruction.split()) > MAX_WORDS:
+        return f"the instruction has more than {MAX_WORDS} words"
     if proposal.edit_type not in TYPES and proposal.edit_type not in rules.SHAPES_TYPES:
         return f"edit type {proposal.edit_type!r} is unknown"
-    for other in taken:
-        if similarity(proposal.instruction, other.instruction) >= ALIKE or plain(
+    for other in accepted:
+        if similarity(proposal.instruction, other.instruction) >= MAX_SIMILARITY or content_words(
             proposal.edited_caption
-        ) == plain(other.edited_caption):
+        ) == content_words(other.edited_caption):
             return f"nearly the same as {other.instruction!r}"
     return ""
 
 
-def plain(text: str) -> tuple[str, ...]:
-    """A text's words, in lower case and without articles and punctuation."""
+def content_words(text: str) -> tuple[str, ...]:
+    """The words of a text, in lower case, without articles and punctuation."""
     return tuple(
         word for word in re.findall(r"[\w']+", text.lower()) if word not in ("a", "an", "the")
     )
 
 
 def similarity(a: str, b: str) -> float:
-    """Share of the words of both texts that they have in common (Jaccard)."""
-    one, two = set(plain(a)), set(plain(b))
-    return len(one & two) / max(1, len(one | two))
+    """Jaccard index of the content words of two texts."""
+    words_a, words_b = set(content_words(a)), set(content_words(b))
+    return len(words_a & words_b) / max(1, len(words_a | words_b))
 
 
 def filter_proposals(
-    proposals: list[Proposal], caption: str, most: int
+    proposals: list[Proposal], caption: str, limit: int
 ) -> tuple[list[Proposal], list[dict]]:
-    """(the first `most` that can be taken, the others with their reasons)."""
-    taken, refused = [], []
+    """Splits proposals into at most `limit` accepted ones and refused ones with reasons."""
+    accepted: list[Proposal] = []
+    refused: list[dict] = []
     for proposal in proposals:
-        if (
-            reason := f"more than the {most} asked for"
-            if len(taken) == most
-            else refusal(proposal, caption, taken)
-        ):
+        if len(accepted) == limit:
+            reason = f"more than the {limit} asked for"
+        else:
+            reason = refusal_reason(proposal, caption, accepted)
+        if reason:
             refused.append(dataclasses.asdict(proposal) | {"reason": reason})
         else:
-            taken.append(proposal)
-    return taken, refused
+            accepted.append(proposal)
+    return accepted, refused
 
 
-def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
-    """(status, facts) of one clip for its manifest: proposals and refused ones, the model, the prompt's hash, tokens, every reply that could not be
-    read.
+def by_chat(chat: Chat, caption: str, types: list[str]) -> Outcome:
+    """Asks a chat model for one edit of each type.
+
+    Returns the outcome for the manifest: accepted and refused proposals, the model, the prompt's
+    hash, the tokens used, and every reply that could not be parsed.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "caption": caption,
         "prompt": prompt_hash(),
         "model": chat.config.model,
@@ -197,62 +208,57 @@ def by_chat(chat: Chat, caption: str, types: list[str]) -> tuple[str, dict]:
         "tokens_out": 0,
         "unread": [],
     }
-    told = messages(caption, types)
-    for _ in range(TRIES):
+    conversation = messages(caption, types)
+    for _ in range(MAX_REPLIES):
         try:
-            reply = chat.ask(told)
+            reply = chat.ask(conversation)
         except ChatError as error:
             return FAILED, facts | {"reason": str(error)}
-        facts |= {
-            "model": reply.model,
-            "tokens_in": facts["tokens_in"] + reply.tokens_in,
-            "tokens_out": facts["tokens_out"] + reply.tokens_out,
-        }
+        facts["model"] = reply.model
+        facts["tokens_in"] += reply.tokens_in
+        facts["tokens_out"] += reply.tokens_out
         try:
-            taken, refused = filter_proposals(parse(reply.text), caption, len(types))
+            proposals = parse(reply.text)
         except Malformed as error:
             facts["unread"].append(reply.text[:2000])
-            told = [
-                *told,
+            conversation = [
+                *conversation,
                 {"role": "assistant", "content": reply.text},
                 {"role": "user", "content": str(error)},
             ]
-            continue
-        return instruction_outcome(facts, taken, refused)
-    return REJECTED, facts | {"reason": f"no reply of {TRIES} could be read"}
+        else:
+            return proposals_outcome(facts, proposals, len(types))
+    return REJECTED, facts | {"reason": f"no reply of {MAX_REPLIES} could be read"}
 
 
-def by_rules(caption: str, types: list[str], seed: int) -> tuple[str, dict]:
-    """The same by rules, without any model."""
-    taken, refused = filter_proposals(
-        [Proposal(*row) for row in rules.proposals(caption, types, seed)], caption, len(types)
-    )
-    return instruction_outcome({"caption": caption, "model": "rules"}, taken, refused)
+def by_rules(caption: str, types: list[str], seed: int) -> Outcome:
+    """Proposals of the given types by `rules.py`, as an outcome for the manifest."""
+    proposals = [Proposal(*row) for row in rules.proposals(caption, types, seed)]
+    return proposals_outcome({"caption": caption, "model": "rules"}, proposals, len(types))
 
 
-def instruction_outcome(
-    facts: dict, taken: list[Proposal], refused: list[dict]
-) -> tuple[str, dict]:
-    facts |= {"proposals": [dataclasses.asdict(each) for each in taken], "refused": refused}
-    return (
-        (ACCEPTED, facts)
-        if taken
-        else (
-            REJECTED,
-            facts
-            | {
-                "reason": "; ".join(each["reason"] for each in refused)
-                or "no edit fits the caption"
-            },
-        )
-    )
+def proposals_outcome(facts: dict[str, Any], proposals: list[Proposal], limit: int) -> Outcome:
+    """Filters the proposals for facts["caption"]: accepted if at least one of them is."""
+    accepted, refused = filter_proposals(proposals, facts["caption"], limit)
+    facts |= {
+        "proposals": [dataclasses.asdict(proposal) for proposal in accepted],
+        "refused": refused,
+    }
+    if accepted:
+        return ACCEPTED, facts
+    reasons = "; ".join(proposal["reason"] for proposal in refused)
+    return REJECTED, facts | {"reason": reasons or "no edit fits the caption"}
 
 
 def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
-    """(caption, proposal) of each line of a JSON-lines file, InstructPix2Pix's among them: its `input` and its readers' `caption` are one."""
+    """(caption, proposal) per line of a JSON-lines file in InstructPix2Pix's format.
+
+    The caption is read from "input" or "caption". Raises UserError for a missing file or a
+    malformed line.
+    """
     if not path.is_file():
         raise UserError(f"--instructions {path}: no such file, nor is it chat, rules or shapes")
-    with open(path) as lines:
+    with path.open() as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -262,5 +268,6 @@ def from_file(path: Path) -> Iterator[tuple[str, Proposal]]:
                 yield caption, Proposal(row["edit"], row["output"], row.get("edit_type", "object"))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{path}, line {number}: needs input (or caption), edit and output ({type(error).__name__}: {error})"
+                    f"{path}, line {number}: needs input (or caption), edit and output "
+                    f"({type(error).__name__}: {error})"
                 ) from error

@@ -1,7 +1,9 @@
-"""What happened to each item of a stage: one JSON line each, written when it is settled, so that a killed stage goes on where it was.
+"""The record of a stage: one JSON line per item, appended as soon as its result is known.
 
-Statuses: "accepted"; "rejected", with the reason, for good; "failed", with the reason, to be tried again at the next start. A line's
-mark is a hash of all that decided it, so that an item is done again where its input or the stage's settings have changed.
+A stage that was killed therefore continues where it stopped. The statuses are "accepted";
+"rejected", which is final; and "failed", which is retried at the next start. The last two come with
+a reason. Each line holds the item's fingerprint, under the key "mark": a hash of everything that
+decides the result. An item whose fingerprint has changed is processed again.
 """
 
 import concurrent.futures
@@ -12,137 +14,163 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.utils.locks import file_lock
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+Outcome = tuple[str, dict[str, Any]]  # status, and facts for the manifest's line
 
 
 class Manifest:
-    """The lines of FOLDER/<stage>*.jsonl; new ones go to <stage>.jsonl, or <stage>-I-of-N.jsonl of a shard (I, N), which no other process writes."""
+    """The lines of FOLDER/<stage>*.jsonl.
+
+    New lines go to <stage>.jsonl or, for shard I of N, to <stage>-I-of-N.jsonl, which no other
+    process writes. Lines of all shards are read; the newest line of an item counts.
+    """
 
     def __init__(self, folder: Path, stage: str, shard: tuple[int, int] = (0, 1)):
-        self.file, self.lock = file_of(folder, stage, shard), threading.Lock()
+        self.file, self.lock = manifest_path(folder, stage, shard), threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         jsonl.truncate_partial_line(self.file)
-        others = [
+        paths = [
             path
             for path in folder.glob("*.jsonl")
             if path.stem == stage or path.stem.startswith(f"{stage}-")
         ]
-        found = sorted(
-            (json.loads(line) for path in others for line in jsonl.read_complete_lines(path)),
+        lines = sorted(
+            (json.loads(line) for path in paths for line in jsonl.read_complete_lines(path)),
             key=lambda line: line["time"],
         )
-        self.lines = {line["id"]: line for line in found}
+        self.lines: dict[str, dict] = {line["id"]: line for line in lines}
 
-    def add(self, id: str, mark: str, status: str, **facts) -> dict:
-        """Settles an item; safe from several threads."""
-        line = {"id": id, "mark": mark, "status": status, "time": round(time.time(), 3), **facts}
-        with self.lock, open(self.file, "a") as out:
+    def add(self, id: str, fingerprint: str, status: str, **facts) -> dict:
+        """Records the result of an item; thread-safe."""
+        line = {
+            "id": id,
+            "mark": fingerprint,
+            "status": status,
+            "time": round(time.time(), 3),
+            **facts,
+        }
+        with self.lock, self.file.open("a") as out:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.lines[id] = line
         return line
 
-    def is_done(self, id: str, mark: str) -> bool:
-        """Whether there is nothing left to do for an item."""
+    def is_done(self, id: str, fingerprint: str) -> bool:
+        """Whether the item was accepted or rejected under this fingerprint."""
         line = self.lines.get(id)
-        return line is not None and line["mark"] == mark and line["status"] != FAILED
+        return line is not None and line["mark"] == fingerprint and line["status"] != FAILED
 
-    def missing(self, marks: Mapping[str, str]) -> list[str]:
-        """Of items, id -> mark, those that are not settled, in the order of their ids."""
-        return [id for id in sorted(marks) if not self.is_done(id, marks[id])]
+    def pending(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Ids of the items (id -> fingerprint) that are not done, sorted."""
+        return [id for id in sorted(fingerprints) if not self.is_done(id, fingerprints[id])]
 
-    def untried(self, marks: Mapping[str, str]) -> list[str]:
-        """Of items, id -> mark, those that no line of this mark speaks of; unlike `missing` without those that failed, which may fail for ever."""
-        return [id for id in sorted(marks) if self.lines.get(id, {}).get("mark") != marks[id]]
-
-    def accepted(self, marks: Mapping[str, str]) -> list[dict]:
-        """The accepted items' lines, of these marks, in the order of their ids whatever the order they were settled in."""
+    def untried(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Like `pending`, without items that have failed: those may fail at every start."""
         return [
-            self.lines[id]
-            for id in sorted(marks)
-            if self.is_done(id, marks[id]) and self.lines[id]["status"] == ACCEPTED
+            id
+            for id in sorted(fingerprints)
+            if self.lines.get(id, {}).get("mark") != fingerprints[id]
         ]
 
-    def reasons(self, marks: Mapping[str, str]) -> dict[str, int]:
-        """Status and reason -> how many of these items, the commonest first."""
-        found: dict[str, int] = {}
-        for id, mark in marks.items():
+    def accepted(self, fingerprints: Mapping[str, str]) -> list[dict]:
+        """Lines of the accepted items, sorted by id."""
+        return [
+            self.lines[id]
+            for id in sorted(fingerprints)
+            if self.is_done(id, fingerprints[id]) and self.lines[id]["status"] == ACCEPTED
+        ]
+
+    def reasons(self, fingerprints: Mapping[str, str]) -> dict[str, int]:
+        """Counts of "status: reason" of the items that were not accepted, most frequent first."""
+        counts: dict[str, int] = {}
+        for id, fingerprint in fingerprints.items():
             line = self.lines.get(id)
-            if line is not None and line["mark"] == mark and line["status"] != ACCEPTED:
+            if line is not None and line["mark"] == fingerprint and line["status"] != ACCEPTED:
                 key = f"{line['status']}: {line.get('reason', '')}"
-                found[key] = found.get(key, 0) + 1
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+                counts[key] = counts.get(key, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def file_of(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
-    return folder / (
-        f"{stage}.jsonl" if shard[1] == 1 else f"{stage}-{shard[0]}-of-{shard[1]}.jsonl"
-    )
+def manifest_path(folder: Path, stage: str, shard: tuple[int, int]) -> Path:
+    """The file that a shard (index, count) appends to."""
+    index, count = shard
+    return folder / (f"{stage}.jsonl" if count == 1 else f"{stage}-{index}-of-{count}.jsonl")
 
 
 @contextmanager
 def lock_stage(folder: Path, stage: str, shard: tuple[int, int]) -> Iterator[None]:
-    """Holds a shard's part of the folder by its manifest of the first stage, which is there before anything else is: so a folder is known for what it
-    is wherever its first run is killed. UserError where another process is at work on the same part.
+    """Holds an exclusive lock on the file of a shard's stage; creates the folder and the file.
+
+    Raises UserError if another process holds it. A run locks its first stage before it writes
+    anything else, so its folder is recognised wherever that run is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; wait for it to end, or take another shard"
-    with file_lock(file_of(folder, stage, shard), busy):
+    if_locked = (
+        f"--output {folder}: another process is at work on --shard {shard[0]}/{shard[1]} of it; "
+        "wait for it to end, or take another shard"
+    )
+    with file_lock(manifest_path(folder, stage, shard), if_locked):
         yield
 
 
 def run_pending(
     manifest: Manifest,
-    marks: Mapping[str, str],
-    work: Callable[[str], tuple[str, dict]],
+    fingerprints: Mapping[str, str],
+    work: Callable[[str], Outcome],
     workers: int = 1,
-    progress: Callable | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Settles the items (id -> mark) that are not, `workers` at a time: work(id) -> (status, facts). What one raises ends the stage; what was
-    settled is kept. progress(done, total).
+    """Processes the items that are not done, in `workers` threads.
+
+    An exception of `work` ends the stage; items that are under way still end and are recorded.
+
+    Args:
+        manifest: receives a line per item.
+        fingerprints: item id -> fingerprint.
+        work: called with an item's id.
+        workers: items at once.
+        progress: called as progress(done, total).
     """
 
-    def one(id: str) -> None:
+    def process(id: str) -> None:
         status, facts = work(id)
-        manifest.add(id, marks[id], status, **facts)
+        manifest.add(id, fingerprints[id], status, **facts)
 
-    todo = manifest.missing(marks)
+    pending = manifest.pending(fingerprints)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        under_way = [pool.submit(one, id) for id in todo]
+        futures = [pool.submit(process, id) for id in pending]
         try:
-            for done, future in enumerate(concurrent.futures.as_completed(under_way), 1):
+            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 future.result()
                 if progress:
-                    progress(done, len(todo))
+                    progress(done, len(pending))
         except BaseException:
-            pool.shutdown(
-                wait=False, cancel_futures=True
-            )  # what is under way still ends and is kept
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def run_pending_groups(
     manifest: Manifest,
-    marks: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     groups: Iterable[list[str]],
-    work: Callable[[list[str]], list[tuple[str, dict]]],
+    work: Callable[[list[str]], list[Outcome]],
 ) -> None:
-    """Settles items group by group, all of a group where any of it is missing, so that what an item becomes never hangs on what was done before."""
-    todo = set(manifest.missing(marks))
+    """Processes items group by group, in full wherever one item of the group is not done.
+
+    The groups are thus the same at every start, and with them the results.
+    """
+    pending = set(manifest.pending(fingerprints))
     for group in groups:
-        if todo.intersection(group):
+        if pending.intersection(group):
             for id, (status, facts) in zip(group, work(group), strict=True):
-                manifest.add(id, marks[id], status, **facts)
+                manifest.add(id, fingerprints[id], status, **facts)
 
 
-def fingerprint(*parts) -> str:
-    """A hash of what decides an item: anything that JSON can say, settings and lines of earlier stages among them."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def shard_index(id: str, shard: tuple[int, int]) -> bool:
-    """Whether an item is a shard's; by a hash, so that it is for every list that it stands in."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % shard[1] == shard[0]
+def in_shard(id: str, shard: tuple[int, int]) -> bool:
+    """Whether an item belongs to a shard (index, count); by a hash of its id alone."""
+    index, count = shard
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") % count == index

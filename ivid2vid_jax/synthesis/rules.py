@@ -1,25 +1,16 @@
-"""Edit instructions by rules: the offline default. Words of the caption that a table knows are exchanged for others of the same kind.
+"""Edit instructions by rules: words of the caption are replaced by others from the same table.
 
-On captions of the shapes world the rules speak its own language, so that its checker can judge what comes of them.
+Needs no model and no network. Captions of the shapes world yield instructions in that world's own
+language, so its checker can judge the edits.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 COLOURS = (
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "purple",
-    "orange",
-    "white",
-    "black",
-    "brown",
-    "pink",
-    "grey",
-    "cyan",
+    *("red", "green", "blue", "yellow", "purple", "orange"),
+    *("white", "black", "brown", "pink", "grey", "cyan"),
 )
 THINGS = (
     ("dog", "fox", "wolf", "cat"),
@@ -65,20 +56,16 @@ WEATHER = (
     ("make it autumn", "{} in autumn"),
     ("make it sunset", "{} at sunset"),
 )
-GROUNDS = ("black", "white", "grey", "green", "pink", "brown")  # backgrounds of the shapes world
-SHAPES_TYPES = (
-    "colour",
-    "shape",
-    "background",
-    "remove",
-    "add",
-    "size",
-    "texture",
-)  # kinds of the shapes world beside the general ones
+# of the shapes world
+BACKGROUNDS = ("black", "white", "grey", "green", "pink", "brown")
+# edit types of the shapes world, beside the general ones
+SHAPES_TYPES = ("colour", "shape", "background", "remove", "add", "size", "texture")
+
+Edit = tuple[str, str]  # instruction, edited caption
 
 
 def proposals(caption: str, types: list[str], seed: int) -> Iterator[tuple[str, str, str]]:
-    """(instruction, edited caption, edit type) for each type that some word of the caption allows."""
+    """(instruction, edited caption, edit type) for each type that fits the caption."""
     for number, kind in enumerate(types):
         rng = random.Random(f"{seed} {number} {caption}")
         options = list(RULES[kind](caption)) if kind in RULES else []
@@ -86,59 +73,64 @@ def proposals(caption: str, types: list[str], seed: int) -> Iterator[tuple[str, 
             yield (*rng.choice(options), kind)
 
 
-def attribute(caption: str) -> Iterator[tuple[str, str]]:
-    """Another colour for what is called by one, or for a thing that is called by none."""
-    for match in re.finditer(
-        rf"\b({'|'.join(COLOURS)}) ((?:\w+ )?)({'|'.join(nouns())})\b", caption
-    ):
+def change_colour(caption: str) -> Iterator[Edit]:
+    """Another colour for an object with one, or a colour for an object without."""
+    nouns = "|".join(sorted({word for family in (*THINGS, SHAPES) for word in family}))
+    for match in re.finditer(rf"\b({'|'.join(COLOURS)}) ((?:\w+ )?)({nouns})\b", caption):
         for colour in COLOURS:
             if colour != match[1]:
                 yield (
                     f"make the {match[2]}{match[3]} {colour}",
-                    replaced(caption, match.start(1), match.end(1), colour),
+                    replace_word(caption, match.start(1), match.end(1), colour),
                 )
-    for match in re.finditer(rf"\b(?:a|an|the) ({'|'.join(nouns())})\b", caption):
+    for match in re.finditer(rf"\b(?:a|an|the) ({nouns})\b", caption):
         for colour in COLOURS:
             yield (
                 f"make the {match[1]} {colour}",
-                replaced(caption, match.start(1), match.start(1), f"{colour} "),
+                replace_word(caption, match.start(1), match.start(1), f"{colour} "),
             )
 
 
-def things(caption: str) -> Iterator[tuple[str, str]]:
-    """Another thing of about the same form."""
-    yield from exchanged(caption, (*THINGS, SHAPES), "turn the {} into {}")
+def change_object(caption: str) -> Iterator[Edit]:
+    """Another object of about the same form."""
+    yield from replace_within_families(caption, (*THINGS, SHAPES), "turn the {} into {}")
 
 
-def background(caption: str) -> Iterator[tuple[str, str]]:
-    if match := re.search(rf"\b({'|'.join(GROUNDS)}) background\b", caption):
-        for colour in GROUNDS:
+def change_background(caption: str) -> Iterator[Edit]:
+    """Another colour of the shapes world's background, or another place."""
+    if match := re.search(rf"\b({'|'.join(BACKGROUNDS)}) background\b", caption):
+        for colour in BACKGROUNDS:
             if colour != match[1]:
                 yield (
                     f"make the background {colour}",
-                    replaced(caption, match.start(1), match.end(1), colour),
+                    replace_word(caption, match.start(1), match.end(1), colour),
                 )
-    yield from exchanged(caption, PLACES, "replace the {} with {}")
+    yield from replace_within_families(caption, PLACES, "replace the {} with {}")
 
 
-def whole(table: tuple) -> Callable:
-    """Edits that suit every caption."""
-    return lambda caption: ((order, after.format(caption)) for order, after in table)
+def apply_to_all(table: Iterable[Edit]) -> Callable[[str], Iterator[Edit]]:
+    """A rule that fits every caption; `table` has an instruction and a template of the caption."""
+    return lambda caption: (
+        (instruction, template.format(caption)) for instruction, template in table
+    )
 
 
-def exchanged(caption: str, families: tuple, order: str) -> Iterator[tuple[str, str]]:
+def replace_within_families(
+    caption: str, families: Iterable[tuple[str, ...]], instruction: str
+) -> Iterator[Edit]:
+    """Replaces a word of a family by each other word of it."""
     for family in families:
         for match in re.finditer(rf"\b({'|'.join(family)})\b", caption):
             for other in family:
                 if other != match[1]:
                     yield (
-                        order.format(match[1], article(other)),
-                        replaced(caption, match.start(1), match.end(1), other),
+                        instruction.format(match[1], with_article(other)),
+                        replace_word(caption, match.start(1), match.end(1), other),
                     )
 
 
-def replaced(text: str, begin: int, end: int, word: str) -> str:
-    """The text with another word in a place, and the article before it to match."""
+def replace_word(text: str, begin: int, end: int, word: str) -> str:
+    """Puts a word in the place of text[begin:end] and adapts the article before it."""
     before = re.sub(
         r"\b([Aa])n? $",
         lambda match: match[1] + ("n " if word[0] in "aeiou" else " "),
@@ -147,20 +139,17 @@ def replaced(text: str, begin: int, end: int, word: str) -> str:
     return before + word + text[end:]
 
 
-def article(word: str) -> str:
+def with_article(word: str) -> str:
+    """The word after "a" or "an"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def nouns() -> list[str]:
-    return sorted({word for family in (*THINGS, SHAPES) for word in family})
-
-
-RULES = {
-    "object": things,
-    "shape": things,
-    "attribute": attribute,
-    "colour": attribute,
-    "background": background,
-    "style": whole(STYLES),
-    "weather": whole(WEATHER),
+RULES: dict[str, Callable[[str], Iterator[Edit]]] = {
+    "object": change_object,
+    "shape": change_object,
+    "attribute": change_colour,
+    "colour": change_colour,
+    "background": change_background,
+    "style": apply_to_all(STYLES),
+    "weather": apply_to_all(WEATHER),
 }

@@ -10,16 +10,17 @@ from ivid2vid_jax.synthesis.manifest import lock_stage
 
 
 def run_stages(engine: Engine) -> None:
-    """The stages that the engine's config names; stages that are done are passed over."""
+    """Runs the stages that the engine's config names; items that are done are skipped."""
     config = engine.config
-    if config.editor != TRUTH and (
-        Path(config.base).expanduser().exists() or config.base in assets.MODELS
-    ):
-        _ = engine.base_folder  # what it refuses is refused before anything is paid for, unless it would have to be fetched
-    with lock_stage(engine.folder, "clips", engine.shard):
-        for stage in STAGES:
-            if stage in config.stages:
-                dataset_writer.write_dataset(engine) if stage == "write" else getattr(
-                    engine, stage
-                )()
-                engine.barrier(stage)
+    is_local = Path(config.base).expanduser().exists() or config.base in assets.MODELS
+    if config.editor != TRUTH and is_local:
+        _ = engine.edits.base_folder  # refuses a wrong base before anything is paid for
+    with lock_stage(engine.folder, STAGES[0], engine.shard):
+        for name in STAGES:
+            if name not in config.stages:
+                continue
+            if name == "write":
+                dataset_writer.write_dataset(engine)
+            else:
+                engine.stage(name).run()
+            engine.barrier(name)

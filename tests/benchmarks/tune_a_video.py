@@ -1,11 +1,14 @@
-"""Tune-A-Video against the same architecture in PyTorch: a step of tuning, of inversion and of guided sampling, and from them the time of a clip.
+"""Tune-A-Video against the same architecture in PyTorch.
+
+Times one step of tuning, of inversion and of guided sampling, and from them the time per clip:
 
     python -m tests.benchmarks.tune_a_video
     python -m tests.benchmarks.tune_a_video --base sd-folder --frames 8 --pixels 256
 
-Both sides run in turns in one process, with the same threads and equally shaped weights; a ratio above 1 means that we are faster. PyTorch runs the net that our
-exports ship, channels last, scaled-dot-product attention, torch.compile where it works; float32 on a CPU, bfloat16 on a GPU. What both
-sides do once a clip, the autoencoder and the text encoder, is left out.
+Both sides run alternately in one process, with the same number of threads and weights of the same
+shapes; a ratio above 1 means that JAX is faster. PyTorch runs the U-Net of our exports with
+channels last, scaled-dot-product attention, and torch.compile where it works; float32 on a CPU,
+bfloat16 on a GPU. The autoencoder and the text encoder, which run once per clip, are not timed.
 """
 
 import argparse
@@ -28,35 +31,26 @@ from tests.benchmarks import torch_side
 from tests.benchmarks.turns import sync, turns
 
 
-class Torch:
-    """The three steps in PyTorch; x: [1, C, T, h, w], text: [2, K, D] of the empty prompt and of the clip's."""
+class TorchSteps:
+    """The three steps in PyTorch.
+
+    Latents x are [1, C, T, h, w]; text is [2, K, D], of the empty prompt and of the clip's caption.
+    """
 
     def __init__(
-        self,
-        net,
-        config: TuneAVideoConfig,
-        alphas_cumprod: np.ndarray,
-        x,
-        text,
-        dtype: torch.dtype,
-        device: str,
+        self, net, config: TuneAVideoConfig, alphas_cumprod: np.ndarray, x, text, dtype: torch.dtype
     ):
-        self.net, self.config, self.x, self.text, self.dtype, self.device = (
-            net,
-            config,
-            x,
-            text,
-            dtype,
-            device,
-        )
-        self.alphas = torch.tensor(alphas_cumprod, dtype=torch.float32, device=device)
+        self.net, self.config, self.x, self.text, self.dtype = net, config, x, text, dtype
+        self.run = net
+        self.device = x.device.type
+        self.alphas = torch.tensor(alphas_cumprod, dtype=torch.float32, device=self.device)
         parameters = {name.replace(".", "/"): p for name, p in net.named_parameters()}
         self.trained = [parameters[name] for name in sorted(trainable(parameters, TRAINED))]
         net.requires_grad_(False)
-        for p in self.trained:
-            p.requires_grad_(True)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(
-            self.trained, config.lr, weight_decay=config.weight_decay, fused=device != "cpu"
+            self.trained, config.lr, weight_decay=config.weight_decay, fused=self.device != "cpu"
         )
 
     def predict(self, x, t, text):
@@ -65,10 +59,8 @@ class Torch:
             return self.run(x, t.expand(len(x)), text).sample.float()
 
     def tune(self):
-        t, noise = (
-            torch.randint(0, len(self.alphas), (1,), device=self.device),
-            torch.randn_like(self.x),
-        )
+        t = torch.randint(0, len(self.alphas), (1,), device=self.device)
+        noise = torch.randn_like(self.x)
         alpha_bar = self.alphas[t].view(1, 1, 1, 1, 1)
         x_t = alpha_bar.sqrt() * self.x + (1 - alpha_bar).sqrt() * noise
         (self.predict(x_t, t, self.text[1:]) - noise).square().mean().backward()
@@ -78,111 +70,99 @@ class Torch:
         sync()
 
     @torch.no_grad()
-    def moved(self, prediction, a, b):
-        x0 = (self.x - (1 - a).sqrt() * prediction) / a.sqrt()
-        moved = b.sqrt() * x0 + (1 - b).sqrt() * prediction
+    def ddim_update(self, prediction, alpha_bar, next_alpha_bar):
+        x0 = (self.x - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+        x = next_alpha_bar.sqrt() * x0 + (1 - next_alpha_bar).sqrt() * prediction
         sync()
-        return moved
+        return x
 
     @torch.no_grad()
     def invert(self):
         t = torch.full((1,), 500, device=self.device)
-        return self.moved(
-            self.predict(self.x, t, self.text[1:]), self.alphas[480], self.alphas[500]
-        )
+        prediction = self.predict(self.x, t, self.text[1:])
+        return self.ddim_update(prediction, self.alphas[480], self.alphas[500])
 
     @torch.no_grad()
     def sample(self):
         t = torch.full((1,), 500, device=self.device)
-        empty, told = self.predict(self.x.expand(2, *self.x.shape[1:]), t, self.text).chunk(2)
-        return self.moved(
-            empty + self.config.text_scale * (told - empty), self.alphas[500], self.alphas[480]
-        )
+        x = self.x.expand(2, *self.x.shape[1:])
+        empty, conditioned = self.predict(x, t, self.text).chunk(2)
+        prediction = empty + self.config.text_scale * (conditioned - empty)
+        return self.ddim_update(prediction, self.alphas[500], self.alphas[480])
 
-    def all(self, net):
-        """Every step once with this net, which is kept."""
+    def use(self, net):
+        """Switches to this form of the network and runs every step once."""
         self.run = net
         for step in (self.tune, self.invert, self.sample):
             step()
 
 
-def our_steps(editor: TuneAVideo, latents: np.ndarray, text: np.ndarray) -> dict[str, Callable]:
-    """Closures that wait for their result; latents: [1, T, h, w, C], text: [2, K, D]."""
-    base, config = editor.placed, editor.config
-    keys, x, told, both = editor.put(
+def jax_steps(editor: TuneAVideo, latents: np.ndarray, text: np.ndarray) -> dict[str, Callable]:
+    """The three steps as closures that wait for their result.
+
+    Latents are [1, T, h, w, C]; text is [2, K, D], of the empty prompt and of the clip's caption.
+    """
+    base, config = editor.base_on_devices, editor.config
+    keys, x, caption, both = editor.put(
         (jnp.stack([jax.random.key(0)]), latents, text[1:], text[None])
     )
-    state = {"tuned": editor.put({name: value[None] for name, value in editor.trained.items()})}
-    state["optimizer"] = editor.put(jax.vmap(editor.optimizer.init)(state["tuned"]))
-    rise_row = jax.device_put(
+    tuned = editor.put({name: value[None] for name, value in editor.trained.items()})
+    state = {"tuned": tuned, "optimizer": editor.put(jax.vmap(editor.optimizer.init)(tuned))}
+    inversion_step = jax.device_put(
         inversion_steps(editor.schedule, config.inversion)[config.inversion // 2]
     )
-    step_row = list(sampler_steps(make_sampler("ddim", editor.schedule, config.sampling)))[
-        config.sampling // 2
-    ]
+    table = make_sampler("ddim", editor.schedule, config.sampling)
+    sampling_step = list(sampler_steps(table))[config.sampling // 2]
     weights = jnp.asarray([1 - config.text_scale, config.text_scale])
 
     def tune():
-        state["tuned"], state["optimizer"] = editor.tune_step(
-            base, state["tuned"], state["optimizer"], x, told, keys, np.int32(0)
+        state["tuned"], state["optimizer"] = editor.jit_tune_step(
+            base, state["tuned"], state["optimizer"], x, caption, keys, np.int32(0)
         )
         jax.block_until_ready(state)
 
     def invert():
-        jax.block_until_ready(editor.rise_step(base, state["tuned"], jnp.copy(x), told, rise_row))
+        noise = jnp.copy(x)
+        jax.block_until_ready(
+            editor.jit_inversion_step(base, state["tuned"], noise, caption, inversion_step)
+        )
 
     def sample():
+        start = SamplerState(x, jnp.zeros_like(x))
         jax.block_until_ready(
-            editor.sample_step(
-                base,
-                state["tuned"],
-                SamplerState(x, jnp.zeros_like(x)),
-                both,
-                keys,
-                step_row,
-                weights,
-            )
+            editor.jit_sample_step(base, state["tuned"], start, both, keys, sampling_step, weights)
         )
 
     return dict(tune=tune, invert=invert, sample=sample)
 
 
 def compare(base: str, frames: int, pixels: int | None, repeats: int, mode: str) -> dict:
+    """Results by name: about the machine, the shape, each step, and a whole clip."""
     pipe, config = pipeline.load(base, devices=1), TuneAVideoConfig()
     editor = TuneAVideo(pipe, config, devices=1)
-    net_config, side = (
-        dataclasses.replace(pipe.folder.unet, **editor.changes),
-        (pixels or pipeline.EditSettings().resolve(pipe.folder).size) // pipe.folder.vae.downscale,
-    )
-    rng, (gpu, dtype) = (
-        np.random.default_rng(0),
-        ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32),
-    )
-    latents = rng.standard_normal((1, frames, side, side, net_config.in_channels), np.float32)
-    text = rng.standard_normal((2, 77, net_config.cross_attention_dim), np.float32)
-    net = torch_side.random_net(net_config, gpu)
-    theirs = Torch(
+    unet = dataclasses.replace(pipe.folder.unet, **editor.changes)
+    size = pixels or pipeline.EditSettings().resolve(pipe.folder).size
+    side = size // pipe.folder.vae.downscale
+    on_gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1, frames, side, side, unet.in_channels), np.float32)
+    text = rng.standard_normal((2, 77, unet.cross_attention_dim), np.float32)
+
+    net = torch_side.random_net(unet, device)
+    torch_steps = TorchSteps(
         net,
         config,
         editor.schedule.alphas_cumprod,
-        torch_side.channels_first(latents, gpu),
-        torch.from_numpy(text).to(gpu),
+        torch_side.channels_first(latents, device),
+        torch.from_numpy(text).to(device),
         dtype,
-        gpu,
     )
-    counted = (
-        sum(p.numel() for p in theirs.trained),
-        sum(value.size for value in editor.trained.values()),
-    )
-    if counted[0] != counted[1]:
-        raise AssertionError(f"PyTorch trains {counted[0]} parameters, we {counted[1]}")
-    _, how = torch_side.compiled(net, mode, theirs.all)
-    ours = our_steps(editor, latents, text)
-    found = {name: turns(ours[name], getattr(theirs, name), repeats) for name in ours}
-    counts = dict(tune=config.steps, invert=config.inversion, sample=config.sampling)
-    clip = {
-        side: sum(counts[name] * found[name][f"{side}_s"] for name in counts)
-        for side in ("ours", "torch")
+    trained = check_trained(torch_steps, editor)
+    _, how = torch_side.compiled(net, mode, torch_steps.use)
+    steps = {
+        name: turns(step, getattr(torch_steps, name), repeats)
+        for name, step in jax_steps(editor, latents, text).items()
     }
     about = dict(
         device=jax.devices()[0].device_kind,
@@ -191,10 +171,27 @@ def compare(base: str, frames: int, pixels: int | None, repeats: int, mode: str)
         torch=torch.__version__,
         torch_side=how,
     )
-    whole = dict(
-        **counts, ours_s=clip["ours"], torch_s=clip["torch"], ratio=clip["torch"] / clip["ours"]
+    clip = time_per_clip(steps, config)
+    return dict(about=about, shape=list(latents.shape), trained=trained, **steps, clip=clip)
+
+
+def check_trained(torch_steps: TorchSteps, editor: TuneAVideo) -> int:
+    """The number of trained parameters. Raises AssertionError if the sides differ."""
+    theirs = sum(parameter.numel() for parameter in torch_steps.trained)
+    ours = sum(value.size for value in editor.trained.values())
+    if theirs != ours:
+        raise AssertionError(f"PyTorch trains {theirs} parameters, we {ours}")
+    return ours
+
+
+def time_per_clip(steps: dict[str, dict], config: TuneAVideoConfig) -> dict:
+    """Seconds of all steps that the config takes for a clip."""
+    counts = dict(tune=config.steps, invert=config.inversion, sample=config.sampling)
+    ours, theirs = (
+        sum(count * steps[name][key] for name, count in counts.items())
+        for key in ("ours_s", "torch_s")
     )
-    return dict(about=about, shape=list(latents.shape), trained=counted[0], **found, clip=whole)
+    return dict(**counts, ours_s=ours, torch_s=theirs, ratio=theirs / ours)
 
 
 def main(argv=None):
@@ -203,14 +200,13 @@ def main(argv=None):
     )
     parser.add_argument("--base", default="shapes-base")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--pixels", type=int, help="pixels a side instead of the base's own")
+    parser.add_argument("--pixels", type=int, help="pixels per side instead of the base's own")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--compile", choices=torch_side.MODES, default=torch_side.MODES[0])
     args = parser.parse_args(argv)
-    for name, found in compare(
-        args.base, args.frames, args.pixels, args.repeats, args.compile
-    ).items():
-        print(json.dumps({name: found}))
+    results = compare(args.base, args.frames, args.pixels, args.repeats, args.compile)
+    for name, result in results.items():
+        print(json.dumps({name: result}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The CLIP filter on embeddings whose similarities are known, its thresholds, the best of a prompt, calibration."""
+"""The CLIP filter: scores of known embeddings, thresholds, the best per prompt, calibration."""
 
 import dataclasses
 
@@ -17,24 +17,21 @@ E = np.eye(4)
 GOOD = CLIPScores(0.6, 0.3, 0.3, 0.3, 0.9)
 
 
-def test_known_angles():
-    """Frames turn from axis 0 to axis 1 while the captions do; lengths do not matter."""
+def test_similarities_of_known_angles():
+    """Frames turn from axis 0 to axis 1 and so do the captions; lengths do not matter."""
     half = (E[0] + E[1]) / np.sqrt(2)
-    found = clip_similarities(
+    scores = clip_similarities(
         3 * np.stack([E[0], E[0]]), np.stack([2 * E[1], half]), 5 * np.stack([E[0], E[1]])
     )
     root = np.sqrt(0.5)
     turn = (half - E[0]) / np.linalg.norm(half - E[0]) @ ((E[1] - E[0]) / np.sqrt(2))
-    assert dataclasses.astuple(found) == pytest.approx(
-        (root / 2, 1.0, (1 + root) / 2, (1 + turn) / 2, root)
-    )
+    expected = (root / 2, 1.0, (1 + root) / 2, (1 + turn) / 2, root)
+    assert dataclasses.astuple(scores) == pytest.approx(expected)
 
 
-def test_nothing_changed_has_no_direction():
-    assert (
-        clip_similarities(E[:2], E[:2], E[:2]).direction == 0
-        and clip_similarities(E[:1], E[1:2], E[:2]).consistency == 1
-    )
+def test_an_unedited_clip_has_direction_zero():
+    assert clip_similarities(E[:2], E[:2], E[:2]).direction == 0
+    assert clip_similarities(E[:1], E[1:2], E[:2]).consistency == 1
 
 
 @pytest.mark.parametrize(
@@ -56,63 +53,52 @@ def test_thresholds(change, reason):
     assert rejection_reason(dataclasses.replace(GOOD, **change), FilterConfig()) == reason
 
 
-def test_the_best_of_a_prompt_are_kept_in_any_order():
+def test_the_best_per_prompt_do_not_depend_on_the_order():
     lines = [
-        {"id": f"{prompt}{i}", "prompt": prompt, "scores": {"direction": d}}
+        {"id": f"{prompt}{i}", "prompt": prompt, "scores": {"direction": direction}}
         for prompt in "ab"
-        for i, d in enumerate((0.3, 0.5, 0.5, 0.2))
+        for i, direction in enumerate((0.3, 0.5, 0.5, 0.2))
     ]
-    for order in (lines, lines[::-1]):
-        kept, dropped = keep_best(order, 2)
-        assert (
-            kept == {"a1", "a2", "b1", "b2"}
-            and set(dropped) == {"a0", "a3", "b0", "b3"}
-            and "2 edits" in dropped["a0"]
-        )
+    for ordered in (lines, lines[::-1]):
+        kept, dropped = keep_best(ordered, 2)
+        assert kept == {"a1", "a2", "b1", "b2"}
+        assert set(dropped) == {"a0", "a3", "b0", "b3"}
+        assert "2 edits" in dropped["a0"]
 
 
-def test_calibration_keeps_true_edits_and_turns_false_ones_away():
+def test_calibration_passes_true_edits_and_rejects_false_ones():
     rng = np.random.default_rng(0)
 
-    def drawn(direction):
-        return [
-            CLIPScores(*(rng.normal(mean, 0.05) for mean in (0.8, 0.4, 0.4, direction, 0.9)))
-            for _ in range(200)
-        ]
+    def sample_scores(direction):
+        means = (0.8, 0.4, 0.4, direction, 0.9)
+        return [CLIPScores(*(rng.normal(mean, 0.05) for mean in means)) for _ in range(200)]
 
-    true, false = drawn(0.5), drawn(0.1)
+    true, false = sample_scores(0.5), sample_scores(0.1)
     config = calibrate_thresholds(true, false, FilterConfig(), recall=0.98)
-    passed = [
-        np.mean([not rejection_reason(each, config) for each in group]) for group in (true, false)
-    ]
-    assert passed[0] > 0.9 and passed[1] < 0.01
-    with pytest.raises(ValueError, match="tells no false edit"):
-        calibrate_thresholds(
-            true,
-            [
-                dataclasses.replace(
-                    GOOD, image=1, text_source=1, text_edited=1, direction=1, consistency=1
-                )
-            ]
-            * 20,
-            FilterConfig(),
-        )
+    passed_true, passed_false = (
+        np.mean([not rejection_reason(scores, config) for scores in group])
+        for group in (true, false)
+    )
+    assert passed_true > 0.9
+    assert passed_false < 0.01
+    with pytest.raises(ValueError, match="rejects no false edit"):
+        calibrate_thresholds(true, [CLIPScores(1, 1, 1, 1, 1)] * 20, FilterConfig())
     with pytest.raises(ValueError, match="too few"):
         calibrate_thresholds(true[:5], false, FilterConfig())
 
 
-def test_a_clip_model_is_asked_once_a_clip():
-    asked = []
+def test_the_clip_model_is_called_once_per_clip():
+    batches = []
 
-    class Fake:
+    class FakeEmbedder:
         def images(self, frames):
-            asked.append(len(frames))
+            batches.append(len(frames))
             return np.stack([E[0 if frame.mean() < 128 else 1] for frame in frames])
 
         def texts(self, texts):
             return np.stack([E[0 if "dark" in text else 1] for text in texts])
 
     dark, light = np.zeros((3, 8, 8, 3), np.uint8), np.full((3, 8, 8, 3), 255, np.uint8)
-    assert clip_scorer(Fake())(dark, light, "a dark clip", "a light clip") == CLIPScores(
-        0.0, 1.0, 1.0, pytest.approx(1.0), 1.0
-    ) and asked == [6]
+    scores = clip_scorer(FakeEmbedder())(dark, light, "a dark clip", "a light clip")
+    assert scores == CLIPScores(0.0, 1.0, 1.0, pytest.approx(1.0), 1.0)
+    assert batches == [6]
