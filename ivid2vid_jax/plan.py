@@ -119,7 +119,7 @@ def parse_mesh(text: str) -> "MeshConfig":
 def make_plan(
     args: PlanArgs, config: "TrainConfig", tpu: "TPUSlice", mesh: "Mesh"
 ) -> tuple["StepPlan", str]:
-    """Compiles what is not cached; returns the plan, and a line that compares both kinds of plan."""
+    """Compiles the step or loads it from the cache; returns the plan and a line of comparison."""
     from ivid2vid_jax.planning import chips, compile_step, programs, report
     from ivid2vid_jax.planning.plan_cache import PlanCache
 
