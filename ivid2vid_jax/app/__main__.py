@@ -33,7 +33,7 @@ class AppArgs:
     model: str | None = None
     # address to listen on; 0.0.0.0 opens the page to the network, without a password
     host: str = "127.0.0.1"
-    port: int = 7860  # 0: any free port
+    port: int = 7860  # port to listen on; 0: any free port
     share: bool = False  # also publish the page through Gradio's servers
     limits: AppLimits = dataclasses.field(default_factory=AppLimits)
     # compute dtype: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
