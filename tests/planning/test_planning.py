@@ -1,4 +1,4 @@
-"""Plans: counts of operations and bytes, the layers of the U-Net, and the command on CPU devices."""
+"""Plans: counts of operations and bytes, layers of the U-Net, and the command on CPU devices."""
 
 import dataclasses
 import json
