@@ -1,4 +1,4 @@
-"""The GPU benchmark at its tiny size, without packages that a GPU machine may lack; its fallbacks."""
+"""The GPU benchmark at its tiny size, without packages that a GPU machine may lack."""
 
 import json
 import math

@@ -1,6 +1,6 @@
 """Times edits of clips of several lengths and measures their memory.
 
-    python -m tests.benchmarks.length --lengths 16 64 256 1024   # embedded model; --model for others
+    python -m tests.benchmarks.length --lengths 16 64 256 1024   # --model: default the embedded one
 
 Long clips are edited in windows, so time should be linear in the length and memory constant. Each
 length runs in a process of its own, on a stream of frames, after a short edit that compiles
