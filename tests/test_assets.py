@@ -35,7 +35,7 @@ def test_clips_are_found_by_name_and_paths_are_unchanged(tmp_path):
 def test_model_names_are_folders_of_the_package():
     assert hub.resolve_model(None) == assets.folder() / "shapes-edit"
     assert hub.resolve_model("shapes-clip") == assets.folder() / "shapes-clip"
-    with pytest.raises(UserError, match="shapes-bass: no such model folder.*shapes-base"):
+    with pytest.raises(UserError, match=r"shapes-bass: .*shapes-base"):
         hub.resolve_model("shapes-bass")
 
 
@@ -71,7 +71,7 @@ def test_another_autoencoder_must_have_the_same_encoder(tiny, tmp_path, part, ac
         edit=tiny, vae=tmp_path / "run", output=tmp_path / "out", clips=False
     )
     if not accepted:
-        with pytest.raises(UserError, match="its encoder is not that"):
+        with pytest.raises(UserError, match=r"--vae .*encoder"):
             pack_assets.run(args)
         return
     pack_assets.run(args)
