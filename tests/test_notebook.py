@@ -1,4 +1,4 @@
-"""launch/colab.ipynb: it is a notebook, its commands are known, and it runs from top to bottom on CPU with tiny substitutions."""
+"""launch/colab.ipynb: its structure, and a run of all its cells on the CPU with tiny models."""
 
 import csv
 import json
@@ -15,77 +15,72 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 
 
-def cells() -> dict[str, str]:
-    """Tag -> code."""
-    found = json.loads(NOTEBOOK.read_text())["cells"]
-    return {
+def test_the_cells_have_no_output_valid_code_and_existing_configs():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    sources = {
         cell["metadata"]["tags"][0]: "".join(cell["source"])
-        for cell in found
+        for cell in cells
         if cell["cell_type"] == "code"
     }
-
-
-def test_it_holds_no_output_and_every_step_of_the_way():
-    notebook = json.loads(NOTEBOOK.read_text())
-    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])
-    assert list(cells()) == [
-        "parameters",
-        "install",
-        "embedded",
-        "shapes",
-        "curve",
-        "own",
-        "export",
-    ]
-    for name, code in cells().items():
-        compile(code, name, "exec")
-    for config in re.findall(r"--config (\S+)", "".join(cells().values())):
+    tags = ["parameters", "install", "embedded", "shapes", "curve", "own", "export"]
+    assert list(sources) == tags
+    for tag, source in sources.items():
+        compile(source, tag, "exec")
+    for config in re.findall(r"--config (\S+)", "".join(sources.values())):
         assert (ROOT / config).is_file()
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(tiny, tmp_path):
-    """Tiny nets and clips in the place of the real ones."""
+def test_all_cells_run(tiny, tmp_path):
+    """With tiny models and clips."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    (tmp_path / "small.py").write_text(
-        "from tests.support.tiny_run import tiny\n\nconfig = tiny('runs/x', steps=2, checkpoint__pipeline=True)\n"
-    )
-    clip = next(iter(assets.clips().values()))
-    with open(tmp_path / "clips.csv", "w", newline="") as file:
-        csv.writer(file).writerows(
-            [
-                ["src_video", "tgt_video", "prompt"],
-                *([str(clip), str(clip), f"keep it, number {i}"] for i in range(60)),
-            ]
-        )
-    smaller = "--loader.size 16 --loader.frames 2 --loader.batch 2 --optim.accumulation 2 --optim.warmup 1 --log.eval-every 0 --log.sample-every 0"
-    values = {
-        "DRIVE": str(tmp_path / "drive"),
-        "SHAPES": f"--config {tmp_path / 'small.py'}",
-        "CLIPS": str(tmp_path / "clips.csv"),
-        "PREPARE": "--size 16 --frames 4 --validation 0",
-        "BASE": str(tiny),
-        "OWN": f"--steps 2 {smaller}",
-    }
     notebook = nbformat.read(NOTEBOOK, 4)
     code = {cell.metadata.tags[0]: cell for cell in notebook.cells if cell.cell_type == "code"}
+    values = tiny_values(tiny, tmp_path)
     code["parameters"].source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
-    environment = f"import os, sys\nos.environ['PATH'] = {str(Path(sys.executable).parent)!r} + ':' + os.environ['PATH']\nos.environ['PYTHONPATH'] = {str(ROOT)!r}\n"
-    code["install"].source = (
-        environment + f"sys.path.insert(0, {str(ROOT)!r})\n" + code["install"].source
-    )
+    code["install"].source = environment_code() + code["install"].source
+    resources = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+        notebook, timeout=1800, kernel_name="python3", resources=resources
     ).execute()
     drive = tmp_path / "drive"
-    assert (drive / "shapes" / "pipeline" / "unet" / "config.json").is_file() and (
-        drive / "own" / "pipeline"
-    ).is_dir()
-    pictures = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 3  # of the embedded edit, the samples, the curve
+    assert (drive / "shapes" / "pipeline" / "unet" / "config.json").is_file()
+    assert (drive / "own" / "pipeline").is_dir()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3  # the embedded edit, the edit after training, the loss curve
     shutil.rmtree(drive)
+
+
+def tiny_values(model: Path, folder: Path) -> dict[str, str]:
+    """Values of the notebook's parameters for a quick run."""
+    (folder / "small.py").write_text(
+        "from tests.support.tiny_run import tiny\n\n"
+        "config = tiny('runs/x', steps=2, checkpoint__pipeline=True)\n"
+    )
+    clip = str(next(iter(assets.clips().values())))
+    with (folder / "clips.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["src_video", "tgt_video", "prompt"])
+        rows.writerows([clip, clip, f"keep it, number {i}"] for i in range(60))
+    small_loader = "--loader.size 16 --loader.frames 2 --loader.batch 2"
+    small_run = "--optim.accumulation 2 --optim.warmup 1 --log.eval-every 0 --log.sample-every 0"
+    return {
+        "DRIVE": str(folder / "drive"),
+        "SHAPES": f"--config {folder / 'small.py'}",
+        "CLIPS": str(folder / "clips.csv"),
+        "PREPARE": "--size 16 --frames 4 --validation 0",
+        "BASE": str(model),
+        "OWN": f"--steps 2 {small_loader} {small_run}",
+    }
+
+
+def environment_code() -> str:
+    """Makes the kernel and its subprocesses use this Python and this repository."""
+    return f"""
+import os, sys
+os.environ["PATH"] = {str(Path(sys.executable).parent)!r} + ":" + os.environ["PATH"]
+os.environ["PYTHONPATH"] = {str(ROOT)!r}
+sys.path.insert(0, {str(ROOT)!r})
+"""

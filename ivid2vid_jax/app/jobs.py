@@ -1,10 +1,11 @@
-"""What the app does, without its page: looks at a clip, edits it, keeps what came of it in a folder of the job's own."""
+"""The edits of the app without its page: checks a clip, edits it, keeps the results in a folder."""
 
 import dataclasses
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,24 @@ from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import Clip, open_clip, open_container
 from ivid2vid_jax.video.write import write_clip
 
-WORDS = 500  # characters of an instruction
+MAX_INSTRUCTION_LENGTH = 500  # characters
+
+Progress = Callable[[str, int, int | None], None]  # (stage, done, total)
 
 
 @dataclasses.dataclass(frozen=True)
 class AppLimits:
-    """What is taken on. Latents of the whole clip are held, pixels are not."""
+    """The largest accepted values. Memory holds the latents of a whole clip, but not its pixels."""
 
-    seconds: float = 20.0  # of a clip
-    frames: int = 600  # of a clip
+    seconds: float = 20.0  # length of a clip
+    frames: int = 600  # frames of a clip
     side: int = 2048  # pixels of a frame's longer side
-    megabytes: int = 100  # of an uploaded file
-    steps: int = 100  # of the sampler
-    waiting: int = 8  # jobs in line; those beyond are turned away
+    megabytes: int = 100  # size of an uploaded file
+    steps: int = 100  # sampler steps
+    waiting: int = 8  # edits in the queue; further ones are rejected
 
     def check(self) -> None:
-        """Raises UserError that names a limit that lets nothing pass."""
+        """Raises UserError for a limit that is not positive."""
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise UserError(
@@ -43,7 +46,7 @@ class AppLimits:
 
 @dataclasses.dataclass(frozen=True)
 class EditRequest:
-    """One edit: the same request gives the same bytes."""
+    """Inputs of one edit. Equal requests give identical files."""
 
     clip: str  # path
     instruction: str
@@ -55,42 +58,43 @@ class EditRequest:
 
 @dataclasses.dataclass(frozen=True)
 class EditResult:
-    """What a job left in its folder. request.clip is its own copy of the source."""
+    """The files of one edit, in a folder of their own."""
 
-    request: EditRequest
+    request: EditRequest  # its clip is a copy of the source in the folder
     edited: Path
     pair: Path  # source and edit side by side
-    record: Path  # JSON: all that the edit depends on
+    record: Path  # JSON: request, settings, versions, checksums of the weights
 
 
 def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
-    """The clip of a file that is within the limits, as far as its head tells; UserError that names the value, the limit and the way out."""
+    """Opens a clip and checks it against the limits, as far as its header states them."""
     if not path:
-        raise UserError("there is no clip: upload one, or pick a sample")
+        raise UserError("no clip: upload one or pick a sample")
     file = Path(path)
     if file.is_file() and file.stat().st_size > limits.megabytes * 2**20:
         raise UserError(
-            f"the file has {file.stat().st_size / 2**20:.0f} MB, the limit is {limits.megabytes}; cut or compress it"
+            f"the file has {file.stat().st_size / 2**20:.0f} MB, the limit is {limits.megabytes}; "
+            "cut or compress it"
         )
     try:
         if seconds := stated_duration(file):
             check_length(seconds, limits)
         clip = open_clip(file)
     except UserError as error:
-        raise UserError(
-            str(error).replace(str(file), file.name)
-        ) from error  # the folder is nobody's business
+        # do not show visitors where the file is stored
+        raise UserError(str(error).replace(str(file), file.name)) from error
     if max(clip.height, clip.width) > limits.side:
         raise UserError(
-            f"the frames are {clip.width}x{clip.height}, the limit is {limits.side} pixels a side; scale the clip down"
+            f"the frames are {clip.width}x{clip.height}, the limit is {limits.side} pixels a side; "
+            "scale the clip down"
         )
     if clip.has_one_frame():
-        raise UserError(f"{file.name}: holds one frame; a clip needs two")
+        raise UserError(f"{file.name}: has one frame; a clip needs two")
     return clip
 
 
 def stated_duration(file: Path) -> float | None:
-    """Seconds of a video file as its head says, None where it does not."""
+    """Seconds of a video file as its header states; None if it does not."""
     if not Clip(file).is_container:
         return None
     with open_container(file) as container:
@@ -98,19 +102,21 @@ def stated_duration(file: Path) -> float | None:
 
 
 def check_length(seconds: float, limits: AppLimits) -> None:
+    """Raises UserError for a clip that is too long."""
     if seconds > limits.seconds:
         raise UserError(f"the clip has {seconds:.1f} s, the limit is {limits.seconds:g}; cut it")
 
 
 def check_request(request: EditRequest, limits: AppLimits) -> None:
-    """UserError for an instruction or steps that are not taken on; the scales and the seed are checked with the other settings."""
+    """Checks instruction and steps; EditSettings.resolve checks the scales and the seed."""
     check_instruction(request.instruction)
-    if len(request.instruction) > WORDS:
+    length = len(request.instruction)
+    if length > MAX_INSTRUCTION_LENGTH:
         raise UserError(
-            f"the instruction has {len(request.instruction)} characters, the limit is {WORDS}"
+            f"the instruction has {length} characters, the limit is {MAX_INSTRUCTION_LENGTH}"
         )
     if not 1 <= request.steps <= limits.steps:
-        raise UserError(f"{request.steps} steps: choose 1 to {limits.steps}")
+        raise UserError(f"steps {request.steps} must be between 1 and {limits.steps}")
 
 
 def run_edit(
@@ -118,57 +124,39 @@ def run_edit(
     request: EditRequest,
     limits: AppLimits,
     home: Path,
-    progress: Callable[[str, int, int | None], None],
+    progress: Progress,
 ) -> EditResult:
-    """Edits a clip into a new folder in `home`, which holds everything of the job or, where it fails, is gone.
+    """Edits a clip into a new folder in `home`; the folder is removed if the edit fails.
 
-    progress(what, done, total or None) is called on the way. Raises UserError for what is not taken on.
+    Args:
+        pipe: the editor.
+        request: clip and settings.
+        limits: UserError for a request beyond them.
+        home: parent of the new folder.
+        progress: called as progress(stage, done, total or None).
     """
     check_request(request, limits)
     clip = open_checked_clip(request.clip, limits)
     settings = EditSettings.from_args(request).resolve(pipe.folder)
-    fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     folder = Path(tempfile.mkdtemp(prefix="job-", dir=home))
     try:
         source = folder / f"source{clip.path.suffix.lower()}"
         shutil.copyfile(clip.path, source)
-        clip = dataclasses.replace(clip, path=source)
         result = EditResult(
             dataclasses.replace(request, clip=str(source)),
             folder / "edited.mp4",
             folder / "side-by-side.mp4",
             folder / "record.json",
         )
-        times = []
-
-        def pixels() -> Iterator[np.ndarray]:
-            for frame in clip.frames():
-                check_length(float(frame.time), limits)
-                if len(times) == limits.frames:
-                    raise UserError(
-                        f"the clip has more than {limits.frames} frames, the limit; cut it, or lower its rate"
-                    )
-                times.append(frame.time)
-                progress("encoding", len(times), None)
-                yield frame.pixels
-
-        edited = pipe.edit_frames(
-            pixels(),
-            request.instruction,
-            settings,
-            fit,
-            lambda done, total: progress("sampling", done, total),
-        )
-        write_clip(
-            result.edited, count_frames(edited, len(times), progress), times, clip.rate, clip
-        )
-        write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
+        clip = dataclasses.replace(clip, path=source)
+        frames = edit_and_write(pipe, clip, result, settings, limits, progress)
         record: dict[str, Any] = {
             "request": vars(request) | {"clip": Path(request.clip).name},
             "settings": vars(settings),
-            "frames": len(times),
+            "frames": frames,
+            "versions": versions(),
+            "weights": pipe.folder.fingerprint(),
         }
-        record |= {"versions": versions(), "weights": pipe.folder.fingerprint()}
         result.record.write_text(json.dumps(record, indent=2, default=str) + "\n")
         return result
     except BaseException:
@@ -176,15 +164,60 @@ def run_edit(
         raise
 
 
-def count_frames(
-    frames: Iterator[np.ndarray], total: int, progress: Callable[[str, int, int | None], None]
+def edit_and_write(
+    pipe: Pipeline,
+    clip: Clip,
+    result: EditResult,
+    settings: EditSettings,
+    limits: AppLimits,
+    progress: Progress,
+) -> int:
+    """Writes the edited clip and the comparison with its source; returns the number of frames."""
+    assert settings.size is not None  # resolved
+    fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
+    times: list[Fraction] = []
+    edited = pipe.edit_frames(
+        frames_within_limits(clip, times, limits, progress),
+        result.request.instruction,
+        settings,
+        fit,
+        lambda done, total: progress("sampling", done, total),
+    )
+    counted = count_frames(edited, len(times), progress)
+    write_clip(result.edited, counted, times, clip.rate, clip)
+    write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
+    return len(times)
+
+
+def frames_within_limits(
+    clip: Clip, times: list[Fraction], limits: AppLimits, progress: Progress
 ) -> Iterator[np.ndarray]:
+    """Yields the frames [H, W, 3] of a clip and appends their times to `times`.
+
+    Raises UserError for a clip that is too long: its file may not state its length.
+    """
+    for frame in clip.frames():
+        check_length(float(frame.time), limits)
+        if len(times) == limits.frames:
+            raise UserError(
+                f"the clip has more than {limits.frames} frames, the limit; cut it or lower its "
+                "frame rate"
+            )
+        times.append(frame.time)
+        progress("encoding", len(times), None)
+        yield frame.pixels
+
+
+def count_frames(
+    frames: Iterator[np.ndarray], total: int, progress: Progress
+) -> Iterator[np.ndarray]:
+    """Yields the frames and reports how many have been written."""
     for i, frame in enumerate(frames, 1):
         progress("writing", i, total)
         yield frame
 
 
 def remove_results(results: list[EditResult]) -> None:
-    """Removes the jobs' folders."""
+    """Removes the folders of results."""
     for result in results:
         shutil.rmtree(result.edited.parent, ignore_errors=True)

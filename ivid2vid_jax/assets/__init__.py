@@ -1,26 +1,29 @@
-"""The embedded default: small pipelines of the shapes world, trained by this package (configs/embedded/), and clips to try them on."""
+"""Embedded models and sample clips of the shapes world; this package trained the models itself.
+
+The training recipes are in configs/embedded/.
+"""
 
 from importlib import resources
 from pathlib import Path
 
-MODELS = ("shapes-base", "shapes-edit", "shapes-clip")  # text to image, the editor, CLIP
+MODELS = ("shapes-base", "shapes-edit", "shapes-clip")  # text to image, editor, CLIP
 DEFAULT = "shapes-edit"
 
 
 def folder() -> Path:
+    """The folder of the embedded files."""
     return Path(str(resources.files(__name__)))
 
 
 def clip(name: Path | None) -> Path:
-    """A sample clip by its bare name, the first where None; any other path as it is."""
-    known = clips()
+    """The path of a sample clip by its name; the first one for None; other paths unchanged."""
+    samples = clips()
     if name is None:
-        return next(iter(known.values()))
-    return name if name.exists() else known.get(str(name), name)
+        return next(iter(samples.values()))
+    return name if name.exists() else samples.get(str(name), name)
 
 
 def clips() -> dict[str, Path]:
     """Name -> file of the sample clips."""
-    return {
-        path.stem: path for path in sorted((folder() / "clips").iterdir()) if path.suffix == ".mp4"
-    }
+    files = sorted((folder() / "clips").iterdir())
+    return {path.stem: path for path in files if path.suffix == ".mp4"}

@@ -1,7 +1,8 @@
-"""TPU chips: what their maker publishes, and the compiler's view of a slice of them, which needs no TPU.
+"""TPU chips: published figures, and the TPU compiler's devices of a slice, which need no TPU.
 
-Peaks: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, tables "key chip specifications". Interconnect: the published bandwidth per chip is
-of both directions together, so half of it leaves the chip.
+Figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, tables "Key chip
+specifications". The published interconnect bandwidth counts both directions, so half of it is
+outgoing bandwidth.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.utils.errors import UserError
@@ -19,15 +21,13 @@ from ivid2vid_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """flops: bfloat16, a second. hbm: bytes. bandwidth: HBM bytes a second. interconnect: bytes a second that leave the chip over all its links
-    together. sides: dimensions of its torus.
-    """
+    """Peak figures of a chip."""
 
-    flops: float
-    hbm: int
-    bandwidth: float
-    interconnect: float
-    sides: int
+    flops: float  # bfloat16 operations per second
+    hbm: int  # bytes of HBM
+    bandwidth: float  # HBM bytes per second
+    interconnect: float  # outgoing bytes per second, over all links together
+    dimensions: int  # of the torus that a slice forms
 
 
 CHIPS = {
@@ -36,89 +36,101 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 2),
 }
-HOST = (2, 2, 1)  # chips of the smallest host of several
+CHIPS_PER_HOST = (2, 2, 1)  # of a slice with more than one chip
 
 
 @dataclasses.dataclass(frozen=True)
 class TPUSlice:
-    """A named slice such as "v5e:4x4"."""
+    """A slice by name, such as "v5e:4x4". Raises UserError for a name of another form."""
 
     name: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         kind, _, shape = self.name.partition(":")
         if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
             raise UserError(
-                f"--topology {self.name}: give a chip ({', '.join(CHIPS)}) and the slice's sides, such as v5e:4x4 or v5p:2x2x1"
+                f"--topology {self.name}: give a chip ({', '.join(CHIPS)}) and the sides of the "
+                "slice, such as v5e:4x4 or v5p:2x2x1"
             )
-        sides = CHIPS[kind].sides
-        if len(self.shape) != sides:
+        dimensions = CHIPS[kind].dimensions
+        if len(self.shape) != dimensions:
+            example = f"{kind}:{'x'.join(['2'] * dimensions)}"
             raise UserError(
-                f"--topology {self.name}: a slice of {kind} has {sides} sides, such as {kind}:{'x'.join(['2'] * sides)}"
+                f"--topology {self.name}: a slice of {kind} has {dimensions} sides, "
+                f"such as {example}"
             )
+
+    @property
+    def kind(self) -> str:
+        """The chip's name, such as "v5e"."""
+        return self.name.partition(":")[0]
 
     @property
     def chip(self) -> Chip:
-        return CHIPS[self.name.partition(":")[0]]
+        """The figures of one chip."""
+        return CHIPS[self.kind]
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Chips along each side."""
         return tuple(map(int, self.name.partition(":")[2].split("x")))
 
     @property
     def count(self) -> int:
+        """Number of chips."""
         return math.prod(self.shape)
 
     def devices(self) -> list:
-        """The compiler's devices of the slice. Raises UserError without libtpu, or for a slice that does not exist."""
+        """The compiler's devices; UserError without libtpu, or if no such slice exists."""
         find_libtpu()
         from jax.experimental import topologies
 
-        bounds = (1, 1, 1) if self.count == 1 else HOST
+        bounds = (1, 1, 1) if self.count == 1 else CHIPS_PER_HOST
         try:
-            with quiet():
-                found = topologies.get_topology_desc(
+            with silence_stderr():
+                topology = topologies.get_topology_desc(
                     platform="tpu", topology_name=self.name, chips_per_host_bounds=bounds
                 )
         except Exception as error:
             raise UserError(
-                f"--topology {self.name}: the TPU compiler knows no such slice ({str(error).splitlines()[0]})"
+                f"--topology {self.name}: the TPU compiler knows no such slice "
+                f"({str(error).splitlines()[0]})"
             ) from error
-        return list(found.devices)
+        return list(topology.devices)
 
 
 def find_libtpu() -> None:
-    """Makes the TPU compiler ready; UserError with the way out where it is not installed."""
+    """Checks that the TPU compiler (libtpu) is installed and configures it; else UserError."""
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            'the TPU compiler is not installed here (it runs without a TPU): pip install "jax[tpu]"'
+            "the TPU compiler (libtpu) is not installed; it needs no TPU: "
+            "pip install 'ivid2vid_jax[tpu]'"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server for a TPU
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query the cloud's metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 @contextlib.contextmanager
-def quiet():
-    """Libtpu writes screens of warnings about the TPU that is not there straight to the process's stderr."""
+def silence_stderr() -> Iterator[None]:
+    """Discards what the process writes to stderr: libtpu warns at length that there is no TPU."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as discarded:
+        os.dup2(discarded.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def hide_accelerators() -> None:
-    """This process computes on the CPU: an installed libtpu must not look for a TPU. Before JAX's first device."""
+    """Makes JAX use the CPU, so that libtpu looks for no TPU. Call it before JAX is used."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def cache_folder() -> Path:
-    """Where plans that took minutes are kept."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivid2vid_jax" / "plans"
-    )
+    """The folder of cached plans: compiling takes minutes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "ivid2vid_jax" / "plans"

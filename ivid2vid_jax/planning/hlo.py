@@ -1,205 +1,239 @@
-"""Reads the compiler's text of a program: what it moves in a chip's main memory (HBM), and what the chips send each other.
+"""Reads a compiled program's HLO text: bytes moved in a chip's HBM, and bytes sent between chips.
 
-Arrays that the TPU compiler keeps in on-chip memory are marked S(1) there and are not counted; its own count of bytes
-(`cost_analysis`) has them in, and takes a slice's whole operand for the slice. An array counts with the padding of its tiles.
+The TPU compiler marks arrays in on-chip memory with S(1); they are not counted. Its own byte count
+(`cost_analysis`) includes them, and counts the whole operand of a slice. The size of an array
+includes the padding of its tiles.
 """
 
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SILENT = (
-    "parameter",
-    "bitcast",
-    "get-tuple-element",
-    "tuple",
-    "constant",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "iota",
-)  # move nothing
-BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
+FREE_OPERATION = re.compile(  # moves no data by itself
+    "parameter|bitcast|get-tuple-element|tuple|constant|after-all|partition-id|replica-id|iota"
+    "|while|.*-done"
+)
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
+    f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)
 }
 
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(.*)$")
 COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
+CALLED = re.compile(r"calls=(%[\w.\-]+)")
 BODY = re.compile(r"body=(%[\w.\-]+)")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CONDITION = re.compile(r"condition=(%[\w.\-]+)")
+TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
-def instructions(text: str, calls: bool = False):
-    """(name, result, operation, operands, rest, times) of everything that runs: the entry's instructions, and those of loops' bodies, as often as they
-    run; calls: those inside fusions and other calls too. A loop counts once where its number of trips is not to be seen.
-    """
-    bodies, entry, current = {}, None, []
+class Instruction(NamedTuple):
+    """One line of HLO: `name = result operation(operands)attributes`."""
+
+    name: str
+    result: str
+    operation: str
+    operands: str
+    attributes: str
+
+    def operand_name(self, number: int) -> str:
+        """The name of an operand, given as a bare name."""
+        return re.sub(r"/\*.*?\*/", "", self.operands).split(", ")[number]
+
+
+Computation = list[Instruction]
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """Returns the computations of a program by name, and the name of the entry computation."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", []
     for line in text.splitlines():
-        if start := COMPUTATION.match(line):
-            current = bodies[start[1]] = []
-            entry = start[1] if line.startswith("ENTRY") else entry
-        elif found := INSTRUCTION.match(line):
-            current.append(found.groups())
+        if match := COMPUTATION.match(line):
+            current = computations[match[1]] = []
+            entry = match[1] if line.startswith("ENTRY") else entry
+        elif match := INSTRUCTION.match(line):
+            current.append(Instruction(*match.groups()))
+    return computations, entry
 
-    def walk(name: str, times: int):
-        for instruction in bodies.get(name, ()):
-            yield *instruction, times
-            loop = instruction[2] == "while"
-            if inner := re.search(
-                BODY if loop else r"calls=(%[\w.\-]+)", instruction[4] if loop or calls else ""
-            ):
-                yield from walk(inner[1], times * (trips(instruction[4], bodies) if loop else 1))
+
+def instructions(text: str, calls: bool = False) -> Iterator[tuple[Instruction, int]]:
+    """Yields the instructions that run, with how often: those of the entry and of loop bodies.
+
+    With `calls`, also those inside fusions and other calls. A loop whose number of trips is
+    unknown counts once.
+    """
+    computations, entry = parse(text)
+
+    def walk(name: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for instruction in computations.get(name, ()):
+            yield instruction, times
+            if instruction.operation == "while":
+                if body := BODY.search(instruction.attributes):
+                    yield from walk(body[1], times * trip_count(instruction, computations))
+            elif calls and (called := CALLED.search(instruction.attributes)):
+                yield from walk(called[1], times)
 
     yield from walk(entry, 1)
 
 
-def trips(loop: str, bodies: dict[str, list]) -> int:
-    """How often a loop's body runs: as the compiler says, else by its condition, a counter from 0 below a constant, and what the body adds to it. The
-    loops in which it gathers weights piece by piece while it multiplies are of the second kind.
+def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
+    """How often the body of a loop runs; 1 if it cannot be read.
+
+    The compiler states it for most loops. Of the loops in which it gathers weights piece by piece
+    while it multiplies, it is computed from the condition "counter < limit", a counter that
+    starts at 0, and the constant that the body adds to it.
     """
-    if told := TRIPS.search(loop):
-        return int(told[1])
+    if stated := TRIP_COUNT.search(loop.attributes):
+        return int(stated[1])
     condition, body = (
-        bodies.get(found[1], []) if (found := re.search(which, loop)) else []
-        for which in (r"condition=(%[\w.\-]+)", BODY)
+        computations.get(match[1], []) if (match := pattern.search(loop.attributes)) else []
+        for pattern in (CONDITION, BODY)
     )
     try:
-        limit, counter = compared(condition)
-        steps = {
-            name: operands.split(", ")
-            for name, _, operation, operands, _ in body
-            if operation == "add"
+        limit, counter = limit_and_counter(condition)
+        additions = {
+            instruction.name: instruction.operands.split(", ")
+            for instruction in body
+            if instruction.operation == "add"
         }
-        return -(-limit // constant(body, steps[called(body[-1], counter)][1]))
+        increment = additions[body[-1].operand_name(counter)][1]
+        return -(-limit // constant(body, increment))
     except (LookupError, ValueError):
         return 1
 
 
-def compared(condition: list) -> tuple[int, int]:
-    """(limit, number of the counter in the loop's tuple) of "counter < limit"."""
-    names = {name: (operands, rest) for name, _, _, operands, rest in condition}
-    operands, rest = names[condition[-1][0]]
-    counter, limit = operands.split(", ")
-    if condition[-1][2] != "compare" or "direction=LT" not in rest:
-        raise ValueError("another condition")
-    return constant(condition, limit), int(re.search(r"index=(\d+)", names[counter][1])[1])
+def limit_and_counter(condition: Computation) -> tuple[int, int]:
+    """Of a condition "counter < limit": the limit, and the counter's index in the loop's tuple."""
+    by_name = {instruction.name: instruction for instruction in condition}
+    comparison = condition[-1]
+    if comparison.operation != "compare" or "direction=LT" not in comparison.attributes:
+        raise ValueError("the condition is not counter < limit")
+    counter, limit = comparison.operands.split(", ")
+    index = re.search(r"index=(\d+)", by_name[counter].attributes)
+    if index is None:
+        raise ValueError("the counter is not an element of the loop's tuple")
+    return constant(condition, limit), int(index[1])
 
 
-def constant(instructions: list, wanted: str) -> int:
-    return {
-        name: int(operands)
-        for name, _, operation, operands, _ in instructions
-        if operation == "constant" and operands.isdigit()
-    }[wanted]
+def constant(computation: Computation, name: str) -> int:
+    """The value of an integer constant; LookupError if it is none."""
+    constants = {
+        instruction.name: int(instruction.operands)
+        for instruction in computation
+        if instruction.operation == "constant" and instruction.operands.isdigit()
+    }
+    return constants[name]
 
 
-def called(result: tuple, number: int) -> str:
-    """The name of an operand."""
-    return re.sub(r"/\*.*?\*/", "", result[3]).split(", ")[number]
+def hbm_bytes(text: str) -> int:
+    """Bytes read from and written to HBM.
 
-
-def moved(text: str) -> int:
-    """Bytes read from and written to HBM. A fusion that reads a part of an operand counts the whole of it."""
+    A fusion that reads part of an operand counts the whole of it.
+    """
     total, sizes = 0, {}
-    for name, result, operation, operands, rest, times in instructions(text):
-        sizes[name] = in_hbm(result)
-        if operation in SILENT or operation == "while" or operation.endswith("-done"):
+    for instruction, times in instructions(text):
+        name, result, operation, operands, _ = instruction
+        sizes[name] = result_bytes(result)
+        if FREE_OPERATION.fullmatch(operation):
             continue
-        if operation.startswith("slice") or operation.startswith("dynamic-slice"):
-            size = sliced(result, rest)
+        if operation.startswith(("slice", "dynamic-slice")):
+            size = slice_bytes(result)
         elif operation.endswith("-start"):
-            size = sizes[name]  # of an asynchronous operation: its operands are among its results
+            size = sizes[name]  # the result of an asynchronous operation includes its operands
         else:
-            size = sizes[name] + sum(
-                sizes.get(operand.strip().split(" ")[-1], 0) for operand in operands.split(",")
-            )
+            operand_names = [operand.strip().split(" ")[-1] for operand in operands.split(",")]
+            size = sizes[name] + sum(sizes.get(operand, 0) for operand in operand_names)
         total += times * size
     return total
 
 
-def sliced(result: str, rest: str) -> int:
-    """Of a slice: what it takes out, once where one of both sides is on the chip, else twice."""
+def slice_bytes(result: str) -> int:
+    """HBM bytes of a slice: its size, twice if both the operand and the result are in HBM."""
     arrays = ARRAY.findall(result)
-    out = (
-        arrays[1] if len(arrays) > 2 else arrays[0]
-    )  # started asynchronously: (operand, result, ...)
-    whole = [padded(*array) for array in (out, arrays[0])]
-    return min(whole) * sum("S(" not in array[3] for array in (out, arrays[0]))
+    # an asynchronous slice has the result (operand, slice, ...)
+    piece, first = arrays[1] if len(arrays) > 2 else arrays[0], arrays[0]
+    size = min(padded_bytes(*piece), padded_bytes(*first))
+    return size * sum("S(" not in array[3] for array in (piece, first))
 
 
-def in_hbm(result: str) -> int:
-    """Bytes of the arrays named in an instruction's result that lie in HBM."""
-    return sum(padded(*array) for array in ARRAY.findall(result) if "S(" not in array[3])
+def result_bytes(result: str) -> int:
+    """Bytes of the arrays of an instruction's result that are in HBM."""
+    return sum(padded_bytes(*array) for array in ARRAY.findall(result) if "S(" not in array[3])
 
 
-def padded(dtype: str, sides: str, layout: str, tiles: str) -> int:
-    """Bytes of an array with the padding of its first tile: the two innermost dimensions are filled up, as {1,0:T(8,128)} says."""
-    dims = [int(side) for side in sides.split(",") if side]
+def padded_bytes(dtype: str, shape: str, layout: str, tiles: str) -> int:
+    """Bytes of an array, its two innermost dimensions padded to the first tile.
+
+    The layout {1,0:T(8,128)} means: dimension 1 is innermost and is padded to a multiple of 128.
+    """
+    dims = [int(size) for size in shape.split(",") if size]
     tile = re.match(r"T\((\d+),(\d+)\)", tiles or "")
     if tile and len(dims) > 1:
         inner, outer = (int(axis) for axis in layout.split(",")[:2])
         dims[inner], dims[outer] = (
-            -(-dims[axis] // int(side)) * int(side)
-            for axis, side in ((inner, tile[2]), (outer, tile[1]))
+            -(-dims[axis] // int(size)) * int(size)
+            for axis, size in ((inner, tile[2]), (outer, tile[1]))
         )
     return math.prod(dims) * BYTES.get(dtype, 4)
 
 
-def sent(text: str, chips: int) -> Counter:
-    """Kind of collective -> bytes that each chip sends, as ring algorithms do it.
+def sent(text: str, chips: int) -> Counter[str]:
+    """Kind of collective -> bytes that each chip sends, with ring algorithms.
 
-    The TPU compiler cuts a collective that runs beside other work into pieces, in computations of their own: all of one channel are one.
+    The TPU compiler cuts a collective that runs beside other work into pieces, in computations of
+    their own. Pieces with the same channel are counted once.
     """
-    total, seen = Counter(), set()
-    for name, result, operation, _, rest, times in instructions(text, calls=True):
-        kind, started = operation.removesuffix("-start"), operation.endswith("-start")
-        channel = re.search(r"channel_id=(\d+)", rest)
-        if kind not in COLLECTIVES or (channel and channel[1] in seen):
+    total: Counter[str] = Counter()
+    seen_channels = set()
+    for instruction, times in instructions(text, calls=True):
+        kind = instruction.operation.removesuffix("-start")
+        match = re.search(r"channel_id=(\d+)", instruction.attributes)
+        if kind not in COLLECTIVES or (match and match[1] in seen_channels):
             continue
-        seen.add(channel and channel[1])
-        arrays = [
-            math.prod(int(side) for side in sides.split(",") if side) * BYTES.get(dtype, 4)
-            for dtype, sides, _, _ in ARRAY.findall(result)
-        ]
-        if (
-            started and kind != "all-reduce"
-        ):  # (operands, results, ...): the gathered one is the largest, the scattered the smallest
-            arrays = [min(arrays) if kind == "reduce-scatter" else max(arrays)]
-        size = group_size(rest, chips)
-        share = (size - 1) / size
-        ring = {
-            "all-gather": share,
-            "all-reduce": 2 * share,
-            "reduce-scatter": size - 1,
-            "all-to-all": share,
-            "collective-permute": 1,
-        }[kind]
-        total[kind] += int(times * sum(arrays) * ring)
+        if match:
+            seen_channels.add(match[1])
+        group = group_size(instruction.attributes, chips)
+        total[kind] += int(times * collective_bytes(instruction, kind) * ring_factor(kind, group))
     return total
 
 
-def group_size(rest: str, chips: int) -> int:
-    """Chips that take part in one collective, of replica_groups={{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=1,'b'=4] {'b'}; all of them where none
-    are named.
+def collective_bytes(instruction: Instruction, kind: str) -> int:
+    """Bytes of the result of a collective, without padding."""
+    sizes = [
+        math.prod(int(size) for size in shape.split(",") if size) * BYTES.get(dtype, 4)
+        for dtype, shape, _, _ in ARRAY.findall(instruction.result)
+    ]
+    if instruction.operation.endswith("-start") and kind != "all-reduce":
+        # The result holds operands and results: a gathered array is the largest of them, a
+        # scattered one the smallest.
+        return min(sizes) if kind == "reduce-scatter" else max(sizes)
+    return sum(sizes)
+
+
+def ring_factor(kind: str, group: int) -> float:
+    """Bytes that each chip of a group sends, per byte of the result."""
+    share = (group - 1) / group
+    return {
+        "all-gather": share,
+        "all-reduce": 2 * share,
+        "reduce-scatter": group - 1,
+        "all-to-all": share,
+        "collective-permute": 1,
+    }[kind]
+
+
+def group_size(attributes: str, chips: int) -> int:
+    """Chips that take part in one collective; all of them if no groups are named.
+
+    Groups are written as {{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=1,'b'=4] {'b'}.
     """
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(listed[1].split(","))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", rest):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
         return math.prod(int(sizes[axis.strip()]) for axis in named[2].split(","))
-    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     return int(counted[2]) if counted else chips

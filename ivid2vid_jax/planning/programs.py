@@ -1,4 +1,4 @@
-"""The programs that are planned, as functions of abstract arrays that know where they lie: the training step and the sampling step."""
+"""The planned programs as functions of sharded abstract arrays: training step and sampling step."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerS
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import init_state
-from ivid2vid_jax.training import params as names
+from ivid2vid_jax.training import params as param_names
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import (
@@ -56,7 +56,7 @@ SD21 = UNetConfig(
     upcast_attention=True,
     sample_size=96,
 )
-KNOWN = {  # published models whose sizes are known without their files
+PUBLISHED = {  # models whose sizes are known without their files
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD15, TEXT_SD15),
     "timbrooks/instruct-pix2pix": (dataclasses.replace(SD15, in_channels=8), TEXT_SD15),
     "stabilityai/stable-diffusion-2-1": (SD21, TEXT_SD21),
@@ -66,178 +66,170 @@ KNOWN = {  # published models whose sizes are known without their files
 
 @dataclasses.dataclass(frozen=True)
 class StepProgram:
-    """function(*args), args abstract and placed on a mesh; donate: which of them it may overwrite. held: what -> bytes that stay on a chip."""
+    """A program and its abstract arguments, sharded on a mesh."""
 
     function: Callable
     args: tuple
-    donate: tuple[int, ...]
+    donate: tuple[int, ...]  # arguments whose memory the outputs may reuse
     out_shardings: Any
-    held: dict[str, int]
+    memory_parts: dict[str, int]  # what -> bytes that stay on one chip
 
 
-def folder_of(config: TrainConfig) -> PipelineFolder:
-    """The nets of a recipe; of published models their sizes are enough. Raises UserError for a model that is neither here nor known."""
+def planned_folder(config: TrainConfig) -> PipelineFolder:
+    """The networks of a recipe. For published models the sizes are enough, without their files.
+
+    Raises UserError for another task than editing, and for a model that is unknown and not local.
+    """
     if config.task != "edit":
-        raise UserError(f"--task {config.task}: plans are made of the editor's training only")
-    if config.model in KNOWN:
-        unet, text = KNOWN[config.model]
-        source = PipelineFolder(
-            Path(config.model),
-            unet,
-            AutoencoderConfig(),
-            text,
-            init_state.DEFAULT_SCHEDULER | {"prediction_type": "epsilon"},
-            {},
-        )
+        raise UserError(f"--task {config.task}: only the training of editors can be planned")
+    default = init_state.DEFAULT_SCHEDULER
+    if config.model in PUBLISHED:
+        unet, text = PUBLISHED[config.model]
+        scheduler = default | {"prediction_type": "epsilon"}
+        source = PipelineFolder(Path(config.model), unet, AutoencoderConfig(), text, scheduler, {})
     elif config.model is None:
         net = config.net
-        source = PipelineFolder(
-            Path("scratch"),
-            dataclasses.replace(net.unet, temporal=()),
-            net.vae,
-            net.text_encoder,
-            init_state.DEFAULT_SCHEDULER | {"prediction_type": net.prediction_type},
-            {},
-        )
+        unet = dataclasses.replace(net.unet, temporal=())
+        scheduler = default | {"prediction_type": net.prediction_type}
+        source = PipelineFolder(Path("scratch"), unet, net.vae, net.text_encoder, scheduler, {})
     else:
         source = open_pipeline_folder(hub.resolve_model(config.model))
-    return dataclasses.replace(
-        source, unet=init_state.target_unet(config, source.unet, source.vae.latent_channels)
-    )
+    unet = init_state.target_unet(config, source.unet, source.vae.latent_channels)
+    return dataclasses.replace(source, unet=unet)
 
 
-def on_chip(tree: Any) -> int:
-    """Bytes of a tree of placed abstract arrays that one chip holds."""
+def bytes_per_chip(tree: Any) -> int:
+    """Bytes of a tree of sharded abstract arrays on one chip."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
-def placed(shape: tuple, dtype, where: NamedSharding) -> jax.ShapeDtypeStruct:
+def abstract(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> Any:
+    """A jax.ShapeDtypeStruct; typed Any because it takes the place of an array."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
 def training_program(config: TrainConfig, folder: PipelineFolder, mesh: Mesh) -> StepProgram:
-    """The training step as `training/loop.py` runs it, in bfloat16."""
-    shapes = names.flatten({name: param_shapes(name, net) for name, net in folder.models.items()})
-    chosen = names.trainable(shapes, config.optim.trainable)
-    where = sharding.tree_shardings(shapes, mesh)
-    trained = {
-        name: placed(shapes[name].shape, jnp.float32, where[name]) for name in sorted(chosen)
-    }
-    frozen_type = jnp.float32 if config.optim.frozen_dtype == "float32" else jnp.bfloat16
-    frozen = {
-        name: placed(x.shape, frozen_type, where[name])
-        for name, x in sorted(shapes.items())
-        if name not in chosen
-    }
+    """The training step as training/loop.py runs it, in bfloat16."""
+    shapes = param_names.flatten(
+        {name: param_shapes(name, net) for name, net in folder.models.items()}
+    )
+    trained_names = param_names.trainable(shapes, config.optim.trainable)
+    trained, frozen = abstract_weights(shapes, trained_names, config, mesh)
+
     optimizer = make_optimizer(config.optim, config.steps)
     state = jax.eval_shape(
         lambda params: new_state(params, optimizer, config.optim, config.seed), trained
     )
     state = jax.tree.map(
-        lambda x, s: placed(x.shape, x.dtype, s), state, sharding.tree_shardings(state, mesh)
+        lambda x, where: abstract(x.shape, x.dtype, where),
+        state,
+        sharding.tree_shardings(state, mesh),
     )
-    learned = make_objective(
-        config, folder, np.zeros(folder.text_length, np.int32), jnp.bfloat16, frozenset(chosen)
-    )
+    null_tokens = np.zeros(folder.text_length, np.int32)
+    objective = make_objective(config, folder, null_tokens, jnp.bfloat16, frozenset(trained_names))
     step = partial(
         train_step,
-        objective=learned,
+        objective=objective,
         optimizer=optimizer,
         config=config.optim,
         schedule=learning_rate(config.optim, config.steps),
     )
     batch = {
-        name: placed(shape, dtype, sharding.batch_sharding(name, shape, mesh))
+        name: abstract(shape, dtype, sharding.batch_sharding(name, shape, mesh))
         for name, (shape, dtype) in batch_shapes(config, folder).items()
     }
-    held = {
-        "parameters": on_chip(state.params),
-        "optimiser": on_chip(state.opt_state),
-        "EMA": on_chip(state.ema),
-        "frozen weights": on_chip(frozen),
-        "batch": on_chip(batch),
-        "gradients": on_chip(state.params) * (1 + (config.optim.accumulation > 1)),
+    memory_parts = {
+        "parameters": bytes_per_chip(state.params),
+        "optimiser": bytes_per_chip(state.opt_state),
+        "EMA": bytes_per_chip(state.ema),
+        "frozen weights": bytes_per_chip(frozen),
+        "batch": bytes_per_chip(batch),
+        "gradients": bytes_per_chip(state.params) * (1 + (config.optim.accumulation > 1)),
     }
-    return StepProgram(
-        step, (state, frozen, batch), (0,), (jax.tree.map(lambda x: x.sharding, state), None), held
-    )
+    out_shardings = (jax.tree.map(lambda x: x.sharding, state), None)
+    return StepProgram(step, (state, frozen, batch), (0,), out_shardings, memory_parts)
+
+
+def abstract_weights(
+    shapes: dict[str, Any], trained_names: set[str], config: TrainConfig, mesh: Mesh
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the trained weights (float32) and the frozen ones (optim.frozen_dtype), by name."""
+    where = sharding.tree_shardings(shapes, mesh)
+    frozen_dtype = jnp.float32 if config.optim.frozen_dtype == "float32" else jnp.bfloat16
+    trained = {
+        name: abstract(shapes[name].shape, jnp.float32, where[name])
+        for name in sorted(trained_names)
+    }
+    frozen = {
+        name: abstract(x.shape, frozen_dtype, where[name])
+        for name, x in sorted(shapes.items())
+        if name not in trained_names
+    }
+    return trained, frozen
 
 
 def batch_shapes(config: TrainConfig, folder: PipelineFolder) -> dict[str, tuple[tuple, Any]]:
-    """Name -> (shape, dtype) of a training batch, see `data/loader.py`."""
+    """Name -> (shape, dtype) of the arrays of a training batch, see data/loader.py."""
     B, T, size = config.loader.batch, config.loader.frames, config.loader.size
-    out = {"serial": ((B,), np.uint32), "tokens": ((B, folder.text_length), np.int32)}
+    text_length = folder.text_length
+    shapes: dict[str, tuple[tuple, Any]] = {
+        "serial": ((B,), np.uint32),
+        "tokens": ((B, text_length), np.int32),
+    }
     if config.loader.cached:
-        latent = (
-            B,
-            T,
-            size // folder.vae.downscale,
-            size // folder.vae.downscale,
-            folder.vae.latent_channels,
-        )
-        out |= dict.fromkeys(("source_mean", "target_mean", "target_std"), (latent, np.float16))
-        out |= {"text": ((B, folder.text_length, folder.text_encoder.hidden_size), np.float16)}
+        side = size // folder.vae.downscale
+        latents = (B, T, side, side, folder.vae.latent_channels)
+        for name in ("source_mean", "target_mean", "target_std"):
+            shapes[name] = (latents, np.float16)
+        shapes["text"] = ((B, text_length, folder.text_encoder.hidden_size), np.float16)
     else:
-        out |= dict.fromkeys(("source", "edited"), ((B, T, size, size, 3), np.uint8))
-    return out
+        for name in ("source", "edited"):
+            shapes[name] = ((B, T, size, size, 3), np.uint8)
+    return shapes
 
 
 def editing_program(
     config: TrainConfig, folder: PipelineFolder, mesh: Mesh, branches: int = 3
 ) -> StepProgram:
-    """One sampling step of one clip, guided by text and video, in bfloat16; its frames split over the mesh's axis of that name. UserError where they cannot be."""
-    if config.loader.frames % mesh.shape["frames"]:
+    """One sampling step of one clip in bfloat16, guided by text and video.
+
+    The frames are split over the mesh axis `frames`; UserError if they are not divisible.
+    """
+    frames = config.loader.frames
+    if frames % mesh.shape["frames"]:
         raise UserError(
-            f"--frames {config.loader.frames} cannot be split over {mesh.shape['frames']} chips; give a multiple, or --mesh frames=N that divides them"
+            f"--frames {frames} is not divisible by the {mesh.shape['frames']} chips of the mesh "
+            "axis frames; change --frames, or give --mesh frames=N that divides it"
         )
-    T, side, channels = (
-        config.loader.frames,
-        config.loader.size // folder.vae.downscale,
-        folder.vae.latent_channels,
-    )
-    everywhere, by_frames = NamedSharding(mesh, P()), NamedSharding(mesh, P("frames"))
+    side = config.loader.size // folder.vae.downscale
+    replicated, by_frames = NamedSharding(mesh, P()), NamedSharding(mesh, P("frames"))
     params = jax.tree.map(
-        lambda x: placed(x.shape, jnp.bfloat16, everywhere), param_shapes("unet", folder.unet)
+        lambda x: abstract(x.shape, jnp.bfloat16, replicated), param_shapes("unet", folder.unet)
     )
-    latent = placed((T, side, side, channels), jnp.float32, by_frames)
-    scalar = placed((), jnp.float32, everywhere)
-    step = SamplerStep(*(scalar,) * len(SamplerStep._fields))
+    latents = abstract((frames, side, side, folder.vae.latent_channels), jnp.float32, by_frames)
+    scalar = abstract((), jnp.float32, replicated)
+    per_branch = abstract((branches,), jnp.float32, replicated)
     text = (branches, folder.text_length, folder.text_encoder.hidden_size)
-    guidance = Guidance(
-        placed(text, jnp.bfloat16, everywhere),
-        *(placed((branches,), jnp.float32, everywhere),) * 2,
-        scalar,
-    )
+    guidance = Guidance(abstract(text, jnp.bfloat16, replicated), per_branch, per_branch, scalar)
     denoise = make_denoiser(folder.unet, config.optim.attention, dtype=jnp.bfloat16)
 
     def sample(params, state, source, frames, key, step, guidance):
+        noise = NoiseSource(jax.random.wrap_key_data(key))
         return full_clip_step(
-            denoise,
-            "epsilon",
-            params,
-            state,
-            source,
-            frames,
-            NoiseSource(jax.random.wrap_key_data(key)),
-            step,
-            guidance,
+            denoise, "epsilon", params, state, source, frames, noise, step, guidance
         )
 
     args = (
         params,
-        SamplerState(latent, latent),
-        latent,
-        placed((T,), jnp.int32, by_frames),
-        placed((2,), jnp.uint32, everywhere),
-        step,
+        SamplerState(latents, latents),
+        latents,
+        abstract((frames,), jnp.int32, by_frames),
+        abstract((2,), jnp.uint32, replicated),
+        SamplerStep(*(scalar,) * len(SamplerStep._fields)),
         guidance,
     )
-    return StepProgram(
-        sample,
-        args,
-        (1,),
-        SamplerState(by_frames, by_frames),
-        {"parameters": on_chip(params), "latents": on_chip(args[1:3])},
-    )
+    memory_parts = {"parameters": bytes_per_chip(params), "latents": bytes_per_chip(args[1:3])}
+    out_shardings = jax.tree.map(lambda x: x.sharding, args[1])
+    return StepProgram(sample, args, (1,), out_shardings, memory_parts)

@@ -1,1 +1,1 @@
-"""Files, storage, command lines and statistics that every package may use."""
+"""Helpers for files, storage, command lines and statistics; imports no other package of ours."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import itertools
 import os
@@ -12,10 +12,11 @@ _counter = itertools.count()
 
 @contextmanager
 def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yields a temporary path in the same folder, which is renamed to `path` when the block succeeds.
+    """Yields a temporary path in the same folder, renamed to `path` when the block succeeds.
 
-    The block writes a file or makes a folder there; if it raises, both are removed and `path` stays as it was. An
-    existing file is replaced, an existing folder only if it is empty or `replace` is set. The temporary name keeps the suffix of `path`.
+    The block writes a file or makes a folder there. If it raises, the temporary file or folder is
+    removed and `path` stays as it was. An existing file is replaced; an existing folder only if
+    it is empty or `replace` is set. The temporary name keeps the suffix of `path`.
     """
     path = Path(path).absolute()
     temporary = path.with_name(f".tmp-{os.getpid()}-{next(_counter)}{path.suffix}")
@@ -38,8 +39,8 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Writes a text file (UTF-8) and flushes it to the disk before it gets its name."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    """Writes a UTF-8 text file and flushes it to disk before it is renamed to `path`."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

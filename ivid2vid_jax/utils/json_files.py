@@ -1,4 +1,4 @@
-"""JSON files."""
+"""Reading and writing of JSON files."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ivid2vid_jax.utils.errors import UserError
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; UserError where it is missing or not JSON."""
+    """Reads a JSON object; UserError if the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -20,5 +20,5 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, indented by two blanks, whole or not at all."""
+    """Writes a JSON file, indented by two spaces, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Files of results, a line each, that a killed process may have left with half a line at the end."""
+"""Text files with one result per line. A killed process may leave a partial last line."""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import TextIO
 
 
 def read_complete_lines(file: Path) -> list[str]:
-    """The finished lines; none where there is no such file."""
+    """The lines that end in a newline; an empty list if the file does not exist."""
     data = file.read_bytes() if file.is_file() else b""
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
 
 
 def truncate_partial_line(file: Path) -> None:
-    """Takes away a last line that was cut off."""
+    """Removes a last line that does not end in a newline."""
     data = file.read_bytes() if file.is_file() else b""
     if data and not data.endswith(b"\n"):
         os.truncate(file, data.rfind(b"\n") + 1)
@@ -22,8 +22,8 @@ def truncate_partial_line(file: Path) -> None:
 
 @contextmanager
 def open_append(file: Path) -> Iterator[TextIO]:
-    """The file, mended and opened to add lines."""
+    """Opens a file to append lines, after its partial last line has been removed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     truncate_partial_line(file)
-    with open(file, "a") as out:
-        yield out
+    with file.open("a") as lines:
+        yield lines

@@ -1,4 +1,4 @@
-"""Exclusive locks on files; the kernel releases them when a process ends, however it ends."""
+"""Exclusive file locks; the kernel releases them when a process ends, even if it is killed."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,11 +14,12 @@ def file_lock(path: Path, if_locked: str | None, mode: str = "a") -> Iterator[IO
     """Opens a file and holds an exclusive lock on it.
 
     Args:
-        path: the file; it is created if it does not exist.
-        if_locked: the message of the UserError that is raised if another process holds the lock; None waits for it.
-        mode: of `open`.
+        path: the file; created if it does not exist.
+        if_locked: message of the UserError raised if another process holds the lock; None waits
+            for the lock.
+        mode: mode of `open`.
     """
-    with open(path, mode) as file:
+    with path.open(mode) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if if_locked is None else fcntl.LOCK_NB))
         except BlockingIOError as error:

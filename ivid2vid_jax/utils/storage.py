@@ -1,6 +1,7 @@
-"""Folders in buckets (gs://, s3://, ...), through fsspec: a copy on this machine, fetched before it is used and pushed after it has changed.
+"""Folders in buckets (gs://, s3://, ...): a local mirror, downloaded before use and uploaded after.
 
-Array_record, safetensors and the logs want real files; checkpoints alone go straight to the bucket, through orbax (training/checkpoints.py).
+array_record, safetensors and the logs need local files, so these folders are mirrored through
+fsspec. Checkpoints are written to the bucket directly, through orbax (training/checkpoints.py).
 """
 
 import contextlib
@@ -19,53 +20,54 @@ from ivid2vid_jax.utils.locks import file_lock
 
 log = logging.getLogger(__name__)
 
-EXCLUDED = (
-    "checkpoints",
-    "lock",
-)  # of a RUN: what has its own way to the bucket, and what means something on this machine only
+# Top-level names of a RUN that are not mirrored: orbax writes checkpoints, and a lock is local.
+EXCLUDED = ("checkpoints", "lock")
 
 
 def is_remote(name: str | Path | None) -> bool:
-    """Whether a name is a bucket's: scheme://..."""
+    """Whether a name is a URL such as gs://bucket/folder."""
     return isinstance(name, str) and "://" in name
 
 
 def local_path(name: str) -> Path:
-    """Where on this machine: the folder itself, or a bucket folder's copy in the user's cache."""
+    """The local folder of a name: itself, or the mirror of a URL in the user's cache."""
     if not is_remote(name):
         return Path(name).expanduser()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     url = name.rstrip("/")
-    return (
-        root
-        / "ivid2vid_jax"
-        / "remote"
-        / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-    )
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return cache / "ivid2vid_jax" / "remote" / f"{url.rpartition('/')[2]}-{digest}"
 
 
 def fetch_folder(name: str) -> str:
-    """The local folder that holds what `name` holds now; a local name is given back. Raises UserError where it holds nothing."""
+    """Downloads a bucket folder and returns its local path; a local name is returned unchanged.
+
+    Raises UserError if the bucket folder is empty.
+    """
     if not is_remote(name):
         return name
-    copy = BucketMirror(name)
-    if not copy.fetch():
-        raise UserError(f"{name}: there is nothing in this folder, or it may not be read")
-    return str(copy.folder)
+    mirror = BucketMirror(name)
+    if not mirror.fetch():
+        raise UserError(f"{name}: there is nothing in this folder, or it cannot be read")
+    return str(mirror.folder)
 
 
 @contextlib.contextmanager
 def mirror_run(name: str, writes: bool) -> Iterator[Callable[[], None]]:
-    """A RUN folder that lives in a bucket: fetched here at the start; what is given pushes what has changed, as the end does. Nothing for a local one.
+    """Mirrors a RUN folder: downloads it first, and uploads the changed files at the end.
 
-    writes: false in all processes but the first, whose pushes do nothing.
+    Yields a function that uploads the changed files at once. It does nothing for a local folder.
+
+    Args:
+        name: a local folder or a URL.
+        writes: whether this process uploads; true for the first process only.
     """
     if not is_remote(name):
         yield lambda: None
         return
-    copy = BucketMirror(name)
-    copy.fetch()
-    push = copy.push if writes else lambda: None
+    mirror = BucketMirror(name)
+    mirror.fetch()
+    push = mirror.push if writes else lambda: None
     try:
         yield push
     finally:
@@ -73,7 +75,11 @@ def mirror_run(name: str, writes: bool) -> Iterator[Callable[[], None]]:
 
 
 class BucketMirror:
-    """A bucket's folder and its copy here. What is known of each file lies beside the copy: the bucket's version, size and time here."""
+    """A folder in a bucket and its local mirror.
+
+    A JSON file beside the mirror, the index, holds for each file the bucket's version and the
+    local size and modification time at the last transfer. It tells which files have changed.
+    """
 
     def __init__(self, url: str):
         self.url, self.folder = url.rstrip("/"), local_path(url)
@@ -81,79 +87,83 @@ class BucketMirror:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"{url}: cannot be reached ({error}); for gs:// pip install gcsfs, or the gcs extra"
+                f"{url}: cannot be reached ({error}); for gs:// pip install 'ivid2vid_jax[gcs]'"
             ) from error
-        self.ledger = self.folder.with_name(f"{self.folder.name}.json")
+        self.index_file = self.folder.with_name(f"{self.folder.name}.json")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def fetch(self) -> int:
-        """Brings what is not here in the bucket's version, each file whole or not at all; returns how many files the bucket holds."""
-        with self.known() as known:
-            with self.told("fetched"):
+        """Downloads the files that differ from the bucket's; returns the number in the bucket."""
+        with self.locked_index() as index:
+            with self.translate_errors("fetched"):
                 self.fs.invalidate_cache()
-                names = {
-                    path: path.removeprefix(self.root).lstrip("/")
-                    for path in self.fs.find(self.root)
-                }
-            names = {
-                path: name for path, name in names.items() if name.partition("/")[0] not in EXCLUDED
-            }
+                remote_paths = self.fs.find(self.root)
+            names = {path: path.removeprefix(self.root).lstrip("/") for path in remote_paths}
+            names = {path: name for path, name in names.items() if not is_excluded(name)}
             for path, name in names.items():
                 version, file = self.fs.ukey(path), self.folder / name
-                if known.get(name) == [version, *size_and_mtime(file)]:
+                if index.get(name) == [version, *size_and_mtime(file)]:
                     continue
                 log.info("fetching %s/%s", self.url, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with self.told("fetched"), atomic_path(file) as temporary:
+                with self.translate_errors("fetched"), atomic_path(file) as temporary:
                     self.fs.get_file(path, str(temporary))
-                known[name] = [version, *size_and_mtime(file)]
+                index[name] = [version, *size_and_mtime(file)]
             return len(names)
 
     def push(self) -> None:
-        """Takes what has changed here to the bucket."""
-        with self.known() as known:
+        """Uploads the files that have changed since the last transfer."""
+        with self.locked_index() as index:
             for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-                name = str(file.relative_to(self.folder))
-                if name.partition("/")[0] in EXCLUDED or known.get(name, [None])[
-                    1:
-                ] == size_and_mtime(file):
+                name, state = str(file.relative_to(self.folder)), size_and_mtime(file)
+                if is_excluded(name) or index.get(name, [None])[1:] == state:
                     continue
-                path, as_it_was = f"{self.root}/{name}", size_and_mtime(file)
-                with self.told("written"):
+                path = f"{self.root}/{name}"
+                with self.translate_errors("written"):
                     self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                     self.fs.put_file(str(file), path)
                     self.fs.invalidate_cache()
-                    known[name] = [self.fs.ukey(path), *as_it_was]
+                    index[name] = [self.fs.ukey(path), *state]
 
     @contextlib.contextmanager
-    def known(self) -> Iterator[dict]:
-        """Name -> [the bucket's version, size, time here]; held by one process of this machine at a time."""
-        with file_lock(self.ledger, None, "a+") as file:
+    def locked_index(self) -> Iterator[dict[str, list]]:
+        """Yields name -> [bucket version, local size, local mtime], locked against other processes.
+
+        Changes are saved when the block ends.
+        """
+        with file_lock(self.index_file, None, "a+") as file:
             file.seek(0)
             try:
-                known = json.loads(file.read() or "{}")
+                index = json.loads(file.read() or "{}")
             except ValueError:
-                known = {}  # torn off by a kill: everything is looked at anew
+                index = {}  # a killed process left a partial file: compare all files again
             try:
-                yield known
+                yield index
             finally:
                 file.truncate(0)
-                file.write(json.dumps(known))
+                file.write(json.dumps(index))
 
     @contextlib.contextmanager
-    def told(self, what: str) -> Iterator[None]:
+    def translate_errors(self, participle: str) -> Iterator[None]:
+        """Turns the errors of a bucket's library into UserError."""
         try:
             yield
-        except Exception as error:  # every bucket's library has its own
+        except Exception as error:  # each library has its own classes
             raise UserError(
-                f"{self.url}: could not be {what} ({type(error).__name__}: {error}); look at its name and at what this account may do there"
+                f"{self.url}: could not be {participle} ({type(error).__name__}: {error}); "
+                "check the URL and the permissions of this account"
             ) from error
 
 
+def is_excluded(name: str) -> bool:
+    """Whether a relative path is not mirrored."""
+    return name.partition("/")[0] in EXCLUDED
+
+
 def size_and_mtime(file: Path) -> list[int]:
-    """Size and time of a file; -1 where there is none."""
+    """[bytes, modification time in ns] of a file; [-1, -1] if it does not exist."""
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError:
         return [-1, -1]
-    return [found.st_size, found.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns]

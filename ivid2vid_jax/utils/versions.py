@@ -1,4 +1,4 @@
-"""Versions of installed packages, for records of results."""
+"""Versions of installed packages, stored with results."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ PACKAGES = ("ivid2vid_jax", "jax", "flax", "numpy", "av")
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    found = {}
+    """Package name -> installed version, or "not installed"."""
+    installed = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

@@ -1,10 +1,11 @@
-"""One U-Net evaluation and one whole edit against PyTorch/diffusers: same weights, machine, threads and run.
+"""Times a U-Net evaluation and a whole edit against diffusers, with the same weights and threads.
 
     python -m tests.benchmarks.against_torch --size embedded
     python -m tests.benchmarks.against_torch --size sd15 --repeats 3
 
-Both sides run in turns, so that a busy moment of the machine hits both. A ratio above 1 means that we are faster; compile
-time is reported apart. On a GPU both run in bfloat16, diffusers with its default scaled-dot-product attention.
+Both sides run in turns, so that load of the machine affects both equally. A ratio above 1 means
+that JAX is faster; compile time is reported separately. On a GPU both run in bfloat16, and
+diffusers uses its default scaled-dot-product attention.
 """
 
 import argparse
@@ -29,27 +30,26 @@ from ivid2vid_jax.video.fit import ResizePlan
 from tests.benchmarks.turns import sync, turns
 from tests.support import factory
 
+EMBEDDED_UNET = dict(
+    sample_size=16,
+    in_channels=8,
+    out_channels=4,
+    block_out_channels=(48, 64, 96),
+    layers_per_block=1,
+    norm_num_groups=16,
+    cross_attention_dim=96,
+    attention_head_dim=(3, 4, 6),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+)
+EMBEDDED_VAE = dict(
+    block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64
+)
+EMBEDDED_TEXT = factory.TEXT_TINY | dict(
+    hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6
+)
 EMBEDDED = dict(
-    unet=dict(
-        sample_size=16,
-        in_channels=8,
-        out_channels=4,
-        block_out_channels=(48, 64, 96),
-        layers_per_block=1,
-        norm_num_groups=16,
-        cross_attention_dim=96,
-        attention_head_dim=(3, 4, 6),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    ),
-    vae=dict(
-        block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64
-    ),
-    text=factory.TEXT_TINY
-    | dict(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6),
-    pixels=64,
-    frames=8,
-    steps=20,
+    unet=EMBEDDED_UNET, vae=EMBEDDED_VAE, text=EMBEDDED_TEXT, pixels=64, frames=8, steps=20
 )
 SD15 = dict(
     unet=factory.UNET_SD15 | dict(in_channels=8),
@@ -64,7 +64,7 @@ INSTRUCTION = "make the red shape green"
 
 
 def unet_evaluation(pipe, stock, size, repeats):
-    """Three branches of one clip through the U-Net."""
+    """Times three branches of one clip through the U-Net."""
     K, T, side = 3, size["frames"], size["pixels"] // pipe.folder.vae.downscale
     rng = np.random.default_rng(0)
     x = rng.standard_normal((K, T, side, side, 8), np.float32)
@@ -83,16 +83,20 @@ def unet_evaluation(pipe, stock, size, repeats):
         sync()
         return out
 
-    ours = lambda: run(pipe.params["unet"], cond.source, cond).block_until_ready()  # noqa: E731
-    timing = turns(ours, theirs, repeats)
-    difference = factory.relative(
-        ours().reshape(K * T, side, side, 4), theirs().float().cpu().numpy().transpose(0, 2, 3, 1)
-    )
-    return timing | {"relative_difference": difference}
+    def ours():
+        return run(pipe.params["unet"], cond.source, cond).block_until_ready()
+
+    times = turns(ours, theirs, repeats)
+    reference = theirs().float().cpu().numpy().transpose(0, 2, 3, 1)
+    difference = factory.relative(ours().reshape(K * T, side, side, 4), reference)
+    return times | {"relative_difference": difference}
 
 
 def whole_edit(pipe, stock, size, repeats):
-    """Pixels to pixels: encode, sample with three branches, decode. diffusers gets the frames as a batch of images."""
+    """Times encoding, sampling with three branches, and decoding.
+
+    diffusers gets the frames as a batch of images.
+    """
     T, side = size["frames"], size["pixels"]
     frames = np.random.default_rng(0).integers(0, 256, (T, side, side, 3), np.uint8)
     settings = EditSettings(steps=size["steps"], size=side, frames=T).resolve(pipe.folder)
@@ -103,37 +107,42 @@ def whole_edit(pipe, stock, size, repeats):
         return np.stack(list(pipe.edit_frames(frames, INSTRUCTION, settings, fit)))
 
     def theirs():
-        options = dict(guidance_scale=7.5, image_guidance_scale=1.5, output_type="np")
-        out = stock(
-            prompt=[INSTRUCTION] * T, image=images, num_inference_steps=size["steps"], **options
-        ).images
+        result = stock(
+            prompt=[INSTRUCTION] * T,
+            image=images,
+            num_inference_steps=size["steps"],
+            guidance_scale=7.5,
+            image_guidance_scale=1.5,
+            output_type="np",
+        )
         sync()
-        return out
+        return result.images
 
     return turns(ours, theirs, repeats) | {"steps": size["steps"], "frames": T, "pixels": side}
 
 
 def host_share(pipe, size, repeats):
-    """What the host does between steps, as a share of the step: dispatch is asynchronous, so the time until it returns."""
+    """The host's share of the time of a sampling step.
+
+    Dispatch is asynchronous, so the host's time is the time until the call returns.
+    """
     T, side, steps = size["frames"], size["pixels"] // pipe.folder.vae.downscale, 20
     source = np.zeros((T, side, side, 4), np.float32)
     settings = EditSettings(steps=steps, sampler="ddim", frames=T).resolve(pipe.folder)
-    guidance, table = (
-        pipe.guidance(INSTRUCTION, settings),
-        make_sampler("ddim", pipe.schedule, steps),
-    )
-    rows = []
+    guidance = pipe.guidance(INSTRUCTION, settings)
+    table = make_sampler("ddim", pipe.schedule, steps)
+    times = []
     for _ in range(repeats + 1):
-        ran = pipe.sampling_loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
-        next(ran)
-        marks = [time.perf_counter()] + [
-            (next(ran), time.perf_counter())[1] for _ in range(steps - 1)
-        ]
-        next(ran)  # waits for the device and fetches the latents
-        rows.append(
-            ((marks[-1] - marks[0]) / (steps - 1), (time.perf_counter() - marks[0]) / (steps - 1))
-        )
-    host, step = np.median(rows[1:], axis=0)  # the first pass compiles
+        loop = pipe.sampling_loop(pipe.params["unet"], source, guidance, table, 0, [slice(0, T)])
+        next(loop)
+        start = time.perf_counter()
+        for _ in range(steps - 1):
+            next(loop)
+        dispatched = time.perf_counter()
+        next(loop)  # waits for the device and fetches the latents
+        finished = time.perf_counter()
+        times.append(((dispatched - start) / (steps - 1), (finished - start) / (steps - 1)))
+    host, step = np.median(times[1:], axis=0)  # the first pass compiles
     return dict(host_s=float(host), step_s=float(step), share=float(host / step))
 
 
@@ -143,12 +152,11 @@ def main(argv=None):
     )
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--frames", type=int, help="frames of the clip instead of the size's own")
-    parser.add_argument("--pixels", type=int, help="pixels a side instead of the size's own")
+    parser.add_argument("--frames", type=int, help="frames of the clip (default: by --size)")
+    parser.add_argument("--pixels", type=int, help="pixels of a frame's side (default: by --size)")
     args = parser.parse_args(argv)
-    size = SIZES[args.size] | {
-        k: v for k, v in vars(args).items() if k in ("frames", "pixels") and v
-    }
+    changes = {"frames": args.frames, "pixels": args.pixels}
+    size = SIZES[args.size] | {name: value for name, value in changes.items() if value}
     parts = dict(
         unet=factory.unet(size["unet"]),
         vae=factory.vae(size["vae"]),

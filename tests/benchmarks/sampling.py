@@ -1,15 +1,19 @@
-"""Faster sampling: what fewer steps, other samplers and guidance in an interval cost in edit success, on the shapes world.
+"""Measures edit success on the shapes world with fewer steps, other samplers, guidance intervals.
 
     python -m tests.benchmarks.sampling --count 20 --output runs/sampling
 
-The first point is the reference: all three branches at every step. Work is counted in evaluations of the net, which is what an edit spends its time on;
-seconds are those of one clip's whole edit, autoencoder included, the median of three in turns with the other points'. Every point edits the same clips, and
-the change of success is that of pairs, with its 95% interval. A stopped run goes on.
+The first configuration is the reference: all three branches at every step. Work is counted in
+evaluations of the U-Net, which dominate the time of an edit. Seconds are the median of three whole
+edits of one clip with the autoencoder, in turns with the other configurations. Every configuration
+edits the same clips, so the change of success is a paired difference, with its 95% interval. An
+interrupted run resumes.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +25,7 @@ from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.utils.intervals import bootstrap_interval
 from ivid2vid_jax.utils.progress import Progress
 
-POINTS = {
+CONFIGURATIONS = {
     "ddim, 20 steps, guided throughout": {},
     "ddim, 10 steps": dict(steps=10),
     "dpm++, 10 steps": dict(sampler="dpm++", steps=10),
@@ -33,31 +37,34 @@ POINTS = {
 }
 
 
-def evaluations(s: EditSettings) -> int:
-    """Of the net, for one window."""
-    guided = sum(s.guide_from <= i / s.steps < s.guide_to for i in range(s.steps))
-    return guided * len(guidance_branches(s.text_scale, s.video_scale)) + s.steps - guided
+def evaluations(settings: EditSettings) -> int:
+    """Evaluations of the U-Net for one window."""
+    shares = [i / settings.steps for i in range(settings.steps)]
+    guided = sum(settings.guide_from <= share < settings.guide_to for share in shares)
+    branches = len(guidance_branches(settings.text_scale, settings.video_scale))
+    return guided * branches + settings.steps - guided
 
 
-def seconds(edits: dict, truth, repeats: int = 3) -> dict[str, float]:
-    """Name -> median seconds of an edit of this triplet's source, everything compiled."""
+def time_edits(edits: dict[str, Callable], truth: Any, repeats: int = 3) -> dict[str, float]:
+    """Name -> median seconds of an edit of a triplet's source, without compilation."""
     for edit in edits.values():
         edit(truth)
-    found = {name: [] for name in edits}
+    seconds: dict[str, list[float]] = {name: [] for name in edits}
     for _ in range(repeats):
         for name, edit in edits.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             edit(truth)
-            found[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(each)) for name, each in found.items()}
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Edits all clips with all configurations and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model")
-    parser.add_argument("--count", type=int, default=20, help="clips of each kind")
+    parser.add_argument("--count", type=int, default=20, help="clips per kind of edit")
     parser.add_argument("--text-scale", type=float, default=1.5)
     parser.add_argument("--video-scale", type=float, default=1.5)
     parser.add_argument("--output", type=Path, default=Path("runs/sampling"))
@@ -66,36 +73,39 @@ def main(argv=None):
     reference = dict(
         steps=20, sampler="ddim", text_scale=args.text_scale, video_scale=args.video_scale
     )
-    points = {
+    configurations = {
         name: EditSettings(**reference | changes).resolve(pipe.folder)
-        for name, changes in POINTS.items()
+        for name, changes in CONFIGURATIONS.items()
     }
-    first = next(iter(points.values()))
-    wanted = list(shapes_benchmark.specs(KINDS, args.count, first.size, first.frames))
-    edits = {name: shapes_benchmark.editor(pipe, s) for name, s in points.items()}
+    first = next(iter(configurations.values()))
+    specs = list(shapes_benchmark.specs(KINDS, args.count, first.size, first.frames))
+    edits = {name: shapes_benchmark.editor(pipe, s) for name, s in configurations.items()}
     with Progress("edits") as progress:
         items = shapes_benchmark.run_benchmark(
-            edits, wanted, args.output / "items.jsonl", None, progress
+            edits, specs, args.output / "items.jsonl", None, progress
         )
-    took = seconds(edits, triplet(wanted[0][2]))
+    seconds = time_edits(edits, triplet(specs[0][2]))
     passed = {
         name: np.array([item.passed for item in items if item.editor == name], float)
-        for name in points
+        for name in configurations
     }
-    base = next(iter(passed.values()))
-    print(
-        "| sampling | evaluations | seconds | passed | change, points [95%] |\n|---|---|---|---|---|"
-    )
-    for name, s in points.items():
-        low, high = bootstrap_interval(passed[name] - base, lambda drawn: 100 * drawn.mean(-1))
-        change = (
-            ""
-            if s is first
-            else f"{100 * (passed[name] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-        )
+    print("| sampling | evaluations | seconds | passed | change, points [95%] |")
+    print("|---|---|---|---|---|")
+    for name, settings in configurations.items():
+        change = "" if settings is first else change_cell(passed[name], next(iter(passed.values())))
+        count = evaluations(settings)
+        ratio = evaluations(first) / count
         print(
-            f"| {name} | {evaluations(s)} ({evaluations(first) / evaluations(s):.1f} x fewer) | {took[name]:.2f} | {100 * passed[name].mean():.1f}% | {change} |"
+            f"| {name} | {count} ({ratio:.1f} x fewer) | {seconds[name]:.2f} | "
+            f"{100 * passed[name].mean():.1f}% | {change} |"
         )
+
+
+def change_cell(passed: np.ndarray, reference: np.ndarray) -> str:
+    """The paired difference of success in percentage points, with its 95% interval."""
+    difference = passed - reference
+    low, high = bootstrap_interval(difference, lambda resampled: 100 * resampled.mean(-1))
+    return f"{100 * difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 if __name__ == "__main__":

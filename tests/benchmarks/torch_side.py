@@ -1,6 +1,7 @@
-"""The same architecture in PyTorch at its best: the net that our exports ship, its training step and its sampling loop. It needs torch alone.
+"""The PyTorch side of the benchmarks: the network of our exports, a training step, a sampling loop.
 
-On a GPU: bfloat16, channels last, scaled-dot-product attention, torch.compile, fused AdamW.
+On a GPU it uses bfloat16, channels last, scaled-dot-product attention, torch.compile and fused
+AdamW. It needs torch, but not diffusers.
 """
 
 import dataclasses
@@ -23,16 +24,13 @@ from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.training.config import TrainConfig
 from tests.benchmarks.turns import sync
 
-SHIPPED = Path(ivid2vid_jax.__file__).parent / "conversion" / "pytorch" / "inflated_unet.py"
-MODES = (
-    "max-autotune",
-    "default",
-    "none",
-)  # of torch.compile, the best first; none: the net as it is
+EXPORTED_NET = Path(ivid2vid_jax.__file__).parent / "conversion" / "pytorch" / "inflated_unet.py"
+# Modes of torch.compile, fastest first; "none" does not compile.
+MODES = ("max-autotune", "default", "none")
 
 
 class Config(SimpleNamespace):
-    """The net's arguments, by attribute and by name."""
+    """The arguments of the network, by attribute and by key. Stands in for diffusers' class."""
 
     def keys(self):
         return vars(self).keys()
@@ -42,43 +40,49 @@ class Config(SimpleNamespace):
 
 
 class ModelMixin(nn.Module):
+    """Stands in for diffusers' class."""
+
     @property
     def dtype(self):
         return next(self.parameters()).dtype
 
 
 def register_to_config(init: Callable) -> Callable:
+    """Stands in for diffusers' decorator."""
     parameters = inspect.signature(init).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
     @functools.wraps(init)
-    def registered(self, **given):
-        self.config = Config(**defaults | given)
-        init(self, **given)
+    def registered(self, **arguments):
+        self.config = Config(**defaults | arguments)
+        init(self, **arguments)
 
     return registered
 
 
 @functools.cache
-def shipped():
-    """The module of the shipped net, with what it takes from diffusers as it stands above: a GPU machine may lack diffusers."""
+def exported_module():
+    """The module of the exported network, with the stand-ins above instead of diffusers."""
     stand_ins = {
         "diffusers": SimpleNamespace(ModelMixin=ModelMixin, ConfigMixin=object),
         "diffusers.configuration_utils": SimpleNamespace(register_to_config=register_to_config),
     }
-    spec = importlib.util.spec_from_file_location("shipped_inflated_unet", SHIPPED)
+    spec = importlib.util.spec_from_file_location("exported_inflated_unet", EXPORTED_NET)
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, stand_ins):
         spec.loader.exec_module(module)
-    sys.modules[spec.name] = module  # torch.compile looks for it there
+    sys.modules[spec.name] = module  # torch.compile needs it
     return module
 
 
 def random_net(config: UNetConfig, device: str) -> nn.Module:
-    """float32, channels last; norms and biases are drawn too, so that a forgotten one shows."""
+    """A random network in float32, channels last.
+
+    Norms and biases are random too, so that an omitted one changes the output.
+    """
     torch.manual_seed(0)
     with torch.device(device):
-        net = shipped().InflatedUNet3D(**dataclasses.asdict(config))
+        net = exported_module().InflatedUNet3D(**dataclasses.asdict(config))
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     with torch.no_grad():
         for p in net.parameters():
@@ -94,40 +98,44 @@ def channels_first(clip: np.ndarray, device) -> torch.Tensor:
 
 
 def compiled(net: nn.Module, mode: str, attempt: Callable) -> tuple[nn.Module, dict]:
-    """The net under torch.compile, and how: the mode that worked, what failed before it, seconds. attempt(net) runs it as it will be run.
+    """Compiles a network; attempt(network) runs it as it will be used.
 
-    A mode that fails, be it for want of Triton or of a C++ compiler, is followed by the next of MODES; not one that runs out of memory, or PyTorch would be
-    compared at less than its best without anybody asking for it.
+    Returns the compiled network, and a record: mode, failures of faster modes, seconds.
+
+    If a mode fails, e.g. without Triton or a C++ compiler, the next of MODES is tried. Running out
+    of memory is an error, because a slower mode would be an unfair comparison.
     """
-    failed = {}
-    for each in MODES[MODES.index(mode) :]:
-        candidate = net if each == "none" else torch.compile(net, mode=each, dynamic=False)
-        begin = time.perf_counter()
+    failed: dict[str, str] = {}
+    for candidate_mode in MODES[MODES.index(mode) :]:
+        candidate = net
+        if candidate_mode != "none":
+            candidate = torch.compile(net, mode=candidate_mode, dynamic=False)
+        start = time.perf_counter()
         try:
             attempt(candidate)
             sync()
         except Exception as error:
-            if each == MODES[-1] or isinstance(error, torch.OutOfMemoryError):
+            if candidate_mode == MODES[-1] or isinstance(error, torch.OutOfMemoryError):
                 raise
-            failed[each] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            message = str(error).strip().splitlines()[0]
+            failed[candidate_mode] = f"{type(error).__name__}: {message}"
             torch._dynamo.reset()
         else:
-            return candidate, {
-                "compile": each,
-                "failed": failed,
-                "compile_s": time.perf_counter() - begin,
-            }
+            seconds = time.perf_counter() - start
+            return candidate, {"compile": candidate_mode, "failed": failed, "compile_s": seconds}
+    raise AssertionError("the last mode returns or raises")
 
 
 def precision(dtype: torch.dtype, device: str):
-    """Matrix products and convolutions in `dtype` on float32 weights."""
+    """Autocast: matrix products and convolutions in `dtype`, with float32 weights."""
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
 class Training:
-    """The optimiser step of `training/step.py` on cached latents: noise, both losses, gradient clipping, AdamW, EMA; float32 weights.
+    """The optimiser step of training/step.py on cached latents, with float32 weights.
 
-    What our step does beside it and this does not: the text encoder on the empty instruction, and norms for the log.
+    It draws noise, and computes both losses, gradient clipping, AdamW and EMA. Our step also runs
+    the text encoder on the empty instruction and computes norms for the log; this one does not.
     """
 
     def __init__(
@@ -140,38 +148,31 @@ class Training:
         dtype: torch.dtype,
         device: str,
     ):
-        self.run, self.config, self.scaling, self.dtype, self.device = (
-            net,
-            config,
-            scaling,
-            dtype,
-            device,
-        )
+        self.run, self.config, self.scaling = net, config, scaling
+        self.dtype, self.device = dtype, device
         self.alphas, self.null = (
             torch.tensor(x, dtype=torch.float32, device=device) for x in (alphas_cumprod, null)
         )
         self.params = list(net.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         optim, fused = config.optim, device != "cpu"
+        kernels = [p for p in self.params if p.ndim > 1]
+        others = [p for p in self.params if p.ndim <= 1]
         groups = [
-            {
-                "params": [p for p in self.params if (p.ndim > 1) == kernels],
-                "weight_decay": kernels * optim.weight_decay,
-            }
-            for kernels in (True, False)
+            {"params": kernels, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
             groups, optim.lr, (optim.b1, optim.b2), optim.eps, fused=fused
         )
 
-    def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        x0 = (
-            batch["target_mean"] + batch["target_std"] * torch.randn_like(batch["target_mean"])
-        ) * self.scaling
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted noise and frame-difference losses, with conditioning dropout."""
+        mean, std = batch["target_mean"], batch["target_std"]
+        x0 = (mean + std * torch.randn_like(mean)) * self.scaling
         B, device = len(x0), x0.device
-        alpha_bar = self.alphas[t := torch.randint(0, len(self.alphas), (B,), device=device)].view(
-            B, 1, 1, 1, 1
-        )
+        t = torch.randint(0, len(self.alphas), (B,), device=device)
+        alpha_bar = self.alphas[t].view(B, 1, 1, 1, 1)
         noise, r, drop = torch.randn_like(x0), torch.rand(B, device=device), self.config.drop
         x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
         text = torch.where((r < drop.text + drop.both)[:, None, None], self.null, batch["text"])
@@ -180,15 +181,16 @@ class Training:
         with precision(self.dtype, self.device):
             prediction = self.run(torch.cat([x_t, source], dim=1), t, text).sample.float()
         error, gamma = prediction - noise, self.config.loss.snr_gamma
-        total = error.square().flatten(1).mean(1) + self.config.loss.frame_weight * error.diff(
-            dim=2
-        ).square().flatten(1).mean(1)
+        noise_loss = error.square().flatten(1).mean(1)
+        frame_loss = error.diff(dim=2).square().flatten(1).mean(1)
+        total = noise_loss + self.config.loss.frame_weight * frame_loss
         weight = (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1.0).flatten()
         return (weight * total).mean()
 
     def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Runs one optimiser step and returns the loss."""
         torch.compiler.cudagraph_mark_step_begin()
-        loss = self.losses(batch)
+        loss = self.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, self.config.optim.clip)
         self.optimizer.step()
@@ -202,8 +204,11 @@ class Training:
 def sample(
     net: nn.Module, x, source, text, video, weights, table, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Latents [1, C, T, h, w] after the steps of a table of `diffusion/samplers.py`, from unit noise x; text, video, weights: of the K branches."""
-    K, x, before = len(video), x * table.start, torch.zeros_like(x)
+    """Runs all steps of a sampler table (diffusion/samplers.py); returns latents [1, C, T, h, w].
+
+    x: unit noise; source: the source latents; text, video, weights: of the K guidance branches.
+    """
+    K, x, previous_x0 = len(video), x * table.start, torch.zeros_like(x)
     condition, text = source * video.view(K, 1, 1, 1, 1), text.to(dtype)
     for step in zip(*(column.tolist() for column in table.steps), strict=True):
         t, alpha, sigma, A, B, C, _ = step
@@ -211,5 +216,5 @@ def sample(
         inputs = torch.cat([x.expand(K, *x.shape[1:]), condition], dim=1).to(dtype)
         prediction = net(inputs, torch.full((K,), t, device=x.device), text).sample.float()
         x0 = (x - sigma * torch.einsum("k,kcthw->cthw", weights, prediction)[None]) / alpha
-        x, before = A * x + B * x0 + C * before, x0
+        x, previous_x0 = A * x + B * x0 + C * previous_x0, x0
     return x

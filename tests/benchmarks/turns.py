@@ -1,4 +1,4 @@
-"""Two programs timed in turns, so that a busy moment of the machine hits both."""
+"""Times two programs in turns, so that load of the machine affects both equally."""
 
 import time
 from collections.abc import Callable
@@ -8,23 +8,27 @@ import torch
 
 
 def turns(ours: Callable, theirs: Callable, repeats: int) -> dict:
-    """Seconds of both, taken in turns after one warm-up each; the first call of ours holds the compilation."""
-    begin = time.perf_counter()
+    """Median seconds of both after one warm-up each, and the quartiles of their ratio.
+
+    The first call of `ours` includes compilation, which is reported separately.
+    """
+    start = time.perf_counter()
     ours()
-    first = time.perf_counter() - begin
+    first_call = time.perf_counter() - start
     theirs()
     seconds = {"ours": [], "torch": []}
     for _ in range(repeats):
         for name, run in (("ours", ours), ("torch", theirs)):
-            begin = time.perf_counter()
+            start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.perf_counter() - start)
+    ours_s, torch_s = (float(np.median(seconds[name])) for name in ("ours", "torch"))
     ratios = np.array(seconds["torch"]) / np.array(seconds["ours"])
     quartiles = np.percentile(ratios, [25, 50, 75])
     return dict(
-        ours_s=float(np.median(seconds["ours"])),
-        torch_s=float(np.median(seconds["torch"])),
-        compile_s=first - float(np.median(seconds["ours"])),
+        ours_s=ours_s,
+        torch_s=torch_s,
+        compile_s=first_call - ours_s,
         ratio=float(quartiles[1]),
         ratio_quartiles=[float(quartiles[0]), float(quartiles[2])],
         repeats=repeats,
@@ -32,6 +36,6 @@ def turns(ours: Callable, theirs: Callable, repeats: int) -> dict:
 
 
 def sync():
-    """Waits for PyTorch's GPU, where there is one."""
+    """Waits for PyTorch's work on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,12 +1,12 @@
-"""Plans: what is counted against what is known; every layer is found; the command, with CPU devices in the place of TPU chips."""
+"""Plans: counts of operations and bytes, layers of the U-Net, and the command on CPU devices."""
 
 import dataclasses
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ivid2vid_jax import plan
@@ -14,6 +14,7 @@ from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.planning import chips, hlo, programs, report, stages
+from ivid2vid_jax.planning.step_plan import StepPlan
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils.cli import recipe_loader
@@ -34,18 +35,17 @@ def test_products_and_convolutions_are_counted_forward_and_backward():
             x, k, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    once = 2 * (2 * 8 * 8) * 9 * 3 * 5
-    assert flops.count(conv, x, k) == flops.Count(conv=once)
+    expected = 2 * (2 * 8 * 8) * 9 * 3 * 5
+    assert flops.count(conv, x, k) == flops.Count(conv=expected)
     for stride in (1, 2):
-        forward = once // stride**2
-        assert flops.count(
-            jax.grad(lambda x, k: conv(x, k, stride).sum(), (0, 1)), x, k
-        ).conv == pytest.approx(3 * forward, rel=0.25)
+        loss = partial(lambda x, k, stride: conv(x, k, stride).sum(), stride=stride)
+        counted = flops.count(jax.grad(loss, (0, 1)), x, k)
+        assert counted.conv == pytest.approx(3 * expected // stride**2, rel=0.25)
     a = Shape((4, 6), jnp.float32)
     assert flops.count(jax.jit(jax.checkpoint(lambda a: jnp.sin(a @ a.T))), a).dot == 2 * 4 * 6 * 4
 
 
-def test_what_the_compiler_leaves_out_of_loops_is_counted():
+def test_iterations_that_the_compiler_does_not_count_are_counted():
     a = jnp.ones((4, 6))
 
     def loop(a, length=7):
@@ -56,52 +56,48 @@ def test_what_the_compiler_leaves_out_of_loops_is_counted():
 
     body = 2 * (2 * 4 * 6 * 4)
     assert flops.count(loop, a) == flops.Count(dot=7 * body, repeated=6 * body)
-    for function, turns in ((loop, 7), (loops, 7 + 3 * 5)):
+    for function, iterations in ((loop, 7), (loops, 7 + 3 * 5)):
         compiled = jax.jit(function).lower(a).compile()
-        assert compiled.cost_analysis()["flops"] + flops.count(
-            function, a
-        ).uncounted == pytest.approx(turns * body, rel=0.1)
+        counted = compiled.cost_analysis()["flops"] + flops.count(function, a).uncounted
+        assert counted == pytest.approx(iterations * body, rel=0.1)
 
 
-def test_the_compilers_own_loops_do_not_hide_operations():
+def test_loops_of_the_compiler_do_not_hide_operations():
     traced = flops.Count(dot=600, conv=200, splash=100, padding=100, repeated=300)
-    assert traced.on_a_chip(told=130, chips=4) == 130 + 500 / 4  # all that is not in told is known
-    assert (
-        traced.on_a_chip(told=20, chips=4) == 1000 / 4
-    )  # less than an even share: loops hid the rest
+    # the compiler's count, and what it does not count
+    assert traced.on_a_chip(130, chips=4) == 130 + 500 / 4
+    # the compiler counts less than an even share, because of loops
+    assert traced.on_a_chip(20, chips=4) == 1000 / 4
 
 
 def test_splash_attention_is_counted_by_its_formula():
     q, k = Shape((2, 256, 4, 40), jnp.bfloat16), Shape((2, 512, 4, 40), jnp.bfloat16)
     product = 2 * 2 * 4 * 256 * 512 * 40
-    forward = flops.count(lambda q, k: attention(q, k, k, "splash"), q, k)
-    assert forward.splash == 2 * product and forward.padding == pytest.approx(
-        2 * product * 88 / 40, rel=1e-6
-    )
-    both = flops.count(
-        jax.grad(lambda q, k: attention(q, k, k, "splash").astype(jnp.float32).sum(), (0, 1)), q, k
-    )
-    assert both.splash == (2 + 4 + 3) * product
-    turned = flops.count(
-        lambda q, k: attention(q, k, k, "splash"),
-        Shape((2, 256, 4, 128), jnp.bfloat16),
-        Shape((2, 256, 4, 128), jnp.bfloat16),
-    )
-    assert (turned.splash, turned.padding) == (
-        2 * 2 * 2 * 4 * 256 * 256 * 128,
-        0,
-    )  # whole lanes: the other order of axes in memory
+
+    def splash(q, k):
+        return attention(q, k, k, "splash")
+
+    forward = flops.count(splash, q, k)
+    assert forward.splash == 2 * product
+    assert forward.padding == pytest.approx(2 * product * 88 / 40, rel=1e-6)
+    gradient = jax.grad(lambda q, k: splash(q, k).astype(jnp.float32).sum(), (0, 1))
+    assert flops.count(gradient, q, k).splash == (2 + 4 + 3) * product
+    # heads as wide as the lanes have another order of axes in memory
+    q = Shape((2, 256, 4, 128), jnp.bfloat16)
+    unpadded = flops.count(splash, q, q)
+    assert (unpadded.splash, unpadded.padding) == (2 * 2 * 2 * 4 * 256 * 256 * 128, 0)
 
 
-def test_what_splash_attention_reads_again_is_counted():
-    """Forward, 4 blocks of queries: keys and values come four times, and 3 times are beyond what the program's text shows. Of 40 x 4,096 in 16 bits
-    tiles of 16 x 128 hold 48 x 4,096. A single block of keys stays on the chip.
+def test_keys_that_splash_attention_reads_again_are_counted():
+    """With 4 blocks of queries, the forward kernel reads keys and values four times.
+
+    The program's text shows one of them. An array of 40 x 4096 in 16 bits takes 48 x 4096 in tiles
+    of 16 x 128. A single block of keys stays on the chip.
     """
-    q = Shape((2, 4096, 4, 40), jnp.bfloat16)
-    assert flops.count(lambda q: attention(q, q, q, "splash"), q).fetched == 3 * 2 * (
-        2 * 4 * 48 * 4096 * 2
-    )
-    short = Shape((2, 1024, 4, 40), jnp.bfloat16)
+    q, short = Shape((2, 4096, 4, 40), jnp.bfloat16), Shape((2, 1024, 4, 40), jnp.bfloat16)
+    keys = 2 * 4 * 48 * 4096 * 2  # bytes
+    counted = flops.count(lambda q: attention(q, q, q, "splash"), q)
+    assert counted.fetched == 3 * 2 * keys
     assert flops.count(lambda q, k: attention(q, k, k, "splash"), q, short).fetched == 0
 
 
@@ -138,18 +134,18 @@ def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
 
 
 def test_every_parameter_belongs_to_one_layer():
-    found = stages.stages(
+    layers = stages.find_stages(
         SD15,
         Shape((1, 16, 32, 32, 8), jnp.bfloat16),
         Shape((1, 77, 768), jnp.bfloat16),
         ("temporal",),
     )
     count = 0
-    for stage in found:
+    for stage in layers:
         params = jax.eval_shape(stage.module.init, jax.random.key(0), *stage.args)["params"]
         count += stage.count * sum(x.size for x in jax.tree.leaves(params))
     assert count == sum(x.size for x in jax.tree.leaves(param_shapes("unet", SD15)))
-    assert {stage.path.split("/")[-1].split(".")[0] for stage in found if stage.trained} == {
+    assert {stage.path.split("/")[-1].split(".")[0] for stage in layers if stage.trained} == {
         "transformer_in",
         "temp_convs",
         "temp_attentions",
@@ -169,17 +165,23 @@ ENTRY %main (a: f32[100,40]) -> f32[100,40] {
   %a = f32[100,40]{1,0:T(8,128)} parameter(0)
   %b = f32[100,40]{1,0:T(8,128)S(1)} copy(%a)
   %c = f32[100,40]{1,0:T(8,128)S(1)} fusion(%b), kind=kLoop, calls=%inner
-  %s = ((f32[100,40]{1,0:T(8,128)}), f32[8,40]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:40]}
+  %s = (SLICED) slice-start(%a), slice={[0:8], [0:40]}
   %d = f32[8,40]{1,0:T(8,128)S(1)} slice-done(%s)
-  %w = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) while(%t0), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  %w = (s32[], bf16[8,128]{1,0:T(8,128)(2,1)}) while(%t0), condition=%cond, body=%body, TRIPS
   %r = f32[100,40]{1,0:T(8,128)} all-reduce(%a), replica_groups=[4,2]<=[8], to_apply=%add
-  %x = (f32[25,40]{1,0:T(8,128)}, f32[100,40]{1,0:T(8,128)}) all-gather-start(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %x = (f32[25,40]{1,0:T(8,128)}, f32[100,40]{1,0:T(8,128)}) all-gather-start(%a), GROUPS
   ROOT %o = f32[100,40]{1,0:T(8,128)} add(%a, %r)
 }
 """
+for name, part in {  # parts of long lines
+    "SLICED": "(f32[100,40]{1,0:T(8,128)}), f32[8,40]{1,0:T(8,128)S(1)}, s32[]{:S(2)}",
+    "TRIPS": 'backend_config={"known_trip_count":{"n":"10"}}',
+    "GROUPS": "replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}",
+}.items():
+    TEXT = TEXT.replace(name, part)
 
 
-GATHERED = """HloModule jit_both, is_scheduled=true
+LOOP_TEXT = """HloModule jit_both, is_scheduled=true
 
 %cond (p: (bf16[8,128], u32[])) -> pred[] {
   %n = u32[]{:T(128)} constant(15)
@@ -206,32 +208,26 @@ ENTRY %main (a: (bf16[8,128], u32[])) -> bf16[8,128] {
 """
 
 
-def test_trips_are_read_from_a_loops_condition():
-    """0, 2, ... 14: eight; once where the condition is another."""
-    assert hlo.sent(GATHERED, 16) == {"collective-permute": 8 * 8 * 128 * 2}
-    assert hlo.sent(GATHERED.replace("direction=LT", "direction=NE"), 16) == {
-        "collective-permute": 8 * 128 * 2
-    }
-    assert hlo.sent(GATHERED.replace("add(", "subtract("), 16) == {
-        "collective-permute": 8 * 128 * 2
-    }
-    assert hlo.sent(GATHERED.replace("constant(15)", "parameter(1)"), 16) == {
-        "collective-permute": 8 * 128 * 2
-    }
+@pytest.mark.parametrize(
+    ("old", "new", "trips"),
+    [
+        ("", "", 8),  # the counter is 0, 2, ... 14
+        ("direction=LT", "direction=NE", 1),
+        ("add(", "subtract(", 1),
+        ("constant(15)", "parameter(1)", 1),
+    ],
+)
+def test_trips_are_read_from_the_condition_of_a_loop(old, new, trips):
+    text = LOOP_TEXT.replace(old, new)
+    assert hlo.sent(text, 16) == {"collective-permute": trips * 8 * 128 * 2}
 
 
-def test_traffic_is_read_from_the_compilers_text():
-    """Arrays on the chip are free, tiles are padded, loops count their trips, slices what they take out."""
+def test_traffic_is_read_from_the_program_text():
+    """On-chip arrays are free, tiles are padded, loops count per trip, slices by their size."""
     array = 104 * 128 * 4
-    copied, sliced, loop, reduced, added = (
-        array,
-        8 * 128 * 4,
-        10 * 2 * 8 * 128 * 2,
-        2 * array,
-        3 * array,
-    )
-    gathered = 32 * 128 * 4 + array
-    assert hlo.moved(TEXT) == copied + sliced + loop + reduced + gathered + added
+    copied, sliced, loop = array, 8 * 128 * 4, 10 * 2 * 8 * 128 * 2
+    gathered, reduced, added = 32 * 128 * 4 + array, 2 * array, 3 * array
+    assert hlo.hbm_bytes(TEXT) == copied + sliced + loop + reduced + gathered + added
     assert hlo.sent(TEXT, 8) == {"all-reduce": 2 * 16000 * 1 // 2, "all-gather": 16000 * 3 // 4}
 
 
@@ -245,163 +241,135 @@ def test_traffic_is_read_from_the_compilers_text():
         ("v5e:axb", "sides"),
     ],
 )
-def test_slices_that_are_none_are_refused(name, message):
+def test_an_invalid_slice_is_an_error(name, message):
     with pytest.raises(UserError, match=message):
         chips.TPUSlice(name)
 
 
 @pytest.fixture
 def on_cpu(monkeypatch, tmp_path):
-    """CPU devices in the place of chips, the tiny recipe in that of the default."""
-    monkeypatch.setattr(chips.TPUSlice, "devices", lambda self: jax.devices("cpu")[:1] * 1)
+    """The path of a tiny recipe; slices have one CPU device."""
+    monkeypatch.setattr(chips.TPUSlice, "devices", lambda self: jax.devices("cpu")[:1])
     monkeypatch.setattr(chips, "cache_folder", lambda: tmp_path / "cache")
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from tests.support.sharded_run import recipe\n\nconfig = recipe('unused')\n")
     return recipe
 
 
-def planned(capsys, recipe, tmp_path, *words) -> tuple[str, dict]:
-    """(what the command said, the plan it wrote)."""
-    words = [
-        "--config",
-        recipe,
-        "--topology",
-        "v5e:1x1",
-        "--price",
-        "2",
-        "--output",
-        tmp_path / "plan.json",
-        *words,
-    ]
-    code, err, out = run_command(capsys, plan.PlanArgs, plan.run, *words)
-    assert code == 0, err
-    return out, json.loads((tmp_path / "plan.json").read_text())["plan"]
+def make_plan(capsys, recipe, tmp_path, *options) -> tuple[str, dict]:
+    """Runs the command; returns its output and the plan of its JSON file."""
+    file = tmp_path / "plan.json"
+    code, stderr, stdout = run_plan(capsys, recipe, "--price", "2", "--output", file, *options)
+    assert code == 0, stderr
+    return stdout, json.loads(file.read_text())["plan"]
+
+
+def run_plan(capsys, recipe, *options) -> tuple[int, str, str]:
+    """Runs the command on one chip; returns (exit code, stderr, stdout)."""
+    arguments = ["--config", recipe, "--topology", "v5e:1x1", *options]
+    return run_command(capsys, plan.PlanArgs, plan.run, *arguments)
 
 
 def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
-    """Layer by layer; the second time nothing is compiled."""
-    out, layers = planned(capsys, on_cpu, tmp_path)
-    assert (
-        "UNPROVEN" in out
-        and "fits" in out
-        and "at least" in out
-        and "chip-hours;" in out
-        and "dollars at 2.0" in out
-    )
-    assert (
-        layers["held"]["parameters"] * 2 == pytest.approx(layers["held"]["optimiser"], rel=0.01)
-        and layers["flops"] > 0
-    )
-    assert "with --full too" in out
-    assert (
-        "at most: --effort 0 moves less" in out
-        and "at most"
-        not in planned(capsys, on_cpu, tmp_path, "--effort", "0")[0].partition("a step;")[0]
-    )
-    assert planned(capsys, on_cpu, tmp_path)[1]["seconds"] < 2
+    """By layers; a second run compiles nothing."""
+    stdout, by_layers = make_plan(capsys, on_cpu, tmp_path)
+    for words in ("UNPROVEN", "fits", "at least", "chip-hours;", "dollars at 2.0"):
+        assert words in stdout
+    memory = by_layers["held"]
+    assert memory["parameters"] * 2 == pytest.approx(memory["optimiser"], rel=0.01)
+    assert by_layers["flops"] > 0 and by_layers["moved"] > 0
+    assert "with --full too" in stdout and "at most: --effort 0 moves less" in stdout
+    stdout, _ = make_plan(capsys, on_cpu, tmp_path, "--effort", "0")
+    assert "at most" not in stdout.partition("per step;")[0]
+    assert make_plan(capsys, on_cpu, tmp_path)[1]["seconds"] < 2
 
 
 @pytest.mark.parametrize(("effort", "seconds"), [(0, 3.0), (-1, 2.0)])
-def test_traffic_at_low_effort_bounds_nothing(effort, seconds):
-    """Arithmetic 2 s, HBM 3 s: with the compiler's low effort a run may move less, so the least time is the arithmetic's."""
-    where = chips.TPUSlice("v5e:1x1")
-    told = report.StepPlan(
-        {"parameters": 1}, 2 * where.chip.flops, 3 * where.chip.bandwidth, {}, False, 0.0
+def test_hbm_traffic_at_low_effort_is_no_lower_bound(effort, seconds):
+    """Arithmetic takes 2 s and HBM 3 s.
+
+    With low compiler effort the HBM traffic is an upper bound, so the least time is the
+    arithmetic's.
+    """
+    tpu = chips.TPUSlice("v5e:1x1")
+    chip = tpu.chip
+    step = StepPlan({"parameters": 1}, 2 * chip.flops, 3 * chip.bandwidth, {}, False, 0.0)
+    run = report.RunEstimate(
+        edit=False, unit="clips", amount=6, steps=100, effort=effort, efficiency=0.5, price=None
     )
-    words = report.plan_text(told, where, "clips", 6, 100, 0.5, None, False, effort)
-    assert f"at least {seconds:.4f} s a step; at most {6 / seconds:.2f} clips a second" in words
-    assert ("at most: --effort 0" in words) == (
-        effort < 0
-    ) and "0.167 chip-hours" in words  # 100 steps of 3 s at half of that speed
+    text = report.plan_text(step, tpu, run)
+    assert f"at least {seconds:.4f} s per step; at most {6 / seconds:.2f} clips per second" in text
+    assert ("at most: --effort 0" in text) == (effort < 0)
+    assert "0.167 chip-hours" in text  # 100 steps of 3 s at half of the speed
 
 
-def test_a_program_that_does_not_fit_is_refused_with_what_helps(
-    on_cpu, tmp_path, monkeypatch, capsys
-):
+def test_a_program_that_exceeds_the_memory_is_an_error_with_advice(on_cpu, monkeypatch, capsys):
     def compile(self, *args, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 16.8G of 15.7G hbm\nmore lines")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    code, err, _ = run_command(
-        capsys, plan.PlanArgs, plan.run, "--config", on_cpu, "--topology", "v5e:1x1", "--full"
-    )
-    assert (
-        code == 2
-        and "Used 16.8G of 15.7G" in err
-        and "--remat block" in err
-        and "Traceback" not in err
-    )
+    code, stderr, _ = run_plan(capsys, on_cpu, "--full")
+    assert code == 2 and "Traceback" not in stderr
+    assert "Used 16.8G of 15.7G" in stderr and "--remat block" in stderr
 
 
-def test_a_sampling_step_is_traced_whole(on_cpu):
-    """What --edit --full compiles: it leaves latents as it finds them, and its arithmetic is that of three branches."""
+def test_the_whole_sampling_step_is_traced(on_cpu):
+    """What --edit --full compiles returns latents of the same shape; 3 branches cost 3 times 1."""
     config = recipe_loader(TrainConfig)(on_cpu)
     mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
-    counted = []
+    folder = programs.planned_folder(config)
+    operations = []
     for branches in (1, 3):
-        program = programs.editing_program(config, programs.folder_of(config), mesh, branches)
+        program = programs.editing_program(config, folder, mesh, branches)
         with jax.set_mesh(mesh):
-            after = jax.eval_shape(program.function, *program.args)
-            counted.append(flops.count(program.function, *program.args).useful)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), program.args[1]
-        )
-    assert counted[1] == pytest.approx(3 * counted[0], rel=0.01)
+            state = jax.eval_shape(program.function, *program.args)
+            operations.append(flops.count(program.function, *program.args).useful)
+        assert shapes_of(state) == shapes_of(program.args[1])
+    assert operations[1] == pytest.approx(3 * operations[0], rel=0.01)
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [[], ["--edit"]], ids=["training", "editing"])
-def test_layers_and_the_whole_agree(on_cpu, tmp_path, capsys, what):
-    _, layers = planned(capsys, on_cpu, tmp_path, *what)
-    out, whole = planned(capsys, on_cpu, tmp_path, "--full", *what)
-    assert "UNPROVEN" not in out and "by the compiled program" in out
-    assert whole["held"]["parameters"] == layers["held"]["parameters"] and math.isclose(
-        whole["flops"], layers["flops"], rel_tol=0.3
-    )
-    assert "by layers and whole: " in out and "TFLOP (" in out
-    assert (
-        planned(capsys, on_cpu, tmp_path, "--full", *what)[1] == whole
-    )  # remembered, the seconds that it took among it
+@pytest.mark.parametrize("options", [[], ["--edit"]], ids=["training", "editing"])
+def test_the_sum_of_layers_agrees_with_the_whole_program(on_cpu, tmp_path, capsys, options):
+    _, by_layers = make_plan(capsys, on_cpu, tmp_path, *options)
+    stdout, whole = make_plan(capsys, on_cpu, tmp_path, "--full", *options)
+    assert "UNPROVEN" not in stdout and "by the compiled program" in stdout
+    assert whole["held"]["parameters"] == by_layers["held"]["parameters"]
+    assert math.isclose(whole["flops"], by_layers["flops"], rel_tol=0.3)
+    assert "sum of layers and whole program: " in stdout and "TFLOP (" in stdout
+    # the cached plan, with its compile time
+    assert make_plan(capsys, on_cpu, tmp_path, "--full", *options)[1] == whole
 
 
 def test_the_plan_of_a_sampling_step(on_cpu, capsys):
-    code, err, out = run_command(
-        capsys,
-        plan.PlanArgs,
-        plan.run,
-        "--config",
-        on_cpu,
-        "--topology",
-        "v5e:1x1",
-        "--edit",
-        "--mesh",
-        "frames=1",
-    )
-    assert (
-        code == 0 and "sampling step" in out and "one edit, " in out and "optimiser" not in out
-    ), err
+    code, stderr, stdout = run_plan(capsys, on_cpu, "--edit", "--mesh", "frames=1")
+    assert code == 0, stderr
+    assert "sampling step" in stdout and "one edit, " in stdout and "optimiser" not in stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("option", "value", "message"),
     [
-        (["--mesh", "rows=2"], "--mesh rows=2"),
-        (["--efficiency", "2"], "--efficiency 2.0"),
-        (["--effort", "2"], "--effort 2.0"),
-        (["--topology", "v5e"], "--topology v5e"),
-        (["--remat", "some"], "remat"),
-        (["--size", "65"], "size 65"),
+        ("--mesh", "rows=2", "--mesh rows=2"),
+        ("--efficiency", "2", "--efficiency 2.0"),
+        ("--effort", "2", "--effort 2.0"),
+        ("--topology", "v5e", "--topology v5e"),
+        ("--remat", "some", "remat"),
+        ("--size", "65", "size 65"),
     ],
 )
-def test_bad_input_is_refused_by_name(on_cpu, capsys, words, message):
-    code, err, _ = run_command(capsys, plan.PlanArgs, plan.run, "--config", on_cpu, *words)
-    assert code == 2 and message in err and "Traceback" not in err
+def test_an_invalid_option_is_an_error_that_names_it(on_cpu, capsys, option, value, message):
+    code, stderr, _ = run_plan(capsys, on_cpu, option, value)
+    assert code == 2 and message in stderr and "Traceback" not in stderr
 
 
-def test_known_models_need_no_files():
+def test_published_models_need_no_files():
     config = dataclasses.replace(TrainConfig(), model="timbrooks/instruct-pix2pix")
-    folder = programs.folder_of(config)
+    folder = programs.planned_folder(config)
     assert folder.unet.in_channels == 8 and folder.unet.temporal == ("conv", "attention")
-    assert (
-        sum(np.prod(x.shape) for x in jax.tree.leaves(param_shapes("vae", folder.vae))) == 83653863
-    )  # Stable Diffusion's autoencoder
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(param_shapes("vae", folder.vae))]
+    assert sum(sizes) == 83653863  # Stable Diffusion's autoencoder

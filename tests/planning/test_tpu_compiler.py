@@ -1,4 +1,4 @@
-"""One layer by the real TPU compiler, which needs no TPU: what it holds, what it moves, and that no scores of attention are among it."""
+"""Layers compiled by the real TPU compiler, which needs no TPU: memory, HBM traffic, attention."""
 
 import importlib.util
 import math
@@ -18,86 +18,77 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None,
-        reason='the TPU compiler is not here: pip install "jax[tpu]", or TPU_LIBRARY_PATH=.../libtpu.so',
+        reason="libtpu is not installed: pip install 'jax[tpu]', or set TPU_LIBRARY_PATH",
     ),
 ]
 FRAMES, SIDE, HEADS, WIDTH = 2, 64, 8, 320
 TOKENS = SIDE**2
-SCORES = FRAMES * HEADS * TOKENS**2 * 2  # bytes, in bfloat16
+LOGITS = FRAMES * HEADS * TOKENS**2 * 2  # bytes, in bfloat16
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    """What the compiler wrote, of one program after the other."""
-    found, moved = [], hlo.moved
-    monkeypatch.setattr(hlo, "moved", lambda text: found.append(text) or moved(text))
-    return found
+def program_texts(monkeypatch):
+    """The HLO texts of the programs compiled so far."""
+    texts, hbm_bytes = [], hlo.hbm_bytes
+    monkeypatch.setattr(hlo, "hbm_bytes", lambda text: texts.append(text) or hbm_bytes(text))
+    return texts
 
 
 @pytest.fixture
-def compiled(texts):
-    """(cost, the compiler's text) of SD 1.5's first spatial transformer on one v5e chip; remat: None for the forward pass alone."""
+def compile_attention(program_texts):
+    """Compiles SD 1.5's first spatial transformer for one v5e chip; returns (cost, HLO text)."""
     mesh = make_mesh(MeshConfig(), chips.TPUSlice("v5e:1x1").devices())
-    shape = jax.ShapeDtypeStruct
+    x = jax.ShapeDtypeStruct((1, FRAMES, SIDE, SIDE, 8), jnp.bfloat16)
+    text = jax.ShapeDtypeStruct((1, 77, 768), jnp.bfloat16)
 
     def compile(attention: str, remat: str | None):
-        x, text = shape((1, FRAMES, SIDE, SIDE, 8), jnp.bfloat16), shape((1, 77, 768), jnp.bfloat16)
-        found = stages.stages(
-            UNetConfig(in_channels=8), x, text, ("unet",) if remat else (), attention
-        )
-        stage = next(each for each in found if isinstance(each.module, SpatialTransformer))
-        assert stage.path == "down_blocks.0/attentions.0" and stage.args[0].shape == (
-            1,
-            FRAMES,
-            SIDE,
-            SIDE,
-            WIDTH,
-        )
-        return stages.compile_stage(stage, mesh, remat), texts.pop()
+        config, trained = UNetConfig(in_channels=8), ("unet",) if remat else ()
+        layers = stages.find_stages(config, x, text, trained, attention)
+        stage = next(layer for layer in layers if isinstance(layer.module, SpatialTransformer))
+        assert stage.path == "down_blocks.0/attentions.0"
+        assert stage.args[0].shape == (1, FRAMES, SIDE, SIDE, WIDTH)
+        return stages.compile_stage(stage, mesh, remat), program_texts.pop()
 
     return compile
 
 
-def scores(text: str) -> list[str]:
-    """The arrays of tokens x tokens."""
-    return [
-        sides
-        for _, sides, _, _ in hlo.ARRAY.findall(text)
-        if sides.split(",").count(str(TOKENS)) > 1
-    ]
+def logits_arrays(text: str) -> list[str]:
+    """The shapes of the arrays of tokens x tokens."""
+    shapes = [shape for _, shape, _, _ in hlo.ARRAY.findall(text)]
+    return [shape for shape in shapes if shape.split(",").count(str(TOKENS)) > 1]
 
 
-def test_no_scores_of_4096_tokens_are_held_forward_or_backward(compiled):
-    cost, text = compiled("auto", "block")
-    assert "tpu_custom_call" in text and not scores(text)
-    assert cost.temporary < SCORES
+def test_attention_logits_of_4096_tokens_are_never_stored(compile_attention):
+    """Neither forward nor backward."""
+    cost, text = compile_attention("auto", "block")
+    assert "tpu_custom_call" in text and not logits_arrays(text)
+    assert cost.temporary_bytes < LOGITS
     clip = FRAMES * TOKENS * WIDTH * 2  # bytes
-    weights = (
-        4 * 4 * (9 * WIDTH**2 + 4 * WIDTH * 768 + 12 * WIDTH**2)
-    )  # float32, read, and their gradients written, with room for casts
-    assert 10 * clip < cost.moved < 250 * clip + weights
-    assert cost.kept == pytest.approx(
-        clip, rel=0.2
-    )  # with "block", the layer's input alone, and the text
+    # float32 weights are read and their gradients written, with room for casts
+    weights = 4 * 4 * (9 * WIDTH**2 + 4 * WIDTH * 768 + 12 * WIDTH**2)
+    assert 10 * clip < cost.hbm_bytes < 250 * clip + weights
+    # with "block" only the input of the layer and the text are kept
+    assert cost.residual_bytes == pytest.approx(clip, rel=0.2)
     products = 2 * 2 * HEADS * FRAMES * TOKENS**2 * 40
     assert cost.flops > 4 * products  # forward twice, backward
 
 
-def test_plain_attention_holds_them(compiled):
-    """What the test above would see."""
-    cost, text = compiled("xla", None)
-    assert scores(text) and math.isfinite(cost.moved) and cost.temporary + cost.moved > SCORES
+def test_plain_attention_stores_them(compile_attention):
+    """The test above would fail with plain attention."""
+    cost, text = compile_attention("xla", None)
+    assert logits_arrays(text) and math.isfinite(cost.hbm_bytes)
+    assert cost.temporary_bytes + cost.hbm_bytes > LOGITS
 
 
-def test_split_weights_are_gathered_whole(texts):
-    """By itself the compiler multiplies by them piece by piece, in loops that move all activations at every turn: on 16 chips 52 GB a
-    clip instead of 10.
+def test_sharded_weights_are_gathered_whole(program_texts):
+    """The compiler's default gathers them piece by piece, in loops that move all activations.
+
+    On 16 chips that moved 52 GB per clip instead of 10 GB.
     """
     mesh = make_mesh(MeshConfig(fsdp=4), chips.TPUSlice("v5e:2x2").devices())
     x = jax.ShapeDtypeStruct((4, 16, SIDE, SIDE, WIDTH), jnp.bfloat16)
-    layer = stages.LayerStage(
-        TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16), "transformer_in", (x,), True
-    )
-    cost = stages.compile_stage(layer, mesh, "block")
-    assert cost.sent["all-gather"] and " while(" not in texts[0]
-    assert cost.moved < 15e9
+    module = TemporalTransformer(HEADS, WIDTH // HEADS, 32, jnp.bfloat16)
+    stage = stages.LayerStage(module, "transformer_in", (x,), True)
+    cost = stages.compile_stage(stage, mesh, "block")
+    assert cost.sent["all-gather"] and " while(" not in program_texts[0]
+    assert cost.hbm_bytes < 15e9

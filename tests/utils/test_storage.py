@@ -1,4 +1,7 @@
-"""Folders in buckets: fetched, pushed, trained from and into. The bucket is fsspec's, in memory; orbax's own way to gs:// is not to be had here."""
+"""Folders in buckets: download, upload, training with data and run in a bucket.
+
+The bucket is fsspec's in-memory file system. orbax's access to gs:// cannot be tested here.
+"""
 
 import json
 import shutil
@@ -23,79 +26,68 @@ URL = "memory://bucket/run"
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """An empty bucket, and a machine that knows nothing of it."""
+    """An empty bucket, and an empty cache of mirrors."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     return fs
 
 
-def another_machine(tmp_path, monkeypatch):
+def use_another_machine(tmp_path, monkeypatch):
+    """Switches to another empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
 
 
-def test_a_local_name_is_left_alone(tmp_path):
-    assert storage.fetch_folder(str(tmp_path)) == str(tmp_path) and storage.local_path(
-        "a/b"
-    ).parts == (
-        "a",
-        "b",
-    )
-    assert (
-        not storage.is_remote(None)
-        and not storage.is_remote(tmp_path)
-        and storage.is_remote("gs://b/x")
-    )
+def test_a_local_name_is_unchanged(tmp_path):
+    assert storage.fetch_folder(str(tmp_path)) == str(tmp_path)
+    assert storage.local_path("a/b").parts == ("a", "b")
+    assert not storage.is_remote(None) and not storage.is_remote(tmp_path)
+    assert storage.is_remote("gs://b/x")
     with storage.mirror_run(str(tmp_path), True) as push:
         push()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_what_has_changed_travels(bucket, monkeypatch):
+def test_only_changed_files_are_downloaded(bucket, monkeypatch):
     bucket.pipe({"/bucket/data/a": b"one", "/bucket/data/sub/b": b"two"})
-    moved = []
-    monkeypatch.setattr(
-        bucket,
-        "get_file",
-        lambda path, to, get=bucket.get_file: (moved.append(path), get(path, to)),
-    )
+    downloads, get_file = [], bucket.get_file
+
+    def recording_get_file(path, target):
+        downloads.append(path)
+        get_file(path, target)
+
+    monkeypatch.setattr(bucket, "get_file", recording_get_file)
     folder = storage.local_path("memory://bucket/data")
     assert storage.fetch_folder("memory://bucket/data/") == str(folder)
-    assert (
-        (folder / "a").read_bytes() == b"one"
-        and (folder / "sub" / "b").read_bytes() == b"two"
-        and len(moved) == 2
-    )
+    assert (folder / "a").read_bytes() == b"one"
+    assert (folder / "sub" / "b").read_bytes() == b"two" and len(downloads) == 2
     storage.fetch_folder("memory://bucket/data")
-    assert len(moved) == 2
-    bucket.pipe("/bucket/data/a", b"six")  # as long as before
+    assert len(downloads) == 2
+    bucket.pipe("/bucket/data/a", b"six")  # same size as before
     (folder / "sub" / "b").write_bytes(b"spoilt")
     storage.fetch_folder("memory://bucket/data")
-    assert (
-        (folder / "a").read_bytes() == b"six"
-        and (folder / "sub" / "b").read_bytes() == b"two"
-        and len(moved) == 4
-    )
+    assert (folder / "a").read_bytes() == b"six"
+    assert (folder / "sub" / "b").read_bytes() == b"two" and len(downloads) == 4
 
 
-def test_a_fetch_that_breaks_off_leaves_no_half_file_and_goes_on(bucket, monkeypatch):
+def test_an_interrupted_download_leaves_no_partial_file_and_can_be_resumed(bucket, monkeypatch):
     bucket.pipe({"/bucket/data/a": b"one", "/bucket/data/b": b"two"})
-    get = bucket.get_file
+    get_file = bucket.get_file
 
-    def breaks(path, to):
-        get(path, to)
+    def failing_get_file(path, target):
+        get_file(path, target)
         if path.endswith("b"):
             raise OSError("connection reset")
 
-    monkeypatch.setattr(bucket, "get_file", breaks)
-    with pytest.raises(
-        UserError,
-        match=r"memory://bucket/data: could not be fetched \(OSError: connection reset\); look at its name",
-    ):
+    monkeypatch.setattr(bucket, "get_file", failing_get_file)
+    message = (
+        r"memory://bucket/data: could not be fetched \(OSError: connection reset\); check the URL"
+    )
+    with pytest.raises(UserError, match=message):
         storage.fetch_folder("memory://bucket/data")
     folder = storage.local_path("memory://bucket/data")
     assert (folder / "a").exists() and not (folder / "b").exists()
-    monkeypatch.setattr(bucket, "get_file", get)
+    monkeypatch.setattr(bucket, "get_file", get_file)
     assert storage.fetch_folder("memory://bucket/data") and (folder / "b").read_bytes() == b"two"
 
 
@@ -106,30 +98,32 @@ def test_an_empty_or_unknown_bucket_is_an_error(bucket):
         storage.fetch_folder("nosuch://bucket/x")
 
 
-def test_what_is_written_goes_to_the_bucket_and_to_the_next_machine(bucket, tmp_path, monkeypatch):
+def test_written_files_reach_the_bucket_and_the_next_machine(bucket, tmp_path, monkeypatch):
     with storage.mirror_run(URL, True) as push:
-        home = storage.local_path(URL)
+        mirror = storage.local_path(URL)
         for name in ("config.json", "lock", "pipeline/unet/config.json", "checkpoints/1/state"):
-            (home / name).parent.mkdir(parents=True, exist_ok=True)
-            (home / name).write_text("1")
+            (mirror / name).parent.mkdir(parents=True, exist_ok=True)
+            (mirror / name).write_text("1")
         push()
-        (home / "config.json").write_text("2")
+        (mirror / "config.json").write_text("2")
     assert sorted(bucket.find("/bucket")) == [
         "/bucket/run/config.json",
         "/bucket/run/pipeline/unet/config.json",
     ]
     assert bucket.cat("/bucket/run/config.json") == b"2"
-    another_machine(tmp_path, monkeypatch)
+    use_another_machine(tmp_path, monkeypatch)
     with storage.mirror_run(URL, False):
-        assert (storage.local_path(URL) / "config.json").read_text() == "2" and storage.local_path(
-            URL
-        ) != home
+        assert storage.local_path(URL) != mirror
+        assert (storage.local_path(URL) / "config.json").read_text() == "2"
         (storage.local_path(URL) / "config.json").write_text("3")
-    assert bucket.cat("/bucket/run/config.json") == b"2", "only the first process writes"
+    assert bucket.cat("/bucket/run/config.json") == b"2", "only the first process uploads"
 
 
-def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, tmp_path, monkeypatch):
-    """Data from a bucket, the run into one; its checkpoints, which go through orbax and not through fsspec, are in a folder that both machines see."""
+def test_a_run_in_a_bucket_resumes_on_another_machine(bucket, tmp_path, monkeypatch):
+    """Data and run are in a bucket.
+
+    Checkpoints are written by orbax and not by fsspec; here both machines share their folder.
+    """
     from ivid2vid_jax import prepare
     from ivid2vid_jax.training import loop
 
@@ -144,27 +138,28 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, tmp_path, monkeypa
     monkeypatch.setattr(
         loop,
         "Checkpoints",
-        lambda run, keep: Checkpoints(tmp_path / "seen" / run.partition("://")[2], keep),
+        lambda run, keep: Checkpoints(tmp_path / "shared" / run.partition("://")[2], keep),
     )
-    words = dict(data=("memory://bucket/triplets",), checkpoint__pipeline=True)
-    train(cheap(URL, **words, steps=2))
-    assert {"config.json", "metrics.jsonl", "pipeline", "tensorboard"} <= {
-        path.split("/")[3] for path in bucket.find("/bucket/run")
-    }
+    options = dict(data=("memory://bucket/triplets",), checkpoint__pipeline=True)
+    train(cheap(URL, **options, steps=2))
+    uploaded = {path.split("/")[3] for path in bucket.find("/bucket/run")}
+    assert {"config.json", "metrics.jsonl", "pipeline", "tensorboard"} <= uploaded
     assert json.loads(bucket.cat("/bucket/run/config.json"))["data"] == ["memory://bucket/triplets"]
-    another_machine(tmp_path, monkeypatch)
-    run = train(cheap(URL, **words, steps=4))
+    use_another_machine(tmp_path, monkeypatch)
+    run = train(cheap(URL, **options, steps=4))
     assert [line["step"] for line in read_metrics(run, "train")] == [1, 2, 3, 4]
     assert json.loads(bucket.cat("/bucket/run/pipeline/training.json")) == {"step": 4}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
-    home = hub.resolve_model(URL)
-    assert (
-        home.name == "pipeline" and (home / "vae" / "diffusion_pytorch_model.safetensors").is_file()
-    )
+    pipeline = hub.resolve_model(URL)
+    assert pipeline.name == "pipeline"
+    assert (pipeline / "vae" / "diffusion_pytorch_model.safetensors").is_file()
 
 
-def test_in_a_bucket_a_checkpoint_without_its_mark_is_none(tmp_path, monkeypatch):
-    """There orbax writes under the final name and commits by a file; here it commits by a rename, so the marks are made by hand."""
+def test_in_a_bucket_a_checkpoint_without_commit_file_does_not_exist(tmp_path, monkeypatch):
+    """In a bucket orbax commits a checkpoint by writing a file.
+
+    In a folder it commits by a rename, so the test writes the commit files.
+    """
     monkeypatch.setattr(module, "is_bucket", lambda folder: True)
     state = {"a": jnp.arange(4.0)}
     with Checkpoints(tmp_path) as checkpoints:
@@ -174,24 +169,18 @@ def test_in_a_bucket_a_checkpoint_without_its_mark_is_none(tmp_path, monkeypatch
             (tmp_path / "checkpoints" / str(step) / COMMIT).touch()
         (tmp_path / "checkpoints" / "3" / "state").mkdir(parents=True)
         assert checkpoints.steps() == [1, 2]
-        found = checkpoints.restore(
-            2,
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-            ),
-        )[0]
-        np.testing.assert_array_equal(found["a"], state["a"])
-    with Checkpoints(tmp_path):
-        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}, (
-            "what a killed save left is removed"
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
+        restored = checkpoints.restore(2, target)[0]
+        np.testing.assert_array_equal(restored["a"], state["a"])
+    with Checkpoints(tmp_path):
+        steps = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+        assert steps == {"1", "2"}, "the remains of an interrupted save are removed"
 
 
-def test_gs_is_a_bucket_and_a_folder_is_none(tmp_path, monkeypatch):
+def test_a_gs_url_is_a_bucket_and_a_path_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(module.folder_of("gs://b/run")) == "gs://b/run/checkpoints" and module.is_bucket(
-        module.folder_of("gs://b/run")
-    )
-    assert str(module.folder_of("run")) == str(
-        tmp_path / "run" / "checkpoints"
-    ) and not module.is_bucket(module.folder_of("run"))
+    remote, local = module.folder_of("gs://b/run"), module.folder_of("run")
+    assert str(remote) == "gs://b/run/checkpoints" and module.is_bucket(remote)
+    assert str(local) == str(tmp_path / "run" / "checkpoints") and not module.is_bucket(local)

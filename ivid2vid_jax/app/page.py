@@ -1,0 +1,223 @@
+"""The Gradio page of the app: its components and their events.
+
+Each visitor has a history of edits, a list of EditResult, which is deleted an hour after its last
+use.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ivid2vid_jax import assets
+from ivid2vid_jax.app.jobs import (
+    MAX_INSTRUCTION_LENGTH,
+    AppLimits,
+    EditRequest,
+    EditResult,
+    remove_results,
+    run_edit,
+)
+from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+from ivid2vid_jax.utils.errors import UserError
+
+SECONDS_KEPT = 3600  # lifetime of unused uploads, results and histories
+VIDEO_HEIGHT = 300  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The components of the left column."""
+
+    clip: gr.Video
+    sample: gr.Dropdown
+    instruction: gr.Textbox
+    text_scale: gr.Slider
+    video_scale: gr.Slider
+    steps: gr.Slider
+    seed: gr.Number
+    edit_button: gr.Button
+
+    @property
+    def request(self) -> list[gr.components.Component]:
+        """The inputs of an edit, in the order of EditRequest."""
+        return [
+            self.clip,
+            self.instruction,
+            self.text_scale,
+            self.video_scale,
+            self.steps,
+            self.seed,
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The components of the right column."""
+
+    past: gr.Dropdown
+    edited: gr.Video
+    pair: gr.Video
+    files: gr.Files
+    repeat_button: gr.Button
+
+
+class Handlers:
+    """What happens on the page's events. Each returns new values for the outputs."""
+
+    def __init__(self, pipe: Pipeline, limits: AppLimits, folder: Path):
+        self.pipe, self.limits, self.folder = pipe, limits, folder
+
+    def edit(
+        self,
+        clip: str | None,
+        instruction: str | None,
+        text_scale: float,
+        video_scale: float,
+        steps: float,
+        seed: float,
+        history: list[EditResult],
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio fills it in
+    ) -> tuple:
+        """Runs a new edit and appends it to the history."""
+        try:
+            request = EditRequest(
+                clip or "",
+                instruction or "",
+                float(text_scale),
+                float(video_scale),
+                int(steps),
+                int(seed),
+            )
+        except (TypeError, ValueError) as error:
+            raise gr.Error(
+                "scales, steps and seed must be numbers", print_exception=False
+            ) from error
+        return self.run(request, history, progress)
+
+    def repeat(
+        self,
+        index: int | None,
+        history: list[EditResult],
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio fills it in
+    ) -> tuple:
+        """Runs an edit of the history again."""
+        if not isinstance(index, int) or not 0 <= index < len(history):
+            raise gr.Error("there is nothing to repeat yet", print_exception=False)
+        return self.run(history[index].request, history, progress)
+
+    def run(self, request: EditRequest, history: list[EditResult], progress: gr.Progress) -> tuple:
+        """Runs an edit, appends it to the history and shows it."""
+
+        def show_progress(stage: str, done: int, total: int | None) -> None:
+            progress((done, total), desc=stage)
+
+        try:
+            result = run_edit(self.pipe, request, self.limits, self.folder, show_progress)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return self.show(len(history), [*history, result])
+
+    def show(self, index: int, history: list[EditResult]) -> tuple:
+        """Shows an edit of the history."""
+        result = history[index]
+        requests = [result.request for result in history]
+        names = [
+            (f"{i + 1}: {request.instruction} (seed {request.seed})", i)
+            for i, request in enumerate(requests)
+        ]
+        files = [str(result.edited), str(result.pair), str(result.record)]
+        past = gr.Dropdown(names, value=index)
+        return history, past, str(result.edited), str(result.pair), files
+
+
+def build_page(pipe: Pipeline, limits: AppLimits, folder: Path) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        pipe: the editor.
+        limits: of the clips and settings that are accepted.
+        folder: for the results.
+    """
+    handlers = Handlers(pipe, limits, folder)
+    defaults = EditSettings().resolve(pipe.folder)
+    samples = {name: str(path) for name, path in assets.clips().items()}
+    with gr.Blocks(
+        title="ivid2vid_jax", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT)
+    ) as blocks:
+        history = gr.State([], time_to_live=SECONDS_KEPT, delete_callback=remove_results)
+        gr.Markdown(
+            "## Edit a clip by an instruction\n"
+            f"Up to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB."
+        )
+        with gr.Row():
+            with gr.Column():
+                inputs = build_inputs(defaults, limits, samples)
+            with gr.Column():
+                outputs = build_outputs()
+        connect(handlers, inputs, outputs, history, samples)
+    return blocks
+
+
+def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> Inputs:
+    """The clip, the instruction and the settings. defaults: resolved EditSettings."""
+    return Inputs(
+        clip=gr.Video(label="Clip", sources=["upload"], height=VIDEO_HEIGHT),
+        sample=gr.Dropdown(list(samples), label="or a sample", value=None),
+        instruction=gr.Textbox(
+            label="Instruction",
+            placeholder="make the circle blue",
+            max_length=MAX_INSTRUCTION_LENGTH,
+        ),
+        text_scale=gr.Slider(
+            1,
+            15,
+            defaults.text_scale,
+            step=0.1,
+            label="Text scale: how strongly the instruction acts",
+        ),
+        video_scale=gr.Slider(
+            1,
+            5,
+            defaults.video_scale,
+            step=0.1,
+            label="Video scale: how much of the source is kept",
+        ),
+        steps=gr.Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
+        seed=gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+        edit_button=gr.Button("Edit", variant="primary"),
+    )
+
+
+def build_outputs() -> Outputs:
+    """The edited clip, its comparison with the source, the files and the history."""
+    video = dict(height=VIDEO_HEIGHT, autoplay=True, loop=True, interactive=False)
+    edited = gr.Video(label="Edited", **video)
+    pair = gr.Video(label="Source and edit", **video)
+    files = gr.Files(label="Download: the edit, side by side, all settings", interactive=False)
+    past = gr.Dropdown([], label="History", type="value")
+    return Outputs(past, edited, pair, files, gr.Button("Repeat exactly"))
+
+
+def connect(
+    handlers: Handlers, inputs: Inputs, outputs: Outputs, history: gr.State, samples: dict[str, str]
+) -> None:
+    """Connects the components' events with the handlers. Edits run one at a time."""
+    shown = [history, outputs.past, outputs.edited, outputs.pair, outputs.files]
+    inputs.sample.input(lambda name: samples[name], inputs.sample, inputs.clip, api_name="sample")
+    inputs.edit_button.click(
+        handlers.edit,
+        [*inputs.request, history],
+        shown,
+        api_name="edit",
+        concurrency_id="sampling",
+    )
+    outputs.repeat_button.click(
+        handlers.repeat,
+        [outputs.past, history],
+        shown,
+        api_name="repeat",
+        concurrency_id="sampling",
+    )
+    outputs.past.input(handlers.show, [outputs.past, history], shown, api_name="show")

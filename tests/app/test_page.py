@@ -1,0 +1,158 @@
+"""The page of the app, over HTTP and in Chromium."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from ivid2vid_jax.app import __main__ as app
+from ivid2vid_jax.app.jobs import AppLimits
+from tests.support.fake_pipeline import write_noise
+from tests.support.gradio_client import edit_inputs, path_of, visitor
+
+
+@pytest.fixture
+def served(pipe):
+    """(address, folder) of a running app."""
+    pytest.importorskip("gradio")
+    limits = AppLimits(waiting=2)
+    with (
+        app.private_folder() as home,
+        app.serving(pipe, app.AppArgs(port=0, limits=limits), home) as address,
+    ):
+        yield address, home
+
+
+def test_a_visitor_edits_repeats_and_sees_only_their_own_history(served, tmp_path):
+    address, home = served
+    assert address.startswith("http://127.0.0.1:")
+    clip = write_noise(tmp_path / "in.mp4")
+    with visitor(address) as (one, upload), visitor(address) as (two, _):
+        past, edited, pair, files = one.predict(*edit_inputs(upload(clip)), api_name="/edit")
+        assert path_of(edited).stat().st_size and path_of(pair).stat().st_size
+        assert len(files) == 3 and len(past["choices"]) == 1
+        past, repeated, *_ = one.predict(0, api_name="/repeat")
+        assert path_of(repeated).read_bytes() == path_of(edited).read_bytes()
+        assert [choice[0] for choice in past["choices"]] == [
+            "1: make it blue (seed 0)",
+            "2: make it blue (seed 0)",
+        ]
+        with pytest.raises(Exception, match="there is nothing to repeat yet"):
+            two.predict(None, api_name="/repeat")
+        with pytest.raises(Exception, match="is not in the list of choices"):
+            two.predict(0, api_name="/repeat")
+    assert list(home.glob("job-*"))
+
+
+def test_a_visitor_sees_the_error(served, tmp_path):
+    address, home = served
+    notes = tmp_path / "notes.mp4"
+    notes.write_text("these are my notes\n")
+    with visitor(address) as (client, upload):
+        for clip, instruction, message in (
+            (
+                write_noise(tmp_path / "long.mp4", frames=170),
+                "make it blue",
+                "the clip has 21.2 s, the limit is 20; cut it",
+            ),
+            (str(notes), "make it blue", "is not a video that can be read"),
+            (write_noise(tmp_path / "in.mp4"), "", "the instruction is empty"),
+        ):
+            with pytest.raises(Exception, match=message):
+                client.predict(*edit_inputs(upload(clip), instruction), api_name="/edit")
+    assert not list(home.glob("job-*"))
+
+
+def test_of_ten_requests_one_runs_at_a_time_and_a_full_queue_rejects(
+    served, pipe, tmp_path, monkeypatch
+):
+    address, _ = served
+    running, running_counts = [], []
+    edit_frames = pipe.edit_frames
+
+    def slow_edit(*args):
+        running.append(1)
+        running_counts.append(len(running))
+        time.sleep(0.5)
+        running.pop()
+        return edit_frames(*args)
+
+    monkeypatch.setattr(pipe, "edit_frames", slow_edit)
+    clip = write_noise(tmp_path / "in.mp4")
+    with visitor(address) as (client, upload):
+        jobs = [
+            client.submit(*edit_inputs(upload(clip), seed=seed), api_name="/edit")
+            for seed in range(10)
+        ]
+        failures = [str(error) for error in (job.exception(timeout=120) for job in jobs) if error]
+    assert max(running_counts) == 1 and len(running_counts) == 10 - len(failures), failures
+    assert 0 < len(failures) < 10, failures
+    for failure in failures:
+        assert "queue" in failure.lower() and "full" in failure.lower()
+
+
+@pytest.mark.slow
+def test_two_visitors_in_chromium(served, tmp_path, car):
+    """Upload, edit, repeat, error messages; each visitor sees their own history only."""
+    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if not chromium:
+        pytest.skip("chromium is not installed")
+    address, home = served
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        pages = [open_page(browser, address) for _ in range(2)]
+        for page in pages:
+            fill_in(page, car)
+            page.locator("video").first.wait_for()
+        for page in pages:
+            page.get_by_role("button", name="Edit", exact=True).click()
+        for page in pages:
+            page.get_by_text("side-by-side", exact=False).first.wait_for()
+            page.wait_for_function("[...document.querySelectorAll('video')].length >= 3")
+        pages[0].screenshot(path=os.environ.get("IVID2VID_SCREENSHOT", tmp_path / "page.png"))
+        pages[0].get_by_role("button", name="Repeat exactly").click()
+        pages[0].wait_for_function(
+            "[...document.querySelectorAll('input')]"
+            ".some(input => input.value.startsWith('2: make it snow'))"
+        )
+        inputs = pages[1].locator("input")
+        assert inputs.evaluate_all(
+            "inputs => inputs.some(input => input.value.startsWith('1: make it snow'))"
+        )
+        for file, message in invalid_files(tmp_path):
+            page = open_page(browser, address)
+            fill_in(page, file)
+            page.wait_for_timeout(3000)
+            page.get_by_role("button", name="Edit", exact=True).click()
+            page.get_by_text(message, exact=False).first.wait_for()
+        browser.close()
+    assert len(list(home.glob("job-*"))) == 3
+
+
+def open_page(browser, address):
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    return page
+
+
+def fill_in(page, file):
+    page.locator("input[type=file]").first.set_input_files(str(file))
+    page.get_by_test_id("textbox").first.fill("make it snow")
+    page.get_by_role("button", name="Edit", exact=True).wait_for()
+
+
+def invalid_files(folder) -> list[tuple[Path | str, str]]:
+    """(file, message) pairs."""
+    notes = folder / "notes.mp4"
+    notes.write_text("these are my notes\n")
+    long = write_noise(folder / "long.mp4", frames=300, size=(16, 16), rate=1)
+    wide = write_noise(folder / "wide.mp4", frames=2, size=(2160, 3840))
+    return [
+        (long, "the clip has 300.0 s, the limit is 20"),
+        (wide, "the frames are 3840x2160, the limit is 2048"),
+        (notes, "is not a video"),
+    ]
