@@ -53,7 +53,7 @@ setup(
             "torch",
         ],  # optical flow and SSIM; torch for FID and KID alone
         "app": ["gradio>=6.31,<7"],
-        "docs": ["mkdocs<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
+        "docs": ["mkdocs<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
         "dev": ["ruff==0.17.*", "mypy>=2", "import-linter>=2.3"],
         "test": [
             "pytest>=8",
