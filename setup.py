@@ -51,6 +51,8 @@ setup(
         # OpenCV: optical flow and SSIM; openpyxl: LOVEU-TGVE-2023's table; torch: FID and KID
         "evaluation": ["opencv-python-headless>=4.10", "openpyxl>=3.1", "torch"],
         "app": ["gradio>=6.31,<7"],
+        "docs": ["mkdocs<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
+        "dev": ["ruff==0.17.*", "mypy>=2", "import-linter>=2.3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
