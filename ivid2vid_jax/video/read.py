@@ -56,7 +56,10 @@ class Clip:
             return "folder"
         if self.path.suffix.lower() in MOTION_JPEG:
             return "video"
-        return "image" if is_image(self.path) else "video"
+        named_image = self.path.suffix.lower() in (*STILLS, ".gif")
+        if is_image(self.path):
+            return "image"
+        return "image" if named_image and not is_video(self.path) else "video"
 
     @property
     def is_container(self) -> bool:
@@ -111,6 +114,15 @@ def open_clip(
         raise UserError(f"{path}: holds no frame between {start or 0} s and {until}")
     clip.height, clip.width = first.pixels.shape[:2]
     return clip
+
+
+def is_video(path: Path) -> bool:
+    """Whether the file's content is a video."""
+    try:
+        open_container(path).close()
+    except UserError:
+        return False
+    return True
 
 
 def check_regular(path: Path) -> None:

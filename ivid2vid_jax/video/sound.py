@@ -145,9 +145,7 @@ class SoundTrack:
         """
         rate, origin = self.plan.rate, Fraction(container.start_time or 0, av.time_base)
         resampler, position, expected = None, 0, None
-        offset = Fraction(
-            0
-        )  # of the time stamps, where streams with clocks of their own are joined
+        offset = Fraction(0)  # added to the time stamps after a joint of two streams
         for frame in self.decoded(container):
             if frame.pts is None:
                 time = expected or Fraction(0)

@@ -1,5 +1,6 @@
 """Clips to files: mp4 and webm (through PyAV, sound kept), gif and webp, folders of frames."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -113,7 +114,7 @@ def write_clip(
     rate: Fraction,
     sound: Clip | None = None,
 ) -> None:
-    """Writes frames ([H, W, 3] uint8, one size) shown at `times` (seconds) to `path`, by its suffix.
+    """Writes frames ([H, W, 3] uint8, one size) to `path`, in the format of its suffix.
 
     Without a suffix a folder of PNGs is written. The file appears whole or not at all. mp4 holds
     H.264 in 4:2:0: odd sides are extended by one repeated row or column.
@@ -146,7 +147,7 @@ def write_animation(
     """Writes gif or webp by Pillow; times are rounded (gif: 10 ms, webp: 1 ms) without drifting."""
     tick = 10 if path.suffix.lower() == ".gif" else 1
     marks = [round(time * 1000 / tick) * tick for time in [*times, times[-1] + 1 / rate]]
-    durations = [max(b - a, tick) for a, b in zip(marks, marks[1:], strict=False)]
+    durations = [max(b - a, tick) for a, b in itertools.pairwise(marks)]
     pictures = (Image.fromarray(pixels) for pixels in frames)
     first = next(pictures)
     options = dict(quality=90, method=4) if tick == 1 else dict(optimize=False)
@@ -173,9 +174,8 @@ def write_container(
             if codec == "libx264":
                 pixels = to_even_size(pixels)
             if stream is None:
-                stream = output.add_stream(
-                    codec, rate=rate.limit_denominator(10**6), options=options
-                )
+                mean_rate = rate.limit_denominator(10**6)
+                stream = output.add_stream(codec, rate=mean_rate, options=options)
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = time_base
