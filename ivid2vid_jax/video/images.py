@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.convert import over_white
 from ivid2vid_jax.video.decode import Frame
-from ivid2vid_jax.video.limits import check_frame_size
+from ivid2vid_jax.video.limits import MAX_PIXELS, check_frame_size
 
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "TGA")
@@ -28,7 +28,12 @@ def open_image(path: Path) -> Image.Image:
     """Opens an image of an allowed format; raises what Pillow raises for anything else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=[name for name in FORMATS if name in known_formats()])
+        try:
+            image = Image.open(path, formats=[name for name in FORMATS if name in known_formats()])
+        except Image.DecompressionBombError as error:
+            raise UserError(
+                f"{path}: its size is above the limit of {MAX_PIXELS:,} pixels; scale it down first"
+            ) from error
     check_frame_size(str(path), image.height, image.width)
     return image
 

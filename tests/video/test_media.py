@@ -307,9 +307,10 @@ def test_special_files_are_refused(tmp_path):
 
 
 def test_a_frame_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path):
-    Image.new("1", (16_384, 16_384)).save(tmp_path / "large.png")
-    with pytest.raises(UserError, match=r"16384x16384.*above the limit"):
-        open_clip(tmp_path / "large.png")
+    for side in (9000, 16_384):
+        Image.new("1", (side, side)).save(tmp_path / "large.png")
+        with pytest.raises(UserError, match=r"large.png.*above the limit of 67,108,864 pixels"):
+            open_clip(tmp_path / "large.png")
 
 
 def test_a_truncated_file_is_named(tmp_path):
