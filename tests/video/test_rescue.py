@@ -79,10 +79,11 @@ def test_frames_of_an_earlier_rescue_stay(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from fractions import Fraction
 import numpy as np
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 from ivid2vid_jax.video.rescue import write_clip_safely
 
 class Frames:
