@@ -1,4 +1,4 @@
-"""Pictures to judge an edit by: source and edit side by side, as a clip and as a contact sheet."""
+"""Source and edit side by side, as a clip and as a contact sheet."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -38,8 +38,10 @@ def write_comparison(
 
 
 def comparison_halves(source: Clip, edited: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    edited_frames = open_clip(edited).frames()
-    return ((a.pixels, b.pixels) for a, b in zip(source.frames(), edited_frames, strict=True))
+    """Yields the frames of source and edit in pairs of one size (mp4 pads odd sides)."""
+    for before, after in zip(source.frames(), open_clip(edited).frames(), strict=True):
+        height, width = before.pixels.shape[:2]
+        yield before.pixels, after.pixels[:height, :width]
 
 
 def side_by_side(source: Clip, edited: Path) -> Iterator[np.ndarray]:
@@ -48,7 +50,10 @@ def side_by_side(source: Clip, edited: Path) -> Iterator[np.ndarray]:
 
 
 def write_panels(animation: Path, clips: list[np.ndarray], title: str, fps: float) -> Path:
-    """Writes clips [T, H, W, 3] of one shape side by side to an animation, small ones enlarged, and NAME_sheet.png; returns the latter."""
+    """Writes clips [T, H, W, 3] of one shape side by side, small ones enlarged.
+
+    Also writes a contact sheet, NAME_sheet.png, and returns its path.
+    """
     wide = np.concatenate(clips, axis=2)
     enlarged = max(1, CELL // clips[0].shape[1])
     wide = wide.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
@@ -64,7 +69,7 @@ def write_panels(animation: Path, clips: list[np.ndarray], title: str, fps: floa
 
 
 def contact_sheet(columns: list[tuple[np.ndarray, ...]], title: str) -> Image.Image:
-    """A contact sheet: a row for each clip (source, edit, ...), a column for each frame shown, under the instruction."""
+    """A contact sheet: a row per clip (source, edit, ...), a column per frame, under the title."""
     H, W = columns[0][0].shape[:2]
     height, width = (max(1, round(side * CELL / max(H, W))) for side in (H, W))
     font, top = ImageFont.load_default(size=20), 2 * MARGIN + 24

@@ -1,4 +1,4 @@
-"""Frames to the model's size and back: aspect kept, sides padded to a multiple of the model's factor."""
+"""Frames to the model's size and back: aspect kept, sides padded to the model's factor."""
 
 import dataclasses
 
@@ -10,7 +10,10 @@ from ivid2vid_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ResizePlan:
-    """Maps frames of `source` size (height, width) to `padded` size: resized to `inner`, edges repeated to the multiple."""
+    """Maps frames of `source` size (height, width) to `padded` size.
+
+    They are resized to `inner`, then their edges are repeated up to the model's multiple.
+    """
 
     source: tuple[int, int]
     inner: tuple[int, int]
@@ -43,7 +46,8 @@ class ResizePlan:
         (top, _), (left, _) = self.margins()
         return resize(frame[top : top + self.inner[0], left : left + self.inner[1]], self.source)
 
-    def margins(self):
+    def margins(self) -> list[tuple[int, int]]:
+        """Padding before and after, of the height and of the width."""
         return [
             ((outer - inner) // 2, outer - inner - (outer - inner) // 2)
             for inner, outer in zip(self.inner, self.padded, strict=True)
@@ -51,7 +55,7 @@ class ResizePlan:
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3] uint8 to `size` (height, width) by antialiased Lanczos; untouched where it has that size."""
+    """[H, W, 3] uint8 to `size` (height, width) by antialiased Lanczos."""
     if frame.shape[:2] == size:
         return frame
     return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))

@@ -1,5 +1,9 @@
-"""Clips to files: mp4 and webm (through PyAV, sound kept), gif and webp, folders of frames. Whole or not at all."""
+"""Clips to files: mp4 and webm (through PyAV, sound kept), gif and webp, folders of frames."""
 
+import itertools
+import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
@@ -11,10 +15,14 @@ from PIL import Image
 
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.video.convert import HD_LINES
 from ivid2vid_jax.video.read import Clip
+from ivid2vid_jax.video.sound import SoundTrack, plan_sound
 
-# Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip in a thousand or ten thousand
-# differs where other threads run (tests/video/test_video.py).
+log = logging.getLogger(__name__)
+
+# Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip
+# in a thousand or ten thousand differs where other threads run (tests/video/test_video.py).
 DETERMINISTIC_X264 = {"x264-params": "mbtree=0"}
 
 # container -> video encoder, its options, sound codecs that may be copied, encoder for others
@@ -35,14 +43,21 @@ CONTAINERS = {
 ANIMATIONS = (".gif", ".webp")
 STILLS = (".png", ".jpg", ".jpeg")
 FALLBACK_TIME_BASE = 90_000  # ticks/s for times that are not a multiple of one frame
+MIN_ROOM = 64 * 2**20  # bytes that must be free on the disk
+BT709, BT601 = 1, 6  # ISO/IEC 23091-2: matrix, transfer and primaries
 
 
 def check_output(path: Path) -> None:
-    """UserError where `path` cannot be written: unknown kind, no folder, no permission, a frame folder that holds things."""
+    """Raises UserError if `path` cannot be written, before anything is computed.
+
+    An unknown suffix, no folder, no permission, a name that is too long, no room on the disk, or a
+    frame folder that holds things.
+    """
     suffix = path.suffix.lower()
     if suffix not in (*CONTAINERS, *ANIMATIONS, *STILLS, ""):
         raise UserError(
-            f"{path}: cannot write {suffix} files; use {', '.join([*CONTAINERS, *ANIMATIONS, *STILLS])} or a folder name for frames"
+            f"{path}: cannot write {suffix} files; use "
+            f"{', '.join([*CONTAINERS, *ANIMATIONS, *STILLS])} or a folder name for frames"
         )
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -50,16 +65,46 @@ def check_output(path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
+        path.exists()
+        longest = os.pathconf(parent, "PC_NAME_MAX")
+        room = shutil.disk_usage(parent).free
     except OSError as error:
         raise UserError(
             f"{path}: the folder {parent} cannot be written ({error.strerror})"
         ) from error
+    if len(os.fsencode(path.name)) + len("_compare") > longest:
+        raise UserError(f"{path}: the name is longer than {longest} bytes; shorten it")
+    if room < MIN_ROOM:
+        raise UserError(
+            f"{path}: only {room / 2**20:.0f} MB are free in {parent}, {MIN_ROOM // 2**20} MB are "
+            "needed; make room or name another folder"
+        )
     if path.is_dir() and (suffix or any(path.iterdir())):
         raise UserError(f"{path}: is a folder that is not empty; name a file or a new folder")
     if path.is_file() and not suffix:
         raise UserError(
             f"{path}: is a file; give it an ending ({', '.join(CONTAINERS)}) or name a new folder"
         )
+
+
+def check_encodable(path: Path, size: tuple[int, int], rate: Fraction, sound: Clip | None) -> None:
+    """Encodes a few grey frames of a size, with the sound track, to a temporary file.
+
+    Raises UserError if the encoder, the layout or the rate does not work, before anything is
+    computed. Only video containers are tried.
+    """
+    if path.suffix.lower() not in CONTAINERS:
+        return
+    grey = np.full((*size, 3), 128, np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / f"trial{path.suffix}"
+        try:
+            write_clip(trial, iter([grey] * 2), [Fraction(0), 1 / Fraction(rate)], rate, sound)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: {size[1]}x{size[0]} at {float(rate):g} frames/s cannot be written "
+                f"({error}); choose another size, rate or container"
+            ) from error
 
 
 def write_clip(
@@ -69,18 +114,25 @@ def write_clip(
     rate: Fraction,
     sound: Clip | None = None,
 ) -> None:
-    """Writes frames ([H, W, 3] uint8, one size) shown at `times` (seconds) to `path`, by its ending; no ending: a folder of PNGs.
+    """Writes frames ([H, W, 3] uint8, one size) to `path`, in the format of its suffix.
 
-    rate: nominal frames/s, and the duration of the last frame. sound: the clip whose sound track is kept, cut to the times
-    shown; only mp4 and webm hold sound.
+    Without a suffix a folder of PNGs is written. The file appears whole or not at all. mp4 holds
+    H.264 in 4:2:0: odd sides are extended by one repeated row or column.
+
+    Args:
+        path: the target.
+        frames: the pixels.
+        times: seconds at which the frames are shown, increasing.
+        rate: nominal frames/s, and the duration of the last frame.
+        sound: the clip whose sound is kept, cut to the times shown; only mp4 and webm hold sound.
     """
-    suffix, begin = path.suffix.lower(), times[0]
-    times = [time - begin for time in times]
+    suffix, begin = path.suffix.lower(), Fraction(times[0])
+    times = [Fraction(time) - begin for time in times]
     with atomic_path(path) as target:
         if suffix in CONTAINERS:
-            write_container(target, frames, times, rate, sound, begin)
+            write_container(target, frames, times, Fraction(rate), sound, begin)
         elif suffix in ANIMATIONS:
-            write_animation(target, frames, times, rate)
+            write_animation(target, frames, times, Fraction(rate))
         elif suffix in STILLS:
             Image.fromarray(next(iter(frames))).save(target, quality=95)
         else:
@@ -92,10 +144,10 @@ def write_clip(
 def write_animation(
     path: Path, frames: Iterable[np.ndarray], times: list[Fraction], rate: Fraction
 ) -> None:
-    """Gif or webp by Pillow; times are rounded to its milliseconds (gif: 10 ms) without drifting."""
+    """Writes gif or webp by Pillow; times are rounded (gif: 10 ms, webp: 1 ms) without drifting."""
     tick = 10 if path.suffix.lower() == ".gif" else 1
     marks = [round(time * 1000 / tick) * tick for time in [*times, times[-1] + 1 / rate]]
-    durations = [max(b - a, tick) for a, b in zip(marks, marks[1:], strict=False)]
+    durations = [max(b - a, tick) for a, b in itertools.pairwise(marks)]
     pictures = (Image.fromarray(pixels) for pixels in frames)
     first = next(pictures)
     options = dict(quality=90, method=4) if tick == 1 else dict(optimize=False)
@@ -110,89 +162,63 @@ def write_container(
     sound: Clip | None,
     begin: Fraction,
 ) -> None:
-    """mp4 or webm. Odd sizes are kept: mp4 then stores full chroma, since halved chroma needs even sides."""
+    """Writes mp4 or webm with colour tags, and the sound of a clip from `begin` on."""
     codec, options, copied, sound_codec = CONTAINERS[path.suffix.lower()]
+    plan = plan_sound(sound.path, copied, sound_codec) if sound and sound.has_audio else None
     regular = all(time == i / rate for i, time in enumerate(times))
-    time_base = 1 / Fraction(rate) if regular else Fraction(1, FALLBACK_TIME_BASE)
+    time_base = 1 / rate if regular else Fraction(1, FALLBACK_TIME_BASE)
     flags = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
-    with av.open(str(path), "w", container_options=flags) as out:
-        stream = None
+    with av.open(str(path), "w", container_options=flags) as output:
+        stream, track = None, None
         for pixels, time in zip(frames, times, strict=True):
+            if codec == "libx264":
+                pixels = to_even_size(pixels)
             if stream is None:
-                stream = out.add_stream(
-                    codec, rate=Fraction(rate).limit_denominator(10**6), options=options
-                )
+                mean_rate = rate.limit_denominator(10**6)
+                stream = output.add_stream(codec, rate=mean_rate, options=options)
                 stream.height, stream.width = pixels.shape[:2]
-                odd = stream.height % 2 or stream.width % 2
-                stream.pix_fmt = "yuv444p" if odd and codec == "libx264" else "yuv420p"
+                stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = time_base
-                track = (
-                    SoundTrack(out, sound, begin, copied, sound_codec)
-                    if sound is not None and sound.has_audio
-                    else None
-                )
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                tag_colours(stream.codec_context)
+                if plan is not None:
+                    track = SoundTrack(output, sound.path, plan, begin)
+            frame = to_yuv420(pixels)
             frame.pts, frame.time_base = round(time / time_base), time_base
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-        if track:
-            track.copy(times[-1] + 1 / rate)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+        if track is not None:
+            track.write(times[-1] + 1 / rate)
 
 
-class SoundTrack:
-    """The first sound stream of a clip on its way into another container: packets copied where the container takes them,
-    encoded anew where not.
-    """
+def to_even_size(pixels: np.ndarray) -> np.ndarray:
+    """Repeats the last row or column where a side is odd: 4:2:0 needs even sides."""
+    height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return pixels
 
-    def __init__(self, out, clip: Clip, begin: Fraction, copied: tuple[str, ...], encoder: str):
-        self.out = out
-        self.source = av.open(str(clip.path))
-        self.input = self.source.streams.audio[0]
-        self.begin = begin
-        self.copied = self.input.codec_context.name in copied
-        if self.copied:
-            self.output = out.add_stream_from_template(self.input)
-        else:
-            rate = 48_000 if encoder == "libopus" else self.input.codec_context.sample_rate
-            self.output = out.add_stream(
-                encoder, rate=rate, layout=self.input.codec_context.layout.name
-            )
 
-    def copy(self, length: Fraction) -> None:
-        """The sound from the clip's start, `length` seconds of it."""
-        with self.source:
-            if self.copied:
-                self.copy_packets(length)
-            else:
-                self.encode(length)
+def matrix_of(height: int) -> int:
+    """The matrix that players assume for a height, which is also written as a tag."""
+    return BT709 if height >= HD_LINES else BT601
 
-    def copy_packets(self, length):
-        shift = round(self.begin / self.input.time_base)
-        for packet in self.source.demux(self.input):
-            if packet.dts is None or packet.pts is None or (shift > 0 and packet.pts < shift):
-                continue  # at shift 0 the packets before 0 stay: they prime the decoder
-            if (packet.pts - shift) * packet.time_base >= length:
-                break
-            packet.pts, packet.dts, packet.stream = (
-                packet.pts - shift,
-                packet.dts - shift,
-                self.output,
-            )
-            self.out.mux(packet)
 
-    def encode(self, length):
-        resampler = av.AudioResampler(
-            self.output.codec_context.format,
-            self.output.codec_context.layout,
-            self.output.codec_context.sample_rate,
-        )
-        samples = 0
-        for frame in self.source.decode(self.input):
-            if frame.time is not None and frame.time < self.begin:
-                continue
-            if frame.time is not None and frame.time - self.begin >= length:
-                break
-            for part in resampler.resample(frame):
-                part.pts, samples = samples, samples + part.samples
-                self.out.mux(self.output.encode(part))
-        self.out.mux(self.output.encode())
+def tag_colours(context: av.VideoCodecContext) -> None:
+    """Tags matrix, primaries, transfer (BT.709 or BT.601) and limited range."""
+    matrix = matrix_of(context.height)
+    context.colorspace = context.color_primaries = context.color_trc = matrix
+    context.color_range = 1
+
+
+def to_yuv420(pixels: np.ndarray) -> av.VideoFrame:
+    """[H, W, 3] uint8 to limited-range YUV 4:2:0 by the matrix of its height."""
+    matrix = matrix_of(pixels.shape[0])
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    frame = frame.reformat(
+        format="yuv420p",
+        dst_colorspace={BT709: 1, BT601: 5}[matrix],
+        dst_color_range=1,
+    )
+    frame.colorspace, frame.color_range = matrix, 1
+    frame.color_primaries = frame.color_trc = matrix
+    return frame

@@ -1,0 +1,33 @@
+"""Signals that wait until something short is complete."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def deferred_signals(*numbers: int) -> Iterator[None]:
+    """Holds back the first SIGTERM and SIGINT (or `numbers`) until the block has ended.
+
+    A second signal of the same kind acts at once. Outside the main thread it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    previous = {}
+
+    def hold(number: int, frame) -> None:
+        pending.append(number)
+        signal.signal(number, previous[number])
+
+    for number in numbers or (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in pending:
+            signal.raise_signal(number)

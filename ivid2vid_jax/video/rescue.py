@@ -1,0 +1,90 @@
+"""Writing a clip so that frames that took long to compute are never lost."""
+
+import errno
+import itertools
+import logging
+import tempfile
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.utils.signals import deferred_signals
+from ivid2vid_jax.video.read import Clip
+from ivid2vid_jax.video.write import write_clip
+
+log = logging.getLogger(__name__)
+
+FAULTS = (av.error.FFmpegError, OSError, ValueError, MemoryError, RuntimeError)
+
+
+def write_clip_safely(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    times: list[Fraction],
+    rate: Fraction,
+    sound: Clip | None = None,
+) -> None:
+    """`write_clip`; what goes wrong while writing costs the sound or the format, never the frames.
+
+    If writing fails, it is tried without the sound; if that fails too, the frames are written
+    losslessly to a folder beside the target, or to the system's temporary folder. A first SIGTERM
+    or Ctrl-C is obeyed once the file is complete.
+
+    Args:
+        path: the target.
+        frames: iterated once, and again after a failure: it must be re-iterable.
+        times: see `write_clip`.
+        rate: see `write_clip`.
+        sound: see `write_clip`.
+
+    Raises:
+        UserError: names what failed and where the frames are.
+    """
+    with deferred_signals():
+        try:
+            write_clip(path, frames, times, rate, sound)
+            return
+        except FAULTS as error:
+            cause = error
+        if sound is not None and sound.has_audio and not is_disk_fault(cause):
+            try:
+                write_clip(path, frames, times, rate)
+            except FAULTS as error:
+                cause = error
+            else:
+                raise UserError(
+                    f"{path}: is written without its sound, which cannot be kept ({cause})"
+                ) from cause
+        folder = write_frames_somewhere(path, frames)
+        raise UserError(
+            f"{path}: cannot be written ({cause}); the edited frames are in {folder}"
+        ) from cause
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether an error is the disk's, so that another attempt at the same place is in vain."""
+    faults = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EDQUOT, errno.EIO)
+    return getattr(error, "errno", None) in faults
+
+
+def write_frames_somewhere(path: Path, frames: Iterable[np.ndarray]) -> Path:
+    """Writes a folder of PNGs beside the target, or in the temporary folder; returns it."""
+    for parent in (path.absolute().parent, Path.cwd(), Path(tempfile.gettempdir())):
+        folder = free_name(parent / f"{path.stem[:100]}-frames")
+        try:
+            write_clip(folder, frames, [Fraction(0)], Fraction(1))
+        except OSError as error:
+            log.warning("%s: cannot be written (%s)", folder, error.strerror)
+        else:
+            return folder
+    raise UserError(f"{path}: cannot be written, and there is no room for its frames anywhere")
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the path with the first number at which nothing is there."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())

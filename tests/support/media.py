@@ -1,0 +1,54 @@
+"""Small media files of kinds that people have (tests/media), and what FFmpeg says of a file.
+
+The files were made with ffmpeg's test sources, Pillow and numpy; each kind was a public bug report
+of a comparable project.
+"""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+MEDIA = Path(__file__).parents[1] / "media"
+GAP = 0.3  # s of silence between two beeps
+
+
+def flashes(path: Path) -> list[float]:
+    """Times at which the picture turns bright, by FFmpeg's own time stamps."""
+    times, bright = [], False
+    with av.open(str(path)) as container:
+        for frame in container.decode(container.streams.video[0]):
+            now_bright = frame.to_ndarray(format="gray").mean() > 120
+            if now_bright and not bright:
+                times.append(float(frame.time))
+            bright = now_bright
+    return times
+
+
+def beeps(path: Path) -> list[float] | None:
+    """Times at which the sound begins after silence; None without a sound track."""
+    times, last = [], -9.0
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            return None
+        for frame in container.decode(container.streams.audio[0]):
+            samples = frame.to_ndarray().astype(np.float64)
+            if not frame.format.is_planar:
+                samples = samples.reshape(-1, len(frame.layout.channels)).T
+            if frame.format.name.startswith("s16"):
+                samples /= 2**15
+            for index in np.flatnonzero(np.abs(samples).max(0) > 0.05):
+                time = float(frame.time) + index / frame.sample_rate
+                if time - last > GAP:
+                    times.append(time)
+                last = time
+    return times
+
+
+def duration(path: Path, kind: str) -> float:
+    """Seconds of a stream, from its first to the end of its last packet."""
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        end = max((packet.pts + packet.duration) * packet.time_base for packet in packets)
+        return float(end)
