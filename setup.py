@@ -12,7 +12,7 @@ version = next(
 setup(
     name="ivid2vid_jax",
     version=version,
-    description="Edit video by instruction: InstructVid2Vid in JAX/Flax, TPU-native, trainable and exportable",
+    description="InstructVid2Vid in JAX/Flax: edit video by instruction, TPU-native, trainable",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
