@@ -20,6 +20,7 @@ from ivid2vid_jax.utils.versions import versions
 
 if TYPE_CHECKING:
     from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+    from ivid2vid_jax.inference.settings import ResolvedSettings
     from ivid2vid_jax.video.read import Clip
 
 
@@ -88,7 +89,7 @@ def open_source(args: EditArgs) -> "Clip":
     """Opens the clip. Raises UserError for input that cannot be edited into the output."""
     from ivid2vid_jax import assets
     from ivid2vid_jax.video.read import is_still, open_clip
-    from ivid2vid_jax.video.write import check_output
+    from ivid2vid_jax.video.write import check_encodable, check_output
 
     check_instruction(args.instruction)
     check_output(args.output)
@@ -106,18 +107,24 @@ def open_source(args: EditArgs) -> "Clip":
             f"{args.output}: is a still image, but the clip has more than one frame; "
             "give .mp4, .gif or a folder name"
         )
+    check_encodable(args.output, (clip.height, clip.width), clip.fps or clip.rate, clip)
+    if args.output.suffix.lower() == ".mp4" and (clip.height % 2 or clip.width % 2):
+        print(
+            f"note: {clip.width}x{clip.height} is odd; mp4 repeats the last row or column",
+            file=sys.stderr,
+        )
     return clip
 
 
 def edit_clip(
-    args: EditArgs, pipe: "Pipeline", clip: "Clip", settings: "EditSettings"
+    args: EditArgs, pipe: "Pipeline", clip: "Clip", settings: "ResolvedSettings"
 ) -> list[Fraction]:
     """Edits the clip to `args.output`; returns the times of its frames in seconds."""
     from ivid2vid_jax.parallel import runtime
     from ivid2vid_jax.video.fit import ResizePlan
-    from ivid2vid_jax.video.write import CONTAINERS, write_clip
+    from ivid2vid_jax.video.rescue import write_clip_safely
+    from ivid2vid_jax.video.write import CONTAINERS
 
-    assert settings.size is not None  # resolved
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times = []
 
@@ -136,7 +143,8 @@ def edit_clip(
             file=sys.stderr,
         )
     with Progress("writing", len(times)) as progress:
-        write_clip(args.output, progress.wrap(edited), times, clip.fps or clip.rate, sound)
+        frames = progress.wrap(edited)
+        write_clip_safely(args.output, frames, times, clip.fps or clip.rate, sound)
     return times
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
+from ivid2vid_jax.inference.settings import ResolvedSettings
 from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare
@@ -168,12 +169,11 @@ def edit_and_write(
     pipe: Pipeline,
     clip: Clip,
     result: EditResult,
-    settings: EditSettings,
+    settings: ResolvedSettings,
     limits: AppLimits,
     progress: Progress,
 ) -> int:
     """Writes the edited clip and the comparison with its source; returns the number of frames."""
-    assert settings.size is not None  # resolved
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times: list[Fraction] = []
     edited = pipe.edit_frames(
@@ -209,7 +209,7 @@ def frames_within_limits(
 
 
 def count_frames(
-    frames: Iterator[np.ndarray], total: int, progress: Progress
+    frames: Iterable[np.ndarray], total: int, progress: Progress
 ) -> Iterator[np.ndarray]:
     """Yields the frames and reports how many have been written."""
     for i, frame in enumerate(frames, 1):

@@ -190,11 +190,11 @@ class Pipeline:
         settings: ResolvedSettings,
         fit: ResizePlan,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Edits a stream of frames; returns an iterator over the edited frames.
+    ) -> "EditedFrames":
+        """Edits a stream of frames; returns the edited frames, decoded as they are iterated.
 
         Memory holds the pixels of a chunk and the latents of the whole clip. Each frame is encoded
-        once.
+        once. The result can be iterated again, so that no edit is lost if writing it fails.
 
         Args:
             frames: [H, W, 3] uint8 of the size that `fit` was planned for; so are the results.
@@ -206,7 +206,7 @@ class Pipeline:
         self.check_editable(instruction)
         source = self.vae_codec.encode(self.params["vae"], (fit.apply(frame) for frame in frames))
         edited = self.sample(source, instruction, settings, progress)
-        return (fit.restore(frame) for frame in self.vae_codec.decode(self.params["vae"], edited))
+        return EditedFrames(self, edited, fit)
 
     def check_editable(self, instruction: str) -> None:
         """UserError for an empty instruction or a net that takes no source clip."""
@@ -269,6 +269,19 @@ def clip_frames(video: str | Path | np.ndarray) -> tuple[tuple[int, int], Iterab
             f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
         )
     return (video.shape[1], video.shape[2]), video
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditedFrames:
+    """Edited frames, [H, W, 3] uint8, decoded anew at each iteration. latents: [T, h, w, C]."""
+
+    pipeline: Pipeline
+    latents: np.ndarray
+    fit: ResizePlan
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        codec, params = self.pipeline.vae_codec, self.pipeline.params["vae"]
+        return (self.fit.restore(frame) for frame in codec.decode(params, self.latents))
 
 
 def load(

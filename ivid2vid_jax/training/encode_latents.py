@@ -97,7 +97,7 @@ def latent_encoder(
             source=source,
             order=None,
             frames=config.frames,
-            stills=False,
+            image_pairs=False,
             view="edit",
             tokenize=lambda text: np.zeros(0, np.int32),  # embeddings are stored instead of tokens
             seed=0,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -35,8 +35,20 @@ class Progress:
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 
-    def wrap(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items and counts them."""
-        for item in items:
-            self.bar.update()
+    def wrap(self, items: Iterable[T]) -> "CountedItems[T]":
+        """The items, counted as they pass; iterated again, the bar starts again."""
+        return CountedItems(self, items)
+
+
+class CountedItems(Generic[T]):
+    """Items that a progress bar counts. They can be iterated as often as the items themselves."""
+
+    def __init__(self, progress: Progress, items: Iterable[T]):
+        self.progress, self.items = progress, items
+
+    def __iter__(self) -> Iterator[T]:
+        if "bar" in vars(self.progress):
+            self.progress.bar.reset()
+        for item in self.items:
+            self.progress.bar.update()
             yield item

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def deferred_signals(*numbers: int) -> Iterator[None]:
         yield
         return
     pending: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def hold(number: int, frame) -> None:
         pending.append(number)

@@ -1,6 +1,6 @@
 """Source and edit side by side, as a clip and as a contact sheet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def write_panels(animation: Path, clips: list[np.ndarray], title: str, fps: floa
     return picture
 
 
-def contact_sheet(columns: list[tuple[np.ndarray, ...]], title: str) -> Image.Image:
+def contact_sheet(columns: Sequence[tuple[np.ndarray, ...]], title: str) -> Image.Image:
     """A contact sheet: a row per clip (source, edit, ...), a column per frame, under the title."""
     H, W = columns[0][0].shape[:2]
     height, width = (max(1, round(side * CELL / max(H, W))) for side in (H, W))

@@ -6,6 +6,8 @@ and applies the display matrix, as a player does. It is rebuilt when the frames'
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from av.filter import Graph
@@ -33,28 +35,28 @@ class FrameConverter:
         self.graph: Graph | None = None
         self.signature: tuple | None = None
         self.size: tuple[int, int] | None = None
-        self.keys: dict[int, object] = {}
+        self.keys: dict[int, Any] = {}
         self.count = 0
 
-    def __call__(self, frame: VideoFrame, key: object) -> Iterator[tuple[object, np.ndarray]]:
+    def __call__(self, frame: VideoFrame, key: Any) -> Iterator[tuple[Any, np.ndarray]]:
         """Pushes a frame; yields what the graph has finished."""
         signature = signature_of(frame)
         if self.graph is None or signature != self.signature:
             yield from self.flush()
             self.graph, self.signature = self.build(frame), signature
         self.keys[self.count] = key
-        frame.pts, frame.time_base, self.count = self.count, 1, self.count + 1
+        frame.pts, frame.time_base, self.count = self.count, Fraction(1), self.count + 1
         self.graph.vpush(frame)
         yield from self.pull()
 
-    def flush(self) -> Iterator[tuple[object, np.ndarray]]:
+    def flush(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Yields the frames that are still inside the graph."""
         if self.graph is not None:
             self.graph.vpush(None)
             yield from self.pull()
             self.graph = None
 
-    def pull(self) -> Iterator[tuple[object, np.ndarray]]:
+    def pull(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Yields what the graph has finished."""
         assert self.graph is not None
         while True:
@@ -65,6 +67,7 @@ class FrameConverter:
             pixels = frame.to_ndarray()
             if pixels.shape[-1] == 4:
                 pixels = over_white(pixels)
+            assert frame.pts is not None and frame.time_base is not None
             index = round(frame.pts * frame.time_base)
             self.size = self.size or pixels.shape[:2]
             yield self.keys.pop(index), pixels
@@ -73,7 +76,7 @@ class FrameConverter:
         """A graph for frames like this one."""
         graph = Graph()
         node = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=1
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
         )
         for name, arguments in [
             *filters_for(frame, self.sample_aspect, self.size),
@@ -160,7 +163,7 @@ def orientation_filters(matrix: np.ndarray | None) -> list[tuple[str, str]]:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """The frame's display matrix [3, 3] (16.16 fixed point as float), or None."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     return None if data is None else np.frombuffer(bytes(data), "<i4").reshape(3, 3) / 65536
 
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -92,6 +93,7 @@ def seek(container: InputContainer, stream: VideoStream, start: Fraction) -> boo
     if container.format.name.partition(",")[0] not in SEEKABLE:
         return False
     origin = Fraction(container.start_time or 0, av.time_base)
+    assert stream.time_base is not None
     try:
         container.seek(int((start + origin) / stream.time_base), stream=stream)
     except av.error.FFmpegError:
@@ -129,11 +131,11 @@ def decode_stream(path: Path, container: InputContainer, stream: VideoStream) ->
     check_covered(path, stream, end, count)
 
 
-def decoder_of(stream: VideoStream) -> av.CodecContext:
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
     """The stream's decoder; for VP8 and VP9 with an alpha channel libvpx, which decodes it."""
     name = stream.codec_context.name
     if name in ("vp8", "vp9") and stream.metadata.get("alpha_mode") == "1":
-        return av.CodecContext.create(f"libvpx{'-vp9' if name == 'vp9' else ''}", "r")
+        return av.CodecContext.create("libvpx-vp9" if name == "vp9" else "libvpx", "r")
     return stream.codec_context
 
 
@@ -145,7 +147,7 @@ def end_of(packet: Packet) -> Fraction:
 
 def check_covered(path: Path, stream: VideoStream, end: Fraction, count: int) -> None:
     """Raises UserError if the packets end well before the duration that the header announces."""
-    if not stream.duration:
+    if not stream.duration or stream.time_base is None:
         return
     duration = stream.duration * stream.time_base
     covered = end - (stream.start_time or 0) * stream.time_base

@@ -30,9 +30,9 @@ class ResizePlan:
                 f"size {size} is too small: this model needs at least {factor} pixels a side"
             )
         scale = size / max(source)
-        inner = tuple(max(1, round(side * scale)) for side in source)
-        padded = tuple(-(-side // factor) * factor for side in inner)
-        return cls(source, inner, padded)
+        height, width = (max(1, round(side * scale)) for side in source)
+        padded = -(-height // factor) * factor, -(-width // factor) * factor
+        return cls(source, (height, width), padded)
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 of the source size -> padded size, the picture in the middle."""

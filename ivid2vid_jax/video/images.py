@@ -20,8 +20,10 @@ SEQUENCES = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # the pictures of an MPO are
 DEFAULT_DURATION = 100  # ms, of a frame that states none or at most 10, as browsers show it
 JUNK = re.compile(r"\.|thumbs\.db$|desktop\.ini$", re.IGNORECASE)  # of operating systems
 
-ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, MemoryError)
-ERRORS += (Image.DecompressionBombError, ZeroDivisionError, TypeError, KeyError, IndexError)
+ERRORS: tuple[type[Exception], ...] = (  # that Pillow raises for files of any content
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, MemoryError),
+    *(Image.DecompressionBombError, ZeroDivisionError, TypeError, KeyError, IndexError),
+)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -144,10 +144,11 @@ class SoundTrack:
         Positions count from the beginning of the range shown and may be negative.
         """
         rate, origin = self.plan.rate, Fraction(container.start_time or 0, av.time_base)
-        resampler, position, expected = None, 0, None
+        resampler: av.AudioResampler | None = None
+        position, expected = 0, None
         offset = Fraction(0)  # added to the time stamps after a joint of two streams
         for frame in self.decoded(container):
-            if frame.pts is None:
+            if frame.pts is None or frame.time_base is None:
                 time = expected or Fraction(0)
             else:
                 time = frame.pts * frame.time_base - origin + offset
@@ -161,6 +162,7 @@ class SoundTrack:
                 expected = time
             expected += Fraction(frame.samples, frame.sample_rate)
             frame.pts = None
+            assert resampler is not None
             for start, samples in self.resampled(resampler, frame, position):
                 yield start, samples
                 position = start + samples.shape[1]

@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from PIL import Image
 
 from ivid2vid_jax.utils.atomic import atomic_path
@@ -169,22 +171,25 @@ def write_container(
     time_base = 1 / rate if regular else Fraction(1, FALLBACK_TIME_BASE)
     flags = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
     with av.open(str(path), "w", container_options=flags) as output:
-        stream, track = None, None
+        stream: VideoStream | None = None
+        track = None
         for pixels, time in zip(frames, times, strict=True):
             if codec == "libx264":
                 pixels = to_even_size(pixels)
             if stream is None:
                 mean_rate = rate.limit_denominator(10**6)
-                stream = output.add_stream(codec, rate=mean_rate, options=options)
+                added = output.add_stream(codec, rate=mean_rate, options=options)
+                stream = cast(VideoStream, added)
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = time_base
                 tag_colours(stream.codec_context)
-                if plan is not None:
+                if plan is not None and sound is not None:
                     track = SoundTrack(output, sound.path, plan, begin)
             frame = to_yuv420(pixels)
             frame.pts, frame.time_base = round(time / time_base), time_base
             output.mux(stream.encode(frame))
+        assert stream is not None, "there is at least one frame"
         output.mux(stream.encode())
         if track is not None:
             track.write(times[-1] + 1 / rate)
