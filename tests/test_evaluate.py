@@ -16,6 +16,7 @@ from ivid2vid_jax.evaluation.output_folder import bind_to_settings
 from ivid2vid_jax.evaluation.shapes_benchmark import evaluate_edit, run_benchmark, warping_errors
 from ivid2vid_jax.experiments import engine_editors, guidance_grid
 from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.synthesis.editors import EDITORS
 from ivid2vid_jax.training import init_state, run_folder
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video import compare
@@ -228,19 +229,26 @@ def test_the_page_opens_in_a_browser(tmp_path):
 
 
 def test_a_guidance_grid_is_plotted_and_its_best_point_named(words, tmp_path, capsys):
-    grid = ("--grid-text", 1, 3, "--grid-video", 1)
+    grid = ("--grid-text", 2, 3, "--grid-video", 1)  # one program: the scales are traced
     code, _, out = command(capsys, *words, "--kinds", "colour", "--steps", 1, *grid)
     output = tmp_path / "out"
     report = json.loads((output / "report.json").read_text())["report"]
     assert code == 0 and "best: text " in out
-    assert set(report) == {"text 1, video 1", "text 3, video 1"}
-    assert report["text 1, video 1"]["all"]["psnr"] != report["text 3, video 1"]["all"]["psnr"]
+    assert set(report) == {"text 2, video 1", "text 3, video 1"}
+    assert report["text 2, video 1"]["all"]["psnr"] != report["text 3, video 1"]["all"]["psnr"]
     with Image.open(output / "grid.png") as picture:
         assert picture.width > 1000
 
 
-def test_a_guidance_grid_of_styles_is_plotted_without_psnr_outside(words, tmp_path, capsys):
+def test_a_guidance_grid_of_styles_is_plotted_without_psnr_outside(
+    words, tmp_path, capsys, monkeypatch
+):
     """A style may change every pixel: there is no outside."""
+
+    def editors(pipe, settings, points):
+        return {guidance_grid.name(point): copy for point in points}
+
+    monkeypatch.setattr(guidance_grid, "editors", editors)
     grid = ("--grid-text", 1, "--grid-video", 1)
     code, _, _ = command(capsys, *words, "--kinds", "grey", "--steps", 1, *grid)
     output = tmp_path / "out"
@@ -280,7 +288,13 @@ def test_engine_editors_receive_both_captions():
         engine_editors.editor(lambda batch: [[None]], 7)(truth)
 
 
-def test_engine_editors_are_evaluated_on_the_same_clips(words, tmp_path, capsys):
+def test_engine_editors_are_evaluated_on_the_same_clips(words, tmp_path, capsys, monkeypatch):
+    """With an editor that copies: the real ones compile for long, tests/synthesis covers them."""
+
+    def load_editor(base, config, workers):
+        return lambda tasks: [[task.clip] for task in tasks]
+
+    monkeypatch.setitem(EDITORS, "shared_noise", load_editor)
     base = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **ONE_LEVEL))
     recipe = tmp_path / "engine.py"
     recipe.write_text(

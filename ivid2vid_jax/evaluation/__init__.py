@@ -1,1 +1,1 @@
-"""Metrics of edited clips, and what puts them into tables and pictures."""
+"""Metrics of edited clips, benchmarks, and their reports."""

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from ivid2vid_jax import evaluate
 from ivid2vid_jax.evaluation import ab_study, evaluate_clips
 from ivid2vid_jax.evaluation.ab_study import COLUMNS, QUESTIONS, Question
 from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
-from tests.evaluation.test_evaluate_clips import save, world  # noqa: F401 (world is a fixture)
+from tests.evaluation.edited_set import command, save
 from tests.support import browser
 from tests.support.clips import static
-from tests.support.command import run_command
 
 HEADER = ",".join(COLUMNS) + "\n"
 ANSWER = "0123456789abcdef,0,text,first,second,1.0\n"
@@ -63,10 +61,6 @@ def serving(folder):
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def command(capsys, *words):
-    return run_command(capsys, evaluate.EvaluateArgs, evaluate.run, *words)
 
 
 def test_the_page_is_blind_and_randomised(tmp_path):
@@ -152,7 +146,7 @@ def test_the_server_accepts_only_answers(study):
     assert [file.name for file in (study / "answers").iterdir()] == ["0123456789abcdef.csv"]
 
 
-def test_the_command_writes_the_page_and_counts_votes(world, capsys):  # noqa: F811
+def test_the_command_writes_the_page_and_counts_votes(world, capsys):
     data, edited, output = world
     against = output.with_name("theirs")
     save(against / "clip1", static(3, 32))
@@ -200,7 +194,7 @@ def test_shares_are_of_pairs_and_the_last_answer_counts(tmp_path):
     assert f"| {QUESTIONS['text']} | 11 | 1 | 0 | 95% [{100 * low:.0f}, {100 * high:.0f}] |" in text
 
 
-def test_clips_are_encoded_pair_by_pair(world, capsys, monkeypatch):  # noqa: F811
+def test_clips_are_encoded_pair_by_pair(world, capsys, monkeypatch):
     """Memory holds one pair: each is encoded before the next is read."""
     data, edited, output = world
     calls, read, encode = [], evaluate_clips.read_pair, ab_study.animation
@@ -228,7 +222,7 @@ def test_errors_of_bad_input(tmp_path):
         ab_study.tally(tmp_path / "study", [tmp_path / "v.csv"])
 
 
-def test_the_report_opens_in_a_browser(world, capsys, tmp_path):  # noqa: F811
+def test_the_report_opens_in_a_browser(world, capsys, tmp_path):
     data, edited, output = world
     words = ("--edited", edited, "--data", data, "--output", output)
     assert command(capsys, *words)[0] == 0

@@ -5,6 +5,7 @@ import pytest
 from ivid2vid_jax import train as command
 from ivid2vid_jax.data.shapes import KINDS
 from ivid2vid_jax.evaluation import shapes_benchmark, training_benchmark
+from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
@@ -89,8 +90,8 @@ def test_results_of_earlier_versions_are_read_and_continued(tmp_path, edits):
     assert "| grey | 0 of 1, 0% " in training_benchmark.table(tmp_path)
 
 
-def test_a_run_prints_its_benchmark(tmp_path, capsys, monkeypatch):
-    """Without the training step, which takes a minute to compile."""
+def test_a_run_prints_its_benchmark(tmp_path, capsys, monkeypatch, edits):
+    """Without the training step and the edits, which take a minute to compile."""
     monkeypatch.setattr(CompiledStep, "compile", lambda self, *args: setattr(self, "flops", 0.0))
     metrics = {"loss": 0.5, "lr": 0.1}
     monkeypatch.setattr(
@@ -103,6 +104,7 @@ def test_a_run_prints_its_benchmark(tmp_path, capsys, monkeypatch):
     for step in (0, 2):
         items = shapes_benchmark.read(training_benchmark.file(run, step))
         assert {item.kind for item in items} == {"sepia", "grey"}
+    assert len(edits) == 4 and all(isinstance(pipe, Pipeline) for pipe in edits)
     assert len(read_metrics(run, "train")) == 2
 
 
