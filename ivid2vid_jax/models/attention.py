@@ -209,9 +209,10 @@ def splash_attention(q_BQHD, k_BKHD, v_BKHD):
         interpret=platform() != "tpu",
     )
     segment_ids = None
-    if pad_k:  # queries attend to keys of their own segment: 0 the sequence, 1 the padding
-        is_padding = (jnp.arange(K + pad_k) >= K).astype(jnp.int32)
-        segment_ids = splash.SegmentIds(jnp.zeros(Q + pad_q, jnp.int32), is_padding)
+    if pad_k:  # queries attend to keys of their own segment: 0 for the sequence, 1 for padding
+        query_segments = jnp.zeros(Q + pad_q, jnp.int32)
+        key_segments = (jnp.arange(K + pad_k) >= K).astype(jnp.int32)
+        segment_ids = splash.SegmentIds(query_segments, key_segments)
     run = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segment_ids))
     out_BHQD = run(q_BHQD, k_BHKD, v_BHKD)[:, :, :Q]
     return out_BHQD.swapaxes(1, 2).astype(q_BQHD.dtype)
