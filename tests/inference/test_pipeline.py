@@ -24,6 +24,7 @@ INSTRUCTION = "make the red car blue"
 
 @pytest.fixture(scope="module")
 def pipe(tiny):
+    """One pipeline for all tests; most clips have 4 frames, so that they share its programs."""
     return ivid2vid_jax.load(tiny)
 
 
@@ -56,7 +57,7 @@ def edit_noise(seed, steps, frames, shape):
     ("negative", "text_scale", "video_scale"), [("", 7.5, 1.5), ("snow", 4.0, 2.0)]
 )
 def test_equals_diffusers_instruct_pix2pix(
-    tiny, stock_pipe, monkeypatch, sampler, negative, text_scale, video_scale
+    tiny, pipe, stock_pipe, monkeypatch, sampler, negative, text_scale, video_scale
 ):
     """Pixels in, pixels out, three branches, one frame, the same noise."""
     frame, noise = clip(1), iter(edit_noise(seed=7, steps=10, frames=1, shape=(8, 8, 4)))
@@ -90,14 +91,14 @@ def test_equals_diffusers_instruct_pix2pix(
         size=16,
         seed=7,
     )
-    actual = ivid2vid_jax.load(tiny).edit(frame, INSTRUCTION, **options)
+    actual = pipe.edit(frame, INSTRUCTION, **options)
     assert 0.02 < expected.mean() < 0.98 and expected.std() > 0.05
     # rounding to uint8 is an error of 0.002
     np.testing.assert_allclose(actual / 255.0, expected, atol=0.0025)
 
 
 def test_a_seed_repeats_and_another_differs(pipe):
-    video, options = clip(3), dict(steps=2, size=16)
+    video, options = clip(4), dict(steps=2, size=16)
     first = pipe.edit(video, INSTRUCTION, seed=5, **options)
     assert first.shape == video.shape and first.dtype == np.uint8
     np.testing.assert_array_equal(first, pipe.edit(video, INSTRUCTION, seed=5, **options))
@@ -130,7 +131,7 @@ def test_windowed_sampling_equals_full_clip_sampling(pipe, name):
     """This net works frame by frame, so windows change rounding only."""
     source = random_latents(10)
     expected = run_loop(pipe, source, [slice(0, 10)], sampler=name)
-    for windows in ([slice(0, 6), slice(4, 10)], [slice(0, 4), slice(3, 7), slice(6, 10)]):
+    for windows in ([slice(0, 6), slice(4, 10)], [slice(0, 6), slice(2, 8), slice(4, 10)]):
         np.testing.assert_allclose(
             run_loop(pipe, source, windows, sampler=name),
             expected,
@@ -139,11 +140,11 @@ def test_windowed_sampling_equals_full_clip_sampling(pipe, name):
 
 
 def test_both_loops_agree_on_one_window(pipe, monkeypatch):
-    source = random_latents(5)
-    expected = run_loop(pipe, source, [slice(0, 5)])
+    source = random_latents(6)
+    expected = run_loop(pipe, source, [slice(0, 6)])
     monkeypatch.setattr(pipe.sampling_loop, "sample_one_window", pipe.sampling_loop.sample_windows)
     np.testing.assert_allclose(
-        run_loop(pipe, source, [slice(0, 5)]), expected, atol=1e-3 * np.abs(expected).max()
+        run_loop(pipe, source, [slice(0, 6)]), expected, atol=1e-3 * np.abs(expected).max()
     )
 
 
@@ -193,7 +194,7 @@ def test_nothing_is_compiled_twice(pipe):
 
 
 def test_guidance_acts_in_its_interval_only(pipe):
-    video, options = clip(2), dict(steps=4, size=16, text_scale=5.0, video_scale=2.0)
+    video, options = clip(4), dict(steps=4, size=16, text_scale=5.0, video_scale=2.0)
     unguided = pipe.edit(video, INSTRUCTION, **options | dict(text_scale=1.0, video_scale=1.0))
     np.testing.assert_array_equal(
         pipe.edit(video, INSTRUCTION, guide_from=1.0, **options), unguided
@@ -214,7 +215,7 @@ def test_shared_noise_gives_equal_frames_of_a_still_clip(pipe, sampler, frames):
 
     This net has no temporal layers.
     """
-    still = np.broadcast_to(clip(1), (5, 16, 16, 3))
+    still = np.broadcast_to(clip(1), (4, 16, 16, 3))
     options = dict(steps=2, size=16, sampler=sampler, frames=frames)
 
     def max_difference(shared):
@@ -285,7 +286,7 @@ def test_padding_token_is_the_folders(tmp_path):
 
 
 def test_bfloat16_is_close_to_float32(tiny, pipe):
-    video, options = clip(2), dict(steps=3, size=16, text_scale=1.0, video_scale=1.0)
+    video, options = clip(4), dict(steps=3, size=16, text_scale=1.0, video_scale=1.0)
     expected = pipe.edit(video, INSTRUCTION, **options)
     actual = ivid2vid_jax.load(tiny, dtype="bfloat16").edit(video, INSTRUCTION, **options)
     assert 0 < np.abs(expected.astype(float) - actual).mean() < 4
