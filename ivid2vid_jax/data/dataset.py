@@ -200,11 +200,13 @@ def from_video(data: bytes, indices: Sequence[int] | None) -> np.ndarray:
     """Decodes the frames at `indices` (None = all), upright; stops at the last one needed."""
     import av
 
+    from ivid2vid_jax.video.container import OPTIONS
+
     needed = None if indices is None else set(indices)
     frames: dict[int, np.ndarray] = {}
     count = 0
     try:
-        with av.open(io.BytesIO(data), "r") as container:
+        with av.open(io.BytesIO(data), "r", options=OPTIONS) as container:
             stream = container.streams.video[0]
             for frame in container.decode(stream):
                 if needed is None or count in needed:
@@ -232,8 +234,10 @@ def clip_length(data: bytes) -> int:
     if data[4:8] == b"ftyp":
         import av
 
+        from ivid2vid_jax.video.container import OPTIONS
+
         try:
-            with av.open(io.BytesIO(data), "r") as container:
+            with av.open(io.BytesIO(data), "r", options=OPTIONS) as container:
                 announced = container.streams.video[0].frames
         except (av.error.FFmpegError, IndexError) as error:
             raise DamagedClip(f"a damaged video ({error})") from error

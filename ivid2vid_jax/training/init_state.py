@@ -107,13 +107,14 @@ def plan_networks(
         learn_vocabulary(config, texts, run / "tokenizer")
         return (clip_from_scratch if config.task == "clip" else from_scratch)(config, run), None
     if config.task == "clip":
-        clip = open_clip_folder(hub.resolve_model(config.model))
-        if clip.clip.vision.image_size != config.loader.size:
+        clip_folder = open_clip_folder(hub.resolve_model(config.model))
+        image_size = clip_folder.clip.vision.image_size
+        if image_size != config.loader.size:
             raise UserError(
                 f"--loader.size {config.loader.size}: {config.model} takes images of "
-                f"{clip.clip.vision.image_size} pixels"
+                f"{image_size} pixels"
             )
-        return clip, clip
+        return clip_folder, clip_folder
     source = open_pipeline_folder(hub.resolve_model(config.model))
     if config.net.reinit_temporal:
         if config.net.temporal is None:

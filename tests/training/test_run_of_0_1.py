@@ -14,8 +14,8 @@ from tests.support.tiny_run import tiny
 from tests.support.train_runs import complete_steps
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "run_0_1.tar.gz"
-# Relative tolerances. On the machine that recorded the run the metrics are bitwise equal; other
-# CPUs round differently.
+# Relative tolerances. Metrics are bitwise equal on the machine that recorded the run; other CPUs
+# round differently.
 TOLERANCES = {
     "loss": 1e-5,
     "noise_loss": 1e-5,

@@ -8,6 +8,7 @@ edited = pipe("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]
 """
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +18,19 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
 )
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
 }
+
+IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,dv,flv,h264,hevc,ivf,m4v,mpeg,mpegts,mpegvideo,"
+    "mxf,nut,obu,ogg,yuv4mpegpipe"
+)
 
 
 class InstructVid2VidPipeline(DiffusionPipeline):
@@ -248,12 +255,61 @@ def read_video(video):
         return video
     if isinstance(video, list | tuple):
         return np.stack([np.asarray(image.convert("RGB")) for image in video])
+    Image.init()
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(video, formats=formats) as image:
+            still = image.format in ("JPEG", "MPO")
+            pictures = [image] if still else ImageSequence.Iterator(image)
+            return np.stack([image_pixels(picture) for picture in pictures])
+    except UnidentifiedImageError:
+        return np.stack(list(video_pixels(video)))
+
+
+def image_pixels(picture):
+    """[H, W, 3] uint8: upright, over white."""
+    rgba = ImageOps.exif_transpose(picture).convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba))[..., :3]
+
+
+def video_pixels(path):
+    """Yields the frames [H, W, 3] uint8 of a video file as a player shows them.
+
+    Only files of listed formats are opened, never a playlist that names other files.
+    """
     import av
 
-    with av.open(str(video)) as container:
-        return np.stack(
-            [
-                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                for frame in container.decode(video=0)
-            ]
-        )
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+    with av.open(f"file:{Path(path).absolute()}", options=options) as container:
+        streams = [stream for stream in container.streams.video if not is_cover(stream)]
+        if not streams:
+            raise ValueError(f"{path}: holds no video stream")
+        aspect = float(streams[0].sample_aspect_ratio or 1)
+        for frame in container.decode(streams[0]):
+            hd = frame.colorspace == 1 or (frame.colorspace == 2 and frame.height >= 720)
+            pixels = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if hd else "ITU601")
+            if abs(aspect - 1) > 1e-3:
+                size = frame.width * max(1, aspect), frame.height / min(1, aspect)
+                pixels = np.asarray(Image.fromarray(pixels).resize([round(side) for side in size]))
+            yield upright(pixels, frame)
+
+
+def is_cover(stream):
+    """Whether a stream is cover art."""
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def upright(pixels, frame):
+    """Applies the frame's display matrix, of turns by 90 degrees and mirrors."""
+    from av.sidedata.sidedata import Type
+
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return pixels
+    a, b, _, c, d = np.sign(np.round(np.frombuffer(bytes(data), "<i4")[:5] / 65536))
+    if a == 0 and d == 0 and b and c:  # rows become columns
+        pixels = pixels.transpose(1, 0, 2)
+        a, d = c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
