@@ -68,8 +68,10 @@ def videos(folder: Path) -> dict[str, Path]:
 def cut_video(path: Path, name: str, config: ClipsConfig, output: Path) -> Outcome:
     """Writes the clips of a video to output/<clip id>.npy.
 
-    Returns the outcome for the manifest: its clips, and the refused pieces with the reasons.
+    Returns the outcome for the manifest: its clips, and the refused pieces with the reasons. Raises
+    UserError if PySceneDetect is not installed.
     """
+    check_scenedetect()
     clips: list[dict] = []
     refused: list[dict] = []
     facts = {"sha256": file_sha256(path), "clips": clips, "refused": refused}
@@ -99,6 +101,16 @@ def cut_video(path: Path, name: str, config: ClipsConfig, output: Path) -> Outco
         reasons = dict.fromkeys(piece["reason"] for piece in refused)
         return REJECTED, facts | {"reason": "; ".join(reasons) or "no frame"}
     return ACCEPTED, facts
+
+
+def check_scenedetect() -> None:
+    """Raises UserError if PySceneDetect is not installed."""
+    try:
+        import scenedetect  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'cutting videos needs PySceneDetect ({error}): pip install "ivid2vid_jax[synthesis]"'
+        ) from error
 
 
 def examine(piece: Piece, config: ClipsConfig) -> tuple[dict, str]:
@@ -141,12 +153,8 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
     after it. It answers NEIGHBOURS frames late, and not at all for as many frames at both ends of a
     video; the first and the last frame are repeated for it, so it finds boundaries there, too.
     """
-    try:
-        from scenedetect import AdaptiveDetector, FrameTimecode
-    except ImportError as error:
-        raise UserError(
-            'cutting videos needs PySceneDetect: pip install "ivid2vid_jax[synthesis]"'
-        ) from error
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
     detector = AdaptiveDetector(
         adaptive_threshold=config.sudden,
         min_content_val=config.cut,

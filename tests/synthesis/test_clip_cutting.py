@@ -1,5 +1,6 @@
 """Cutting clips: shot boundaries, refused pieces and their reasons, near-duplicates."""
 
+import sys
 import time
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_real_clips_are_one_shot(clip, tmp_path):
     assert status == "accepted", facts
     assert {piece["shot"] for piece in facts["clips"] + facts["refused"]} == {0}
     assert all(piece["motion"] > 0.9 for piece in facts["clips"])
+
+
+def test_without_pyscenedetect_no_video_is_rejected(tmp_path, monkeypatch):
+    """The stage ends instead, so the videos are still to be cut."""
+    path = write_film(tmp_path, scene(0, 8))
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    with pytest.raises(UserError, match=r"pip install .ivid2vid_jax\[synthesis\]"):
+        cut_video(path, "film.mp4", CONFIG, tmp_path / "clips")
 
 
 def test_near_duplicates_are_named(tmp_path):
