@@ -123,7 +123,7 @@ def suggest_file(path: Path) -> str:
 
 
 def suggest_field(message: str, cls: type) -> str:
-    """Returns "; did you mean ...?" for an error that quotes an unknown field, or ""."""
+    """Returns "; did you mean ...?" for an error that quotes an unknown config field, else ""."""
     word = message.rpartition("'")[0].rpartition("'")[2]
     fields = {field.name for part in config_classes(cls) for field in dataclasses.fields(part)}
     matches = difflib.get_close_matches(word, sorted(fields), 1)
