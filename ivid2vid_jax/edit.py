@@ -13,8 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 

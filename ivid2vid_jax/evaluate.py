@@ -26,6 +26,7 @@ import logging
 import runpy
 from pathlib import Path
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.options import (
     CLIP_SET_OPTIONS,
     SAMPLING_OPTIONS,
@@ -34,7 +35,6 @@ from ivid2vid_jax.evaluation.options import (
     reject_options,
 )
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.versions import versions
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.progress import Progress
 
 if TYPE_CHECKING:  # the commands import these late, so that --help and mistakes are quick
@@ -135,7 +135,7 @@ def write_dataset(args: PrepareArgs, output: Path) -> None:
         raise UserError(f"{args.data}: lists no triplet")
     planned = shards.plan_shards("triplets", split_by_origin(items, args.validation), args.shard)
     with shards.lock_folder(output, stored_arguments(args)):
-        if shards.is_described(output):
+        if shards.is_finished(output):
             report_finished(args.data, output, planned)
             return
         outcomes = write_triplets(args, output, reader, planned)

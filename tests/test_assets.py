@@ -9,8 +9,8 @@ import pytest
 from ivid2vid_jax import assets
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import Edit
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.experiments import pack_assets
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder

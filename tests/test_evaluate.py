@@ -11,6 +11,7 @@ from PIL import Image
 
 from ivid2vid_jax import evaluate
 from ivid2vid_jax.data import shapes as world
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
 from ivid2vid_jax.evaluation.output_folder import bind_to_settings
 from ivid2vid_jax.evaluation.shapes_benchmark import evaluate_edit, run_benchmark, warping_errors
@@ -18,7 +19,6 @@ from ivid2vid_jax.experiments import engine_editors, guidance_grid
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.synthesis.editors import EDITORS
 from ivid2vid_jax.training import init_state, run_folder
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video import compare
 from ivid2vid_jax.weights.pipeline_folder import param_initializer, save_folder
 from ivid2vid_jax.weights.random_init import init_params

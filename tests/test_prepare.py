@@ -15,7 +15,7 @@ import pytest
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from tests.data.prepared import (
     options,
     prepare_command,

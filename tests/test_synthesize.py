@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
@@ -12,7 +13,6 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.utils.errors import UserError
 
 
 @pytest.fixture

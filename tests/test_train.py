@@ -5,10 +5,10 @@ import sys
 import pytest
 
 from ivid2vid_jax import train as command
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import run_folder
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
 from ivid2vid_jax.utils import cli
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.train_runs import cheap, train_command, write_recipe
 
 REFUSED = [

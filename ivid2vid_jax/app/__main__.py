@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivid2vid_jax.app.jobs import AppLimits
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ivid2vid_jax.inference.pipeline import Pipeline

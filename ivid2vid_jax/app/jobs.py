@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.inference.settings import ResolvedSettings
-from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare
 from ivid2vid_jax.video.fit import ResizePlan

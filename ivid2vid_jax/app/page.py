@@ -19,8 +19,8 @@ from ivid2vid_jax.app.jobs import (
     remove_results,
     run_edit,
 )
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
-from ivid2vid_jax.utils.errors import UserError
 
 SECONDS_KEPT = 3600  # lifetime of unused uploads, results and histories
 VIDEO_HEIGHT = 300  # pixels

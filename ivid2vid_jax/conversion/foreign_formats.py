@@ -10,8 +10,8 @@ from ivid2vid_jax.conversion.foreign_checkpoint import (
     tensor_shapes,
 )
 from ivid2vid_jax.conversion.single_files import parse_file
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights.pipeline_folder import CONFIGS
 

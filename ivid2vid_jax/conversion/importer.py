@@ -14,8 +14,8 @@ from ivid2vid_jax.conversion.foreign_checkpoint import (
     open_component_tensors,
 )
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (

@@ -14,8 +14,8 @@ from ivid2vid_jax.conversion.foreign_checkpoint import (
     open_tensors,
     tensor_shapes,
 )
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.safetensors_io import LazyTensor
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ivid2vid_jax.data import shapes
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 # field -> (minimum, maximum)
 LIMITS = {

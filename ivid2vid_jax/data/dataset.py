@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseError  # type: ignore[import-untype
 
 from ivid2vid_jax.data.shards import ARGUMENTS
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 CODECS = ("npy", "mp4")
 # Fields of a record that are stored as bytes; the others are text, but for fps.

@@ -14,7 +14,7 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.sample_schedule import SampleSchedule
 from ivid2vid_jax.data.sources import MAX_RECORDS_TRIED, TripletSource
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ivid2vid_jax.data.latent_cache import Cache
@@ -83,10 +83,10 @@ class ExampleStream:
     def read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The row of a record, from its pixels or from the cache."""
         if self.cache is None:
-            return self.row(self.source[index], rng)
+            return self.make_row(self.source[index], rng)
         return self.cached_row(self.cache, index, rng)
 
-    def row(self, record: Triplet, rng: np.random.Generator) -> dict[str, Any]:
+    def make_row(self, record: Triplet, rng: np.random.Generator) -> dict[str, Any]:
         """Crops a record's clips and tokenises its text."""
         self.check(record)
         config = self.config

@@ -21,12 +21,12 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import Dataset, from_npy, open_records, to_npy
 from ivid2vid_jax.data.shard_writer import BadItem
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 LATENTS = ("source_mean", "source_std", "edited_mean", "edited_std")
 TEXTS = ("id", "instruction", "source_caption", "edited_caption")
 # Fields of LoaderConfig that decide what a cached clip is.
-CUT = ("frames", "size", "stride", "crop", "flip")
+CROP_FIELDS = ("frames", "size", "stride", "crop", "flip")
 ENCODE_BATCH = 64  # triplets that are encoded together
 RECORDS_PER_SHARD = 500
 
@@ -42,7 +42,7 @@ def cache_key(fingerprints: Mapping[str, str], config: LoaderConfig) -> str:
             the cache holds its embeddings.
         config: the settings of training crops.
     """
-    crop = {name: getattr(config, name) for name in CUT}
+    crop = {name: getattr(config, name) for name in CROP_FIELDS}
     return hashlib.sha256(json.dumps([sorted(fingerprints.items()), crop]).encode()).hexdigest()[
         :16
     ]
@@ -145,7 +145,7 @@ def write_cache(
     record_features = features(text)
     arguments = arguments | {"augmentations": augmentations, "text": text}
     with shards.lock_folder(folder, arguments):
-        if not shards.is_described(folder):
+        if not shards.is_finished(folder):
             outcomes = shards.write_shards(
                 folder, planned, record_features, encoder, progress=progress
             )
@@ -178,7 +178,7 @@ class Cache:
 def open_cache(data: Path, keys: Sequence[str], split: str) -> Cache:
     """Opens the first finished cache <data>/cache/<key> of `keys`; UserError if there is none."""
     folders = [Path(data) / "cache" / key for key in keys]
-    folder = next((folder for folder in folders if shards.is_described(folder)), None)
+    folder = next((folder for folder in folders if shards.is_finished(folder)), None)
     if folder is None:
         state = "is not finished" if any(path.is_dir() for path in folders) else "does not exist"
         raise UserError(

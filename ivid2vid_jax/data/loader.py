@@ -33,8 +33,7 @@ from ivid2vid_jax.data.sources import (
     open_latents,
     open_source,
 )
-from ivid2vid_jax.data.sources import held_out_split as held_out_split  # training imports it
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,10 @@ from typing import Any, Protocol
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
-from ivid2vid_jax.data.clip_pairs import common_size as common_size  # evaluation imports these
-from ivid2vid_jax.data.clip_pairs import read_clips as read_clips
-from ivid2vid_jax.data.clip_pairs import read_fitted as read_fitted
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError, check_instruction
+from ivid2vid_jax.errors import UserError, check_instruction
 
-LISTS = (".csv", ".jsonl", ".json")
+LIST_SUFFIXES = (".csv", ".jsonl", ".json")
 REQUIRED = ("src_video", "tgt_video", "prompt")
 OPTIONAL = ("source_caption", "edited_caption", "edit_type", "licence")
 
@@ -71,14 +68,14 @@ def open_reader(
     if data in shapes.WORLDS:
         return shapes_reader
     path = Path(data).expanduser()
-    if path.is_file() and path.suffix.lower() in LISTS:
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return ListReader(path.resolve(), (root or path.parent).resolve(), clips)
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
     state = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
         f"{data}: {state} one of these: a procedural world ({', '.join(shapes.WORLDS)}), "
-        f"a list ({', '.join(LISTS)}), or an InstructPix2Pix folder (with seeds.json)"
+        f"a list ({', '.join(LIST_SUFFIXES)}), or an InstructPix2Pix folder (with seeds.json)"
     )
 
 
@@ -135,7 +132,7 @@ class ListReader:
             if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
                 raise UserError(f"{self.path}: {number}: {', '.join(wrong)} must be text")
             source, edited, instruction = (texts.pop(name) for name in REQUIRED)
-            id = unique(pair_id(source, edited, instruction), seen)
+            id = unique_name(pair_id(source, edited, instruction), seen)
             rows.append(ListRow(id, where, source, edited, instruction, **texts))
         return rows
 
@@ -169,7 +166,7 @@ def pair_id(source: str, edited: str, instruction: str) -> str:
     return f"{Path(source).stem}-{digest[:12]}"
 
 
-def unique(name: str, seen: dict[str, int]) -> str:
+def unique_name(name: str, seen: dict[str, int]) -> str:
     """Returns the name, followed by a number from its second use on; counts uses in `seen`."""
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else f"{name}-{seen[name]}"

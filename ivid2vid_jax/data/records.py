@@ -9,7 +9,7 @@ from ivid2vid_jax.data.dataset import to_record
 from ivid2vid_jax.data.readers import Item
 from ivid2vid_jax.data.shard_writer import BadItem
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 AnyItem = TypeVar("AnyItem", bound=Item)
 

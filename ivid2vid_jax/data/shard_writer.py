@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 POLL_SECONDS = 0.2  # between two looks at the progress of other processes
 

@@ -27,7 +27,7 @@ from ivid2vid_jax.data.shard_writer import (
     ShardWriter,
     write_in_processes,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.locks import file_lock
 
 LEDGER = "shards.jsonl"
@@ -227,7 +227,7 @@ def write_metadata(
             (temporary / file).replace(folder / file)
 
 
-def is_described(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether the metadata are there, that is, the dataset is finished."""
     return (folder / METADATA[-1]).is_file()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ivid2vid_jax.data.latent_cache import Cache

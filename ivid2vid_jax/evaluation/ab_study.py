@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.ab_study_page import PAGE
 from ivid2vid_jax.evaluation.page_parts import animation, data_uri
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 
 QUESTIONS = {

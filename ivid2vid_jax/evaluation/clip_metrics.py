@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.data.readers import ClipSettings, read_clips, read_fitted
+from ivid2vid_jax.data.clip_pairs import ClipSettings, read_clips, read_fitted
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.clip_sets import EvaluationTask, find_edited
 from ivid2vid_jax.evaluation.distribution_distances import (
     Moments,
@@ -26,7 +27,6 @@ from ivid2vid_jax.evaluation.distribution_distances import (
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair, measure
 from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import bootstrap_interval
 from ivid2vid_jax.video.read import open_clip
 

@@ -26,8 +26,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ivid2vid_jax.data.readers import LISTS, read_csv, read_json, unique
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.data.readers import LIST_SUFFIXES, read_csv, read_json, unique_name
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import ANIMATIONS
 from ivid2vid_jax.video.write import CONTAINERS
 
@@ -85,7 +85,7 @@ def open_set(data: str, root: Path) -> list[EvaluationTask]:
             f"--data {data}: no folder {path}; put its clips and {LIST} there, or name another "
             "--root"
         )
-    if path.is_file() and path.suffix.lower() in LISTS:
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return read_list(path)
     if table := find_tgve_table(path):
         return read_tgve(path, table)
@@ -93,8 +93,8 @@ def open_set(data: str, root: Path) -> list[EvaluationTask]:
         return read_list(path / LIST)
     problem = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
-        f"--data {data}: {problem} one of these: 'shapes', a list ({', '.join(LISTS)}), a folder "
-        f"with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PAPER_SETS)}"
+        f"--data {data}: {problem} one of these: 'shapes', a list ({', '.join(LIST_SUFFIXES)}), "
+        f"a folder with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PAPER_SETS)}"
     )
 
 
@@ -117,7 +117,7 @@ def read_list(path: Path) -> list[EvaluationTask]:
             columns = ", ".join(map(str, cells))
             raise UserError(f"{path}: {row} has no {', '.join(missing)} (it has: {columns})")
         video = required["video"]
-        id = str(cells.get("id") or unique(Path(video).stem, stems))
+        id = str(cells.get("id") or unique_name(Path(video).stem, stems))
         task = EvaluationTask(
             check_id(id, f"{path}: {row}"),
             path.parent / video,

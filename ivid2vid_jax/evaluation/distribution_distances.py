@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 SUBSETS, SUBSET = 100, 1000  # KID's number of subsets and rows of each, as in clean-fid
 

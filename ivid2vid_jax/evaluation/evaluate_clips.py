@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.data.readers import ClipSettings, common_size, read_fitted, read_pair
+from ivid2vid_jax.data.clip_pairs import ClipSettings, common_size, read_fitted, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
+from ivid2vid_jax.errors import UserError, parse_shard
 from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
 from ivid2vid_jax.evaluation.clip_metrics import SET_METRICS, ClipEvaluator, ClipItem
 from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, CLIPEmbedder, load_clip
@@ -25,7 +26,6 @@ from ivid2vid_jax.evaluation.options import EvaluateArgs
 from ivid2vid_jax.evaluation.output_folder import bind_to_settings
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError, parse_shard
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video.read import open_clip

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.flow import opencv
-from ivid2vid_jax.utils.errors import UserError
 
 SIGMA, RADIUS = 1.5, 5  # pixels, of SSIM's Gaussian window
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

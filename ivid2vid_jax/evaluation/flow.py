@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.temporal import grey, moving
-from ivid2vid_jax.utils.errors import UserError
 
 FARNEBACK: dict[str, Any] = dict(
     pyr_scale=0.5, levels=4, winsize=15, iterations=5, poly_n=7, poly_sigma=1.5, flags=0

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import fidelity, flow, temporal
 from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_similarities, l2_normalize
-from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(eq=False)

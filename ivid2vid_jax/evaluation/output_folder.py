@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 
 def bind_to_settings(folder: Path, record: dict, mergeable: Sequence[str] = ()) -> None:

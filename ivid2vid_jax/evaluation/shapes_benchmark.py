@@ -22,12 +22,12 @@ import numpy as np
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import flow
 from ivid2vid_jax.evaluation.fidelity import psnr
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.utils import jsonl
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import bootstrap_interval, wilson_interval
 from ivid2vid_jax.weights.torch_keys import torch_key
 

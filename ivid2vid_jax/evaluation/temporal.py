@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 BLOCK = 16  # pixels of a block's side
 REACH = 7  # search range in pixels, each way

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.data.shapes import UNSEEN_STYLE, WORLDS, Spec
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 

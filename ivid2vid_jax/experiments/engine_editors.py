@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.shapes_benchmark import Editor
 from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.editors import EDITORS, EditTask
-from ivid2vid_jax.utils.errors import UserError
 
 
 def engine_editors(

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import open_source
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 
 STATISTICS = "statistics.json"

@@ -9,6 +9,7 @@ import numpy as np
 
 from ivid2vid_jax.data.shapes import ALL_KINDS, WORLDS
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark, shapes_report
 from ivid2vid_jax.evaluation.options import EvaluateArgs
 from ivid2vid_jax.evaluation.output_folder import bind_to_settings
@@ -18,7 +19,6 @@ from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.editors import EDITORS
 from ivid2vid_jax.utils.cli import recipe_loader
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare

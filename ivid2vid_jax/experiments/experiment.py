@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from ivid2vid_jax.data.shapes import KINDS
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.evaluation.report import to_jsonable
 from ivid2vid_jax.experiments import engine_triplets
@@ -24,7 +25,6 @@ from ivid2vid_jax.training import encode_latents
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.pipeline_export import exported_step
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import ratio_interval, wilson_interval
 
 FRAME_LOSS = "frame loss"

@@ -15,9 +15,9 @@ import numpy as np
 from ivid2vid_jax import assets
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import Edit, Object, Scene
-from ivid2vid_jax.data.shapes.scene import Path as MotionPath
+from ivid2vid_jax.data.shapes.scene import MotionPath as MotionPath
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.write import write_clip
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import (

@@ -19,13 +19,13 @@ from ivid2vid_jax.diffusion.denoiser import make_denoiser
 from ivid2vid_jax.diffusion.guidance import GuidanceBranch, guidance_branches
 from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES, make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.inference.settings import EditSettings, ResolvedSettings
 from ivid2vid_jax.inference.vae_codec import VAECodec
 from ivid2vid_jax.models import CLIPTextModel
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.device_group import DeviceGroup
-from ivid2vid_jax.utils.errors import UserError, check_instruction
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.weights import hub

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ivid2vid_jax.diffusion.samplers import SAMPLERS, SCHEDULER_CLASSES
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 # name, lowest and highest value

@@ -7,9 +7,9 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.mesh import build_mesh
-from ivid2vid_jax.utils.errors import UserError
 
 # Mesh axes, by the names that models/sharded_reshape.py uses.
 FRAMES_AXIS, WINDOWS_AXIS = "frames", "data"

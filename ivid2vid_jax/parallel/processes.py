@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 

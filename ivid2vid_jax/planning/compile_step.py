@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning import hlo
@@ -20,7 +21,6 @@ from ivid2vid_jax.planning.stages import EFFORT_OPTION, LayerStage, find_stages
 from ivid2vid_jax.planning.step_plan import StepPlan, advice
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.diffusion.denoiser import make_denoiser
 from ivid2vid_jax.diffusion.samplers import SamplerStep
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerState, full_clip_step
 from ivid2vid_jax.models import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ivid2vid_jax.parallel import sharding
@@ -28,7 +29,6 @@ from ivid2vid_jax.training.step import (
     new_state,
     train_step,
 )
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, open_pipeline_folder, param_shapes
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import STYLES, Scene, apply_edit
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.clip_scores import CLIPScores, clip_scorer, load_clip
 from ivid2vid_jax.inference.pipeline import load
 from ivid2vid_jax.synthesis.filter import (
@@ -22,7 +23,6 @@ from ivid2vid_jax.synthesis.filter import (
 )
 from ivid2vid_jax.synthesis.sources import ANY_SCENE_KINDS, EDIT_KINDS
 from ivid2vid_jax.utils.cli import main
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 

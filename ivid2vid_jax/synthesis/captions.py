@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Outcome
 from ivid2vid_jax.synthesis.workspace import write_array
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.read import ANIMATIONS, open_clip
 from ivid2vid_jax.weights.pipeline_folder import file_sha256

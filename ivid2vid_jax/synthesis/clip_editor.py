@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from ivid2vid_jax.diffusion.denoiser import make_denoiser
 from ivid2vid_jax.diffusion.inversion import InversionStep, inversion_update
 from ivid2vid_jax.diffusion.samplers import SamplerStep, sampler_steps
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerState, full_clip_step
 from ivid2vid_jax.parallel import runtime
@@ -29,7 +30,6 @@ from ivid2vid_jax.synthesis.edit_schedule import (
     sampling_steps,
 )
 from ivid2vid_jax.training.params import flatten, unflatten
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.inflate import inflate_params
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 

@@ -9,12 +9,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
+from ivid2vid_jax.errors import UserError, check_types, parse_shard
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.filter import FilterConfig
-from ivid2vid_jax.utils.errors import UserError, check_types, parse_shard
 
 STAGES = ("clips", "captions", "instructions", "edits", "scores", "write")
 SHAPES = "shapes"  # --videos, --captions.source, --instructions: those of the shapes world

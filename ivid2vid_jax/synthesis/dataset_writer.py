@@ -14,13 +14,13 @@ from ivid2vid_jax.data import dataset, shapes, shards
 from ivid2vid_jax.data.readers import Item
 from ivid2vid_jax.data.records import RecordMaker, split_by_origin
 from ivid2vid_jax.data.triplet import Triplet
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.config import SHAPES, STAGES
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import keep_best
 from ivid2vid_jax.synthesis.fingerprints import fingerprint
 from ivid2vid_jax.synthesis.report import write_report
 from ivid2vid_jax.synthesis.stages.edits import Edit
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.utils.progress import Progress
@@ -127,7 +127,7 @@ def make_dataset(engine: Engine, lines: list[dict]) -> Path:
         "fps": fps,
     }
     arguments_file = target / shards.ARGUMENTS
-    if shards.is_described(target) and json.loads(arguments_file.read_text()) == arguments:
+    if shards.is_finished(target) and json.loads(arguments_file.read_text()) == arguments:
         return target
     items = [
         DatasetItem(
@@ -159,7 +159,7 @@ def write_shards(
             f"{bad[0].where}: {bad[0].reason}; {len(bad)} edits cannot be read back from "
             f"{folder.parent}"
         )
-    if not shards.is_described(folder):
+    if not shards.is_finished(folder):
         description = "Triplets made by ivid2vid_jax.synthesize."
         shards.write_metadata(folder, dataset.features(), outcomes, description)
 

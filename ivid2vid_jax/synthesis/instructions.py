@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import rules
 from ivid2vid_jax.synthesis.chat import Chat, ChatError
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Outcome
-from ivid2vid_jax.utils.errors import UserError
 
 TYPES = {
     "object": "replace one thing by another of about its size and shape",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.manifest import Manifest, in_shard
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 policies = ocp.checkpoint_managers
 COMMIT = "commit_success.txt"  # written last by orbax: in a bucket it marks a complete checkpoint

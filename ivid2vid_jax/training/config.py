@@ -9,6 +9,7 @@ from typing import Literal
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.shapes import KINDS, UNSEEN_STYLE
 from ivid2vid_jax.diffusion.losses import LossConfig
+from ivid2vid_jax.errors import UserError, check_types
 from ivid2vid_jax.models import (
     AutoencoderConfig,
     CLIPConfig,
@@ -18,7 +19,6 @@ from ivid2vid_jax.models import (
 )
 from ivid2vid_jax.parallel.mesh import MeshConfig
 from ivid2vid_jax.parallel.processes import DistributedConfig
-from ivid2vid_jax.utils.errors import UserError, check_types
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ivid2vid_jax.data import latent_cache
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
-from ivid2vid_jax.data.loader import ExampleStream
+from ivid2vid_jax.data.examples import ExampleStream
 from ivid2vid_jax.inference.pipeline import Pipeline, load
 from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.parallel import runtime
@@ -72,7 +72,7 @@ def write_latent_cache(
     pipe = load(model, dtype)
     files = cache_fingerprints(pipe.folder, text)
     arguments = {"model": str(model), "files": files} | {
-        name: getattr(config, name) for name in latent_cache.CUT
+        name: getattr(config, name) for name in latent_cache.CROP_FIELDS
     }
     counts = {split: len(source) for split, source in splits.items()}
     with Progress("encoding") as progress:
@@ -108,7 +108,7 @@ def latent_encoder(
 
     def rows(split: str, index: int, augmentation: int):
         triplet = splits[split][index]
-        row = streams[split].row(triplet, np.random.default_rng([index, augmentation, 2]))
+        row = streams[split].make_row(triplet, np.random.default_rng([index, augmentation, 2]))
         return triplet, row["source"], row["edited"]
 
     def embed(texts: list[str]) -> np.ndarray:

@@ -18,13 +18,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import CLIPTextConfig, UNetConfig
 from ivid2vid_jax.models.temporal import is_temporal_key
 from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.training import params as names
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils import storage
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import components, hub
 from ivid2vid_jax.weights.inflate import inflate_params
 from ivid2vid_jax.weights.pipeline_folder import (

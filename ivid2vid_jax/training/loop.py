@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import processes, runtime, sharding
 from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import pipeline_export, run_folder
@@ -24,7 +25,6 @@ from ivid2vid_jax.training.step import TrainState, learning_rate
 from ivid2vid_jax.training.train_setup import Tokenizer as Tokenizer
 from ivid2vid_jax.training.train_setup import TrainSetup, log_start, make_setup, make_state
 from ivid2vid_jax.utils import storage
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.versions import versions
 
 log = logging.getLogger(__name__)

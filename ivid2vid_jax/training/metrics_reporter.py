@@ -4,11 +4,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, memory
-from ivid2vid_jax.utils.errors import UserError
 
 MEMORY_INTERVAL = 20  # steps between two measurements of memory
 

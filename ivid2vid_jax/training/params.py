@@ -6,8 +6,8 @@ from typing import Any
 
 import flax
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models.temporal import is_temporal_key
-from ivid2vid_jax.utils.errors import UserError
 
 
 def is_temporal(name: str) -> bool:

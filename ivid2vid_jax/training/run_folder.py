@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.config import RENAMED, TrainConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.utils.locks import file_lock
 

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from ivid2vid_jax.data.loader import Loader
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import init_state, run_folder
@@ -20,7 +21,6 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.init_state import Folder, InitialWeights
 from ivid2vid_jax.training.objectives import Objective, make_objective
 from ivid2vid_jax.training.step import TrainState, make_optimizer, new_state
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 # The regular expression by which CLIP splits a text into words (Radford et al. 2021, released code)
 WORDS = (

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ivid2vid_jax.data.loader import Loader, held_out_split
+from ivid2vid_jax.data.loader import Loader
+from ivid2vid_jax.data.sources import held_out_split
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import Objective
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.training.step import clip_keys
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from ivid2vid_jax.utils.errors import UserError, check_types
+from ivid2vid_jax.errors import UserError, check_types
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.atomic import atomic_write_text
-from ivid2vid_jax.utils.errors import UserError
 
 
 def read_json(path: Path) -> dict:

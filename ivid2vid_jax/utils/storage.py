@@ -14,8 +14,8 @@ from pathlib import Path
 
 import fsspec
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.locks import file_lock
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.container import best_video_stream, open_container, reason
 from ivid2vid_jax.video.convert import FrameConverter
 from ivid2vid_jax.video.limits import check_frame_size

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.convert import over_white
 from ivid2vid_jax.video.decode import Frame
 from ivid2vid_jax.video.limits import MAX_PIXELS, check_frame_size

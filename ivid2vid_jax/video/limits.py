@@ -1,6 +1,6 @@
 """Limits of what is read from media files, so that a small file cannot demand unbounded memory."""
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 MAX_SIDE = 16_384  # pixels
 MAX_PIXELS = 8192 * 8192  # of one frame: 200 MB as RGB

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.container import (
     MOTION_JPEG,
     best_video_stream,

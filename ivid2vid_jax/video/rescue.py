@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.signals import deferred_signals
 from ivid2vid_jax.video.read import Clip
 from ivid2vid_jax.video.write import write_clip

@@ -13,7 +13,7 @@ import flax
 import jax
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io, torch_keys
 from ivid2vid_jax.weights.safetensors_io import LazyTensor

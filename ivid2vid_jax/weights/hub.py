@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from ivid2vid_jax import assets
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import storage
-from ivid2vid_jax.utils.errors import UserError
 
 # Files that are downloaded from the hub.
 HUB_PATTERNS = [

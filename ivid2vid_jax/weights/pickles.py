@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.weights.safetensors_io import LazyTensor
 
 if TYPE_CHECKING:

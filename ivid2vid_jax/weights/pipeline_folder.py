@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -25,7 +26,6 @@ from ivid2vid_jax.models import (
     UNetConfig,
 )
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.inflate import init_unet_params

@@ -10,7 +10,7 @@ import jax.numpy as jnp  # registers bfloat16 with numpy, which safetensors need
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 
 DTYPES = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -13,7 +13,7 @@ from ivid2vid_jax.app.jobs import (
     remove_results,
     run_edit,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from tests.support.fake_pipeline import write_noise
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ivid2vid_jax import convert
 from ivid2vid_jax.conversion.foreign_formats import open_checkpoint
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from tests.conversion.checkpoints import contiguous, import_to, motion_adapter, state_dict
 from tests.support import foreign
 from tests.support.command import run_command

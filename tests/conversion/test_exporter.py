@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from ivid2vid_jax import assets, convert
 from ivid2vid_jax.conversion import exporter, model_card
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.weights import safetensors_io

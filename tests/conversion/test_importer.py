@@ -16,8 +16,8 @@ from ivid2vid_jax import convert
 from ivid2vid_jax.conversion import exporter
 from ivid2vid_jax.conversion.foreign_checkpoint import open_component_tensors
 from ivid2vid_jax.conversion.pytorch.inflated_unet import InflatedUNet3D as TorchUNet
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 from tests.conversion.checkpoints import (

@@ -9,7 +9,7 @@ import psutil
 
 from ivid2vid_jax.data.loader import Loader, LoaderConfig
 from ivid2vid_jax.data.triplet import Triplet
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 SMALL = LoaderConfig(batch=8, frames=2, size=8)
 

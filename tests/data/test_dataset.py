@@ -22,7 +22,7 @@ from ivid2vid_jax.data.dataset import (
     encode_clip,
     open_dataset,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from tests.test_edit import faststart
 from tests.video.test_video import moving_square, psnr, write
 

@@ -12,7 +12,7 @@ import pytest
 from ivid2vid_jax.data import augment, shapes
 from ivid2vid_jax.data.loader import LoaderConfig
 from ivid2vid_jax.data.sample_schedule import BLOCK_STEPS, SCHEDULE_RNG, SampleSchedule
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from tests.data.fakes import SMALL, FakeSource, open_loader, read_batches, record_indices, take
 
 # ---- the schedule ----

@@ -12,10 +12,10 @@ from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.latent_cache import open_cache
 from ivid2vid_jax.data.loader import Loader
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.models import AutoencoderKL
 from ivid2vid_jax.training.encode_latents import latent_cache_keys
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 
 CONFIG = LoaderConfig(batch=4, frames=2, size=16)

@@ -16,7 +16,7 @@ import pytest
 from ivid2vid_jax.data import loader, shapes
 from ivid2vid_jax.data.examples import VIEWS
 from ivid2vid_jax.data.loader import LoaderConfig
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from tests.data.fakes import (
     SMALL,
     FakeSource,

@@ -16,7 +16,7 @@ from ivid2vid_jax.data.shapes.scene import (
     apply_edit,
     contrasts,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 GOLDEN_HELD_OUT = "000000011001000100000000000000100000000001001000001001000000"
 

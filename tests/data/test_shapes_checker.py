@@ -9,7 +9,7 @@ from PIL import Image
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.shapes.scene import BACKGROUNDS, apply_edit
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 ROBUST_CLIPS = 160  # clips of the world that the slower tests use
 

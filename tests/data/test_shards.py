@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from ivid2vid_jax.data import shards
 from ivid2vid_jax.data.shard_writer import BadItem
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 LATENT = tfds.features.FeaturesDict(
     {"latent": tfds.features.Tensor(shape=(None, 2), dtype=np.float32, encoding="bytes")}
@@ -116,7 +116,7 @@ def test_an_error_in_a_worker_is_raised_by_the_parent(tmp_path, make, error, mes
     with pytest.raises(error, match=message):
         shards.write_shards(tmp_path, planned, LATENT, make, workers=2)
     assert not list(tmp_path.glob("latents-*"))
-    assert not shards.is_described(tmp_path)
+    assert not shards.is_finished(tmp_path)
 
 
 def test_a_folder_is_locked_and_keeps_its_arguments(tmp_path):

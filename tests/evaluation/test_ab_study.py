@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import ab_study, evaluate_clips
 from ivid2vid_jax.evaluation.ab_study import COLUMNS, QUESTIONS, Question
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.intervals import wilson_interval
 from tests.evaluation.edited_set import command, save
 from tests.support import browser

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from ivid2vid_jax.data.readers import ClipSettings
+from ivid2vid_jax.data.clip_pairs import ClipSettings
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import clip_metrics, evaluate_clips, inception
 from ivid2vid_jax.evaluation.clip_metrics import ClipEvaluator, ClipItem
 from ivid2vid_jax.evaluation.clip_sets import EvaluationTask
 from ivid2vid_jax.evaluation.metrics import measure
-from ivid2vid_jax.utils.errors import UserError
 from tests.evaluation.edited_set import (
     EDITS,
     SOURCE,

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import clip_sets
-from ivid2vid_jax.utils.errors import UserError
 
 COLUMNS = ["Video name", "Our GT caption", *clip_sets.TGVE_EDITS.values()]
 ROWS = [

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.distribution_distances import (
     Moments,
     draw_rows,
     frechet_distance,
     kernel_distance,
 )
-from ivid2vid_jax.utils.errors import UserError
 
 
 def moments(rows) -> Moments:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage import metrics
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.fidelity import psnr, squared_error, ssim
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.clips import moving
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import inception
 from ivid2vid_jax.evaluation.distribution_distances import Moments, frechet_distance
-from ivid2vid_jax.utils.errors import UserError
 from tests.support import inception_reference as reference
 from tests.support.clips import moving
 

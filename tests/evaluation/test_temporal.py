@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import flow, temporal
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.clips import moving, static, texture
 
 MOVES = [(1, 0), (2, 1), (3, -2), (-5, 4)]

@@ -14,6 +14,7 @@ import pytest
 
 from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.data.dataset import open_dataset
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.experiments import engine_triplets
 from ivid2vid_jax.experiments import experiment as experiments
@@ -27,7 +28,6 @@ from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.loop import train as real_train
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory

@@ -12,9 +12,9 @@ from diffusers import (
 
 import ivid2vid_jax
 from ivid2vid_jax.diffusion.samplers import frame_noise, make_sampler
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.inference.sampling_loop import blend_weights
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.tokenizer import load_tokenizer
 from tests.support import factory
 

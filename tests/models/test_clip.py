@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from ivid2vid_jax import models
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import clip_scores
 from ivid2vid_jax.models import CLIPTextConfig, CLIPTextModel
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import open_clip_folder, param_shapes, save_folder

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ivid2vid_jax
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.training import params as param_names
 from ivid2vid_jax.training.init_state import target_unet
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, random_init
 from ivid2vid_jax.weights.inflate import inflate_params, init_unet_params, unet_param_shapes

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.parallel.device_group import DeviceGroup
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 
 # Windows of 20 frames hold the whole clip, and its frames are split. Windows of 8 frames are three,

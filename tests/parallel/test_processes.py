@@ -5,9 +5,9 @@ import os
 import jax
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import processes
 from ivid2vid_jax.parallel.processes import DistributedConfig
-from ivid2vid_jax.utils.errors import UserError
 
 CLUSTER_VARIABLES = (
     "SLURM_NTASKS",

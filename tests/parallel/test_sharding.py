@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import AXES, MeshConfig, make_mesh
-from ivid2vid_jax.utils.errors import UserError
 
 
 def abstract_mesh(data=1, fsdp=1, frames=1) -> AbstractMesh:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from ivid2vid_jax import plan
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.attention import attention
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
@@ -18,7 +19,6 @@ from ivid2vid_jax.planning.step_plan import StepPlan
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.utils.cli import recipe_loader
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support import flops_formula as formula
 from tests.support.command import run_command

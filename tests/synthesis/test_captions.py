@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import captions
 from ivid2vid_jax.synthesis.captions import Blip, CaptionsConfig
-from ivid2vid_jax.utils.errors import UserError
 from tests.support import factory
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import clip_cutting
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig, cut_video
-from ivid2vid_jax.utils.errors import UserError
 from tests.video.test_video import write
 
 CONFIG = ClipsConfig(frames=8, fps=8, size=64, least=64)

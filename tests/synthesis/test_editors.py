@@ -16,6 +16,7 @@ from jax import random
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.inversion import inversion_steps
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.synthesis.clip_editor import ClipBatch, EditTask, ProgressCounter
 from ivid2vid_jax.synthesis.edit_schedule import (
@@ -30,7 +31,6 @@ from ivid2vid_jax.synthesis.editors import (
     TuneAVideoConfig,
 )
 from ivid2vid_jax.training.params import flatten, unflatten
-from ivid2vid_jax.utils.errors import UserError
 from tests.support import factory
 from tests.support.devices import environment
 from tests.synthesis import test_tune_a_video

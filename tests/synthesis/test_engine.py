@@ -8,6 +8,7 @@ import pytest
 
 from ivid2vid_jax import synthesize
 from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.chat import ChatConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
@@ -16,7 +17,6 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import ShapesSource
-from ivid2vid_jax.utils.errors import UserError
 from tests.conftest import VIDEOS
 from tests.support import factory
 from tests.support.chat_server import EDITS, Server, completion

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import instructions, rules
 from ivid2vid_jax.synthesis.chat import Chat, ChatConfig, ChatError
 from ivid2vid_jax.synthesis.instructions import (
@@ -19,7 +20,6 @@ from ivid2vid_jax.synthesis.instructions import (
     parse,
 )
 from ivid2vid_jax.synthesis.manifest import Manifest, in_shard, run_pending
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.chat_server import CAPTION, EDITS, Server, completion
 
 GOOD = completion(json.dumps(EDITS))

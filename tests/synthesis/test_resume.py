@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.clip_cutting import ClipsConfig
 from ivid2vid_jax.synthesis.config import STAGES, SynthesisConfig
@@ -24,7 +25,6 @@ from ivid2vid_jax.synthesis.fingerprints import fingerprint, hashed_settings
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import DIGEST_BYTES, ShapesSource, digest, open_source
 from ivid2vid_jax.synthesis.workspace import write_array
-from ivid2vid_jax.utils.errors import UserError
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.synthesis.runs import (

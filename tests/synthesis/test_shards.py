@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis import dataset_writer
 from ivid2vid_jax.synthesis.config import STAGES
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.manifest import FAILED, lock_stage
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.devices import environment
 from tests.synthesis.runs import dataset_bytes, run_output, write_recipe
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.checkpoints import Checkpoints, checksum
-from ivid2vid_jax.utils.errors import UserError
 from tests.support.checkpoint_state import (
     DATA,
     META,

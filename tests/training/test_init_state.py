@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax import edit
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.clip_scores import load_clip
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.parallel.mesh import make_mesh
@@ -16,7 +17,6 @@ from ivid2vid_jax.training import init_state, pipeline_export
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support.command import run_command
 from tests.support.tiny_run import tiny as tiny_config

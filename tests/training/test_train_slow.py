@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support import factory
 from tests.support.tiny_run import tiny as tiny_config

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.diffusion.denoiser import Condition
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.params import flatten, trainable, unflatten
@@ -23,7 +24,6 @@ from ivid2vid_jax.training.step import (
     new_state,
     train_step,
 )
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support.tiny_objective import KEY, random_params
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import checkpoints as module
 from ivid2vid_jax.training.checkpoints import COMMIT, Checkpoints
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.utils import storage
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.weights import hub
 from tests.test_train import cheap
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.write import check_encodable, write_clip
 from tests.support.media import MEDIA, beeps, duration, flashes

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video import rescue, write
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.rescue import write_clip_safely

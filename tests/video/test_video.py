@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.data.dataset import to_mp4
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video import compare, windows
 from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import open_clip

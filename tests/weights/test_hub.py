@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.weights import hub
 
 

@@ -18,8 +18,8 @@ from diffusers import (
 from safetensors.numpy import load_file, save_file
 
 import ivid2vid_jax
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (

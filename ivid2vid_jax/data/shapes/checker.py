@@ -29,7 +29,7 @@ from ivid2vid_jax.data.shapes.scene import (
     Spec,
     apply_edit,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 # Cells per side: fine enough for the smallest object, coarse enough to average out noise and blur.
 MIN_CELLS = 24

@@ -11,8 +11,8 @@ from ivid2vid_jax.data.shapes.scene import (
     COLOURS,
     LUMA,
     RADII,
+    MotionPath,
     Object,
-    Path,
     Scene,
     Spec,
 )
@@ -103,7 +103,7 @@ def times(frames: int) -> np.ndarray:
     return np.linspace(0, 1, frames, dtype=np.float32)
 
 
-def positions(path: Path, frames: int) -> np.ndarray:
+def positions(path: MotionPath, frames: int) -> np.ndarray:
     """[frames, 2]: (x, y) of an object's centre in frame sides."""
     t = times(frames)[:, None]
     start, via, end = np.asarray((path.start, path.via, path.end))

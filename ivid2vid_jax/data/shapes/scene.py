@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 SHAPES = ("circle", "square", "triangle", "cross", "star")
 TEXTURES = ("plain", "striped", "dotted")
@@ -59,7 +59,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclasses.dataclass(frozen=True)
-class Path:
+class MotionPath:
     """The motion of an object: a quadratic Bezier curve in the unit square, scaled to `box`.
 
     The curve is reflected at the walls of the unit square. It is straight if `via` is the midpoint;
@@ -86,7 +86,7 @@ class Object:
     colour: str
     size: str
     texture: str
-    path: Path
+    path: MotionPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Spec:
 
 def object_from_json(fields: dict[str, Any]) -> Object:
     """An object from its JSON fields."""
-    path = Path(**{name: tuple(numbers) for name, numbers in fields["path"].items()})
+    path = MotionPath(**{name: tuple(numbers) for name, numbers in fields["path"].items()})
     return Object(**{**fields, "path": path})
 
 

@@ -23,13 +23,13 @@ from ivid2vid_jax.data.shapes.scene import (
     SHAPES,
     TEXTURES,
     Edit,
+    MotionPath,
     Object,
-    Path,
     Scene,
     Spec,
     contrasts,
 )
-from ivid2vid_jax.utils.errors import UserError
+from ivid2vid_jax.errors import UserError
 
 # One object or two, some of them textured; backgrounds with waves, half of which pan.
 CROWDED = "shapes-crowded"
@@ -172,7 +172,7 @@ def new_colours(objects: Iterable[Object], background: str) -> list[str]:
     return [colour for colour in COLOURS if colour not in present and contrasts(colour, background)]
 
 
-def sample_path(rng: np.random.Generator, box: Box) -> Path:
+def sample_path(rng: np.random.Generator, box: Box) -> MotionPath:
     """A straight, curved or bouncing path, at least 0.4 of the box's longer side long."""
     motion = pick(rng, ("straight", "curved", "bouncing"))
     start, via, end = rng.uniform(0, 1, (3, 2))
@@ -186,7 +186,7 @@ def sample_path(rng: np.random.Generator, box: Box) -> Path:
     if motion != "curved":
         via = (start + end) / 2
     (x0, y0), (x1, y1), (x2, y2) = (point.tolist() for point in (start, via, end))
-    return Path(box, (x0, y0), (x1, y1), (x2, y2))
+    return MotionPath(box, (x0, y0), (x1, y1), (x2, y2))
 
 
 def allowed_phrasings(kind: str, phrasings: tuple[int, ...] = ()) -> list[int]:
@@ -219,7 +219,7 @@ def sample_edit(
         colour = pick(rng, new_colours(scene.objects, scene.background))
         x, y = PLACES[place]
         centre = (0.5, 0.5)
-        path = Path((x, y, x, y), centre, centre, centre)
+        path = MotionPath((x, y, x, y), centre, centre, centre)
         added = Object(shape, colour, "medium", "plain", path)
         return Edit(kind, phrasing, value=place, added=added)
     options = new_values(scene, kind, target)

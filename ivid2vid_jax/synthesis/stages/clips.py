@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from ivid2vid_jax.data import shapes
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.fingerprints import fingerprint
 from ivid2vid_jax.synthesis.manifest import Manifest, run_pending
 from ivid2vid_jax.synthesis.sources import Source
 from ivid2vid_jax.synthesis.stages.stage import Stage
 from ivid2vid_jax.synthesis.workspace import Workspace
-from ivid2vid_jax.utils.errors import UserError
 from ivid2vid_jax.utils.progress import Progress
 
 
