@@ -119,6 +119,10 @@ class AutoencoderKL(nn.Module):
         pixels = self.decoder(self.post_quant_conv(latents.astype(self.dtype)))
         return pixels.astype(accum_dtype(self.dtype))
 
+    def __call__(self, pixels):
+        """Reconstructs pixels from the posterior's mode, with all parameters: for `init`."""
+        return self.decode(self.encode(pixels).mode())
+
 
 class Encoder(nn.Module):
     """Downsampling convolutional network with attention at the coarsest resolution."""
