@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu, gpu_parts, torch_side
-from tests.support.devices import QUICK
+from tests.support.devices import FAST_COMPILE_FLAGS
 
 ABSENT_PACKAGES = ("diffusers", "grain", "tensorflow_datasets", "av", "tyro")
 
@@ -21,7 +21,7 @@ def bare_machine(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is absent')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # idle threads of PyTorch spin
-    monkeypatch.setenv("XLA_FLAGS", QUICK)
+    monkeypatch.setenv("XLA_FLAGS", FAST_COMPILE_FLAGS)
     return tmp_path
 
 

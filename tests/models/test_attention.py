@@ -11,7 +11,7 @@ import pytest
 
 from ivid2vid_jax.models import attention as module
 from ivid2vid_jax.models.attention import attention, select_backend
-from tests.support.devices import environment
+from tests.support.devices import device_env
 
 HEAD_DIMS = (40, 64, 80, 160)
 # (queries, keys); "ragged" lengths are padded by the backends.
@@ -109,7 +109,7 @@ for batch, local_batch in ((6, 3), (5, 5)):
 def test_devices_compute_their_part_of_the_batch():
     process = subprocess.run(
         [sys.executable, "-c", ON_FOUR_DEVICES],
-        env=environment(4),
+        env=device_env(4),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import environment
+from tests.support.devices import device_env
 
 IMPORTS = """
 import jax
@@ -109,7 +109,7 @@ assert sent["all-reduce"] < 0.1 * sent["all-to-all"], sent
 def test_on_four_devices(script):
     process = subprocess.run(
         [sys.executable, "-c", IMPORTS + script],
-        env=environment(4),
+        env=device_env(4),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
 from tests.support import factory
-from tests.support.devices import OPTIONS
+from tests.support.devices import FAST_COMPILE_OPTIONS
 
 RNG = np.random.default_rng(0)
 
@@ -187,7 +187,7 @@ def test_remat_does_not_change_loss_and_gradients(inflated):
     def loss_and_gradients(remat):
         apply = apply_with_remat(target, remat, x, context)
         function = jax.value_and_grad(lambda params: jnp.square(apply(params)).mean())
-        return jax.jit(function, compiler_options=OPTIONS)(params)
+        return jax.jit(function, compiler_options=FAST_COMPILE_OPTIONS)(params)
 
     expected_loss, expected = loss_and_gradients("none")
     for remat in ("products", "block"):

@@ -10,7 +10,7 @@ import pytest
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.parallel.device_group import DeviceGroup
-from tests.support.devices import environment
+from tests.support.devices import device_env
 
 # Windows of 20 frames hold the whole clip, and its frames are split. Windows of 8 frames are three,
 # one per device.
@@ -44,7 +44,7 @@ assert pipeline.load(sys.argv[1]).devices.count == 4
 def test_an_edit_over_four_devices_equals_that_of_one(tiny):
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tiny)],
-        env=environment(4),
+        env=device_env(4),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ import pytest
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
-from tests.support.devices import environment
+from tests.support.devices import device_env
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def step_on_meshes(folder, dtype, *meshes) -> list[dict]:
     command = [sys.executable, "-m", "tests.support.sharded_run", str(folder), dtype, *meshes]
     x64 = {"JAX_ENABLE_X64": "1"} if dtype == "float64" else {}
     process = subprocess.run(
-        command, cwd=ROOT, env=environment(8, **x64), capture_output=True, text=True, timeout=1200
+        command, cwd=ROOT, env=device_env(8, **x64), capture_output=True, text=True, timeout=1200
     )
     assert process.returncode == 0, process.stderr[-3000:]
     dtypes, *reports = map(json.loads, process.stdout.splitlines())
@@ -98,7 +98,7 @@ class Run:
                 process = subprocess.Popen(
                     command + (list(map(str, words)) if processes > 1 else []),
                     cwd=ROOT,
-                    env=environment(devices),
+                    env=device_env(devices),
                     stdout=output,
                     stderr=subprocess.STDOUT,
                 )

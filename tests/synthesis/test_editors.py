@@ -32,7 +32,7 @@ from ivid2vid_jax.synthesis.editors import (
 )
 from ivid2vid_jax.training.params import flatten, unflatten
 from tests.support import factory
-from tests.support.devices import environment
+from tests.support.devices import device_env
 from tests.synthesis import test_tune_a_video
 
 RNG = np.random.default_rng(0)
@@ -345,7 +345,7 @@ for name, program in programs.items():
 def test_four_devices_edit_four_clips_without_communication(base, tuned_edits, tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "out.npz")]
     root = Path(__file__).parents[2]
-    process = subprocess.run(command, env=environment(4), cwd=root, capture_output=True, text=True)
+    process = subprocess.run(command, env=device_env(4), cwd=root, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     print(process.stdout)
     assert process.stdout.count("no collective") == 3

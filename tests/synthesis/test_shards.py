@@ -14,7 +14,7 @@ from ivid2vid_jax.synthesis.config import STAGES
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.manifest import FAILED, lock_stage
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from tests.support.devices import environment
+from tests.support.devices import device_env
 from tests.synthesis.runs import dataset_bytes, run_output, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_processes_of_shard_auto_wait_for_each_other(config, capsys, tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", DISTRIBUTED, str(port), index, str(recipe)],
-            env=environment(1),
+            env=device_env(1),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from tests.support.checkpoint_state import make_state
-from tests.support.devices import environment
+from tests.support.devices import device_env
 
 START = """
 import sys
@@ -50,7 +50,7 @@ with Checkpoints(run) as checkpoints:
 def start_script(script, *args, devices=1):
     argv = [sys.executable, "-c", script, *map(str, args)]
     return subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices)
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=device_env(devices)
     )
 
 
