@@ -40,16 +40,17 @@ def open_container(path: Path) -> InputContainer:
         ) from error
     if not video_streams(container):
         container.close()
-        raise UserError(f"{path}: holds no video stream")
+        raise UserError(f"{path}: holds no video stream that can be decoded")
     return container
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
-    """The streams that show moving pictures: no cover art, no thumbnails."""
+    """The streams that show moving pictures and have a decoder: no cover art, no thumbnails."""
     return [
         stream
         for stream in container.streams.video
-        if not stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
+        if stream.codec_context is not None
+        and not stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
     ]
 
 
