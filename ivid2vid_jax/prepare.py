@@ -71,6 +71,8 @@ class PrepareArgs:
     limit_bad: int = 100
     # folder that the paths of a list are relative to (default: the list's own)
     root: Path | None = None
+    # column names of a list: src=original_image tgt=edited_image prompt=edit_prompt
+    columns: tuple[str, ...] = ()
     # number of triplets, from the start (default all; shapes: 10000)
     count: int | None = None
     # shapes: seed of the sequence
@@ -168,7 +170,7 @@ def open_reader(args: PrepareArgs) -> "Reader":
     fields = {name: value for name, value in fields.items() if value is not None}
     shapes_reader = readers.ShapesReader(args.count or 10_000, args.seed, args.split, **fields)
     clips = readers.ClipSettings(args.size or 256, args.fps, args.frames)
-    return readers.open_reader(args.data, args.root, clips, shapes_reader)
+    return readers.open_reader(args.data, args.root, clips, shapes_reader, args.columns)
 
 
 def stored_arguments(args: PrepareArgs) -> dict[str, Any]:
@@ -181,6 +183,8 @@ def stored_arguments(args: PrepareArgs) -> dict[str, Any]:
         for name in ("data", "root")
         if values[name] and values[name] not in WORLDS
     }
+    if not values["columns"]:
+        del values["columns"]  # as datasets of version 0.1 were recorded
     return values | paths
 
 

@@ -4,40 +4,25 @@ A reader first lists its items, which are small and can be sent to worker proces
 turns an item into a Triplet.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
+from ivid2vid_jax.data.items import Item
+from ivid2vid_jax.data.lists import (
+    LIST_SUFFIXES,
+    METADATA_FILES,
+    ListReader,
+    ParquetReader,
+    parse_columns,
+    read_json_list,
+)
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.errors import UserError, check_instruction
-
-LIST_SUFFIXES = (".csv", ".jsonl", ".json")
-REQUIRED = ("src_video", "tgt_video", "prompt")
-OPTIONAL = ("source_caption", "edited_caption", "edit_type", "licence")
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """Where one triplet is found.
-
-    Attributes:
-        id: the triplet's.
-        where: what a user would look for, a file or a row of a list.
-    """
-
-    id: str
-    where: str
-
-    @property
-    def origin(self) -> str:
-        """What triplets of one source clip have in common: they go into the same split."""
-        return self.id
 
 
 class Reader(Protocol):
@@ -51,16 +36,21 @@ class Reader(Protocol):
 
 
 def open_reader(
-    data: str, root: Path | None, clips: ClipSettings, shapes_reader: "ShapesReader"
+    data: str,
+    root: Path | None,
+    clips: ClipSettings,
+    shapes_reader: "ShapesReader",
+    columns: tuple[str, ...] = (),
 ) -> Reader:
     """Returns the reader for `data`.
 
     Args:
-        data: the name of a procedural world, a .csv, .jsonl or .json file, or an InstructPix2Pix
-            folder.
+        data: the name of a procedural world, a list (.csv, .tsv, .jsonl, .json, .parquet), a folder
+            with metadata.jsonl or metadata.csv, or an InstructPix2Pix folder.
         root: folder that the paths of a list are relative to; None = the list's own folder.
         clips: how clips are read.
         shapes_reader: returned for a procedural world.
+        columns: column names of a list, such as "src=original_image".
 
     Raises:
         UserError: `data` is none of these.
@@ -68,155 +58,23 @@ def open_reader(
     if data in shapes.WORLDS:
         return shapes_reader
     path = Path(data).expanduser()
+    for name in METADATA_FILES:  # as Hugging Face's image and video folders have it
+        if (path / name).is_file():
+            path = path / name
+            break
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        return ListReader(path.resolve(), (root or path.parent).resolve(), clips)
+        names = parse_columns(columns)
+        if path.suffix.lower() == ".parquet":
+            return ParquetReader(path.resolve(), clips, names)
+        return ListReader(path.resolve(), (root or path.parent).resolve(), clips, names)
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
     state = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
         f"{data}: {state} one of these: a procedural world ({', '.join(shapes.WORLDS)}), "
-        f"a list ({', '.join(LIST_SUFFIXES)}), or an InstructPix2Pix folder (with seeds.json)"
+        f"a list ({', '.join(LIST_SUFFIXES)}), a folder with {' or '.join(METADATA_FILES)}, or an "
+        "InstructPix2Pix folder (with seeds.json)"
     )
-
-
-# ---- lists ----
-
-
-@dataclasses.dataclass(frozen=True)
-class ListRow(Item):
-    """A row of a list, its paths as written."""
-
-    source: str
-    edited: str
-    instruction: str
-    source_caption: str = ""
-    edited_caption: str = ""
-    edit_type: str = ""
-    licence: str = ""
-
-    @property
-    def origin(self) -> str:
-        """The source clip."""
-        return self.source
-
-
-@dataclasses.dataclass(frozen=True)
-class ListReader:
-    """A CSV or JSON list with the columns src_video, tgt_video and prompt.
-
-    Kiwi-Edit and DiffSynth-Studio write such lists. Images are clips of one frame.
-
-    Attributes:
-        path: the list.
-        root: folder that its paths are relative to.
-        clips: how clips are read.
-    """
-
-    path: Path
-    root: Path
-    clips: ClipSettings
-
-    def items(self) -> list[ListRow]:
-        """The rows; UserError if one lacks a column or holds something else than text."""
-        read_rows = read_csv if self.path.suffix.lower() == ".csv" else read_json
-        rows = []
-        seen: dict[str, int] = {}
-        for number, cells in read_rows(self.path):
-            where = f"{self.path.name} {number}"
-            if missing := [name for name in REQUIRED if name not in cells]:
-                raise UserError(
-                    f"{self.path}: {number} has no {', '.join(missing)} "
-                    f"(it has: {', '.join(map(str, cells))}); required are {', '.join(REQUIRED)}"
-                )
-            texts = {name: cells.get(name) or "" for name in (*REQUIRED, *OPTIONAL)}
-            if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
-                raise UserError(f"{self.path}: {number}: {', '.join(wrong)} must be text")
-            source, edited, instruction = (texts.pop(name) for name in REQUIRED)
-            id = unique_name(pair_id(source, edited, instruction), seen)
-            rows.append(ListRow(id, where, source, edited, instruction, **texts))
-        return rows
-
-    def read(self, item: ListRow) -> Triplet:
-        """Reads a row; UserError for an empty cell or clips that cannot be read."""
-        for name, path in (("src_video", item.source), ("tgt_video", item.edited)):
-            if not path.strip():
-                raise UserError(f"{name} is empty")
-        check_instruction(item.instruction)
-        source, edited, fps = read_pair(
-            self.root / item.source, self.root / item.edited, self.clips
-        )
-        return Triplet(
-            id=item.id,
-            source=source,
-            edited=edited,
-            instruction=item.instruction,
-            source_caption=item.source_caption,
-            edited_caption=item.edited_caption,
-            edit_type=item.edit_type,
-            fps=fps,
-            mask=None,
-            licence=item.licence,
-            provenance=f"{item.where}: {item.source}, {item.edited}",
-        )
-
-
-def pair_id(source: str, edited: str, instruction: str) -> str:
-    """Returns an id that is the same for the same row in any list on any machine."""
-    digest = hashlib.sha256(json.dumps([source, edited, instruction]).encode()).hexdigest()
-    return f"{Path(source).stem}-{digest[:12]}"
-
-
-def unique_name(name: str, seen: dict[str, int]) -> str:
-    """Returns the name, followed by a number from its second use on; counts uses in `seen`."""
-    seen[name] = seen.get(name, 0) + 1
-    return name if seen[name] == 1 else f"{name}-{seen[name]}"
-
-
-def read_csv(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields ("row 2", cells by column), counted as spreadsheets do: the header is row 1."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, cells in enumerate(csv.DictReader(file), 2):
-                if None in cells:
-                    raise UserError(
-                        f"{path}: row {number} has more cells than the header: "
-                        "put texts with commas in quotes"
-                    )
-                yield f"row {number}", cells
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not CSV in UTF-8 ({error})") from error
-
-
-def read_json(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields ("line 1", object) of JSON lines, or ("entry 1", object) of a JSON list."""
-    values: list[tuple[str, Any]]
-    try:
-        if path.suffix.lower() == ".json":
-            values = [(f"entry {i}", value) for i, value in enumerate(read_json_list(path), 1)]
-        else:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            values = [(f"line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error})") from error
-    for number, text in values:
-        try:
-            value = json.loads(text) if isinstance(text, str) else text
-        except ValueError as error:
-            raise UserError(f"{path}: {number} is not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: {number} is not a JSON object")
-        yield number, value
-
-
-def read_json_list(path: Path) -> list:
-    """Reads a file with a JSON list; UserError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not a list")
-    return value
 
 
 # ---- InstructPix2Pix folders ----

@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ivid2vid_jax.data.readers import LIST_SUFFIXES, read_csv, read_json, unique_name
+from ivid2vid_jax.data.lists import TEXT_SUFFIXES, read_csv, read_json, unique_name
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import ANIMATIONS
 from ivid2vid_jax.video.write import CONTAINERS
@@ -85,7 +85,7 @@ def open_set(data: str, root: Path) -> list[EvaluationTask]:
             f"--data {data}: no folder {path}; put its clips and {LIST} there, or name another "
             "--root"
         )
-    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in TEXT_SUFFIXES:
         return read_list(path)
     if table := find_tgve_table(path):
         return read_tgve(path, table)
@@ -93,7 +93,7 @@ def open_set(data: str, root: Path) -> list[EvaluationTask]:
         return read_list(path / LIST)
     problem = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
-        f"--data {data}: {problem} one of these: 'shapes', a list ({', '.join(LIST_SUFFIXES)}), "
+        f"--data {data}: {problem} one of these: 'shapes', a list ({', '.join(TEXT_SUFFIXES)}), "
         f"a folder with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PAPER_SETS)}"
     )
 
@@ -102,7 +102,7 @@ def read_list(path: Path) -> list[EvaluationTask]:
     """The tasks of a CSV or JSON list."""
     tasks: list[EvaluationTask] = []
     stems: dict[str, int] = {}
-    read = read_csv if path.suffix.lower() == ".csv" else read_json
+    read = read_json if path.suffix.lower() in (".json", ".jsonl") else read_csv
     for row, cells in read(path):
         required = {
             field: next((cells[column] for column in columns if cells.get(column)), "")
