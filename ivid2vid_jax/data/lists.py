@@ -64,19 +64,19 @@ def parse_columns(words: tuple[str, ...]) -> dict[str, str]:
 
 def find_columns(path: Path, where: str, header: list[str], given: dict[str, str]) -> dict:
     """Field -> column of a list; UserError that names what is missing and what is there."""
-    found = {}
+    columns = {}
     for field, names in NAMES.items():
         names = (given[field],) if field in given else names
         column = next((name for name in names if name in header), None)
         if column is not None:
-            found[field] = column
+            columns[field] = column
         elif field in REQUIRED or field in given:
-            wanted = given.get(field, field)
+            missing = given.get(field, field)
             raise UserError(
-                f"{path}: {where} has no {wanted} (it has: {', '.join(map(str, header))}); name "
+                f"{path}: {where} has no {missing} (it has: {', '.join(map(str, header))}); name "
                 "the columns, e.g. --columns src=before tgt=after prompt=text"
             )
-    return found
+    return columns
 
 
 @dataclasses.dataclass(frozen=True)
