@@ -136,7 +136,7 @@ def unet_flops(engine: Engine) -> float:
         (1, encoder.max_position_embeddings, encoder.hidden_size), jnp.float32
     )
     denoise = make_denoiser(unet)
-    return flops.count(
+    return flops.count_flops(
         lambda params, x, t, text: denoise(params, x, t, Condition(text, None)),
         unet_param_shapes(unet),
         x,

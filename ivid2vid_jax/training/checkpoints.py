@@ -53,7 +53,7 @@ class Checkpoints:
             run: the RUN folder, local or gs://.
             keep: number of checkpoints to keep, the newest.
         """
-        self.folder = folder_of(run)
+        self.folder = checkpoints_folder(run)
         self.in_bucket = is_bucket(self.folder)
         self.clean()
         options = ocp.CheckpointManagerOptions(
@@ -283,7 +283,7 @@ class Checkpoints:
         )
 
 
-def folder_of(run: Path | str) -> epath.Path:
+def checkpoints_folder(run: Path | str) -> epath.Path:
     """RUN/checkpoints, absolute."""
     folder = epath.Path(run) / "checkpoints"
     # epath would make a bucket's URL a local path.

@@ -50,13 +50,13 @@ class Count:
         """Operations that the compiler's `cost_analysis` omits."""
         return self.splash + self.padding + self.repeated
 
-    def on_a_chip(self, told: float, chips: int) -> float:
+    def per_chip(self, compiler_count: float, chips: int) -> float:
         """Operations of one chip, from the compiler's count for one chip and the number of chips.
 
         The compiler also counts only once the body of loops that it adds itself, to gather sharded
         weights piece by piece. Then an even share of all operations is the larger number.
         """
-        return max(told + self.uncounted / chips, (self.useful + self.padding) / chips)
+        return max(compiler_count + self.uncounted / chips, (self.useful + self.padding) / chips)
 
     def __add__(self, other: "Count") -> "Count":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -66,7 +66,7 @@ class Count:
         return Count(*(times * a for a in dataclasses.astuple(self)))
 
 
-def count(function, *args) -> Count:
+def count_flops(function, *args) -> Count:
     """Counts function(*args), over all devices. args: arrays or ShapeDtypeStructs."""
     return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -80,7 +80,7 @@ def program_flops(
     """
     counted = jaxpr_flops(traced.jaxpr.jaxpr)
     compiler_count = (compiled.cost_analysis() or {}).get("flops", 0.0)
-    return counted.on_a_chip(compiler_count, chips), counted.fetched / chips
+    return counted.per_chip(compiler_count, chips), counted.fetched / chips
 
 
 def jaxpr_flops(jaxpr: core.Jaxpr) -> Count:

@@ -22,7 +22,6 @@ from ivid2vid_jax.training.hooks import Benchmark, Hooks, due_after
 from ivid2vid_jax.training.metrics_log import Clock, MetricsLog, Trace
 from ivid2vid_jax.training.metrics_reporter import MetricsReporter
 from ivid2vid_jax.training.step import TrainState, learning_rate
-from ivid2vid_jax.training.train_setup import Tokenizer as Tokenizer
 from ivid2vid_jax.training.train_setup import TrainSetup, log_start, make_setup, make_state
 from ivid2vid_jax.utils import storage
 from ivid2vid_jax.utils.versions import versions

@@ -149,7 +149,7 @@ class Bench:
         timesteps = shape((clips,), jnp.int32)
         text = shape((clips, *self.text_shape), jnp.float32)
         params = param_shapes("unet", self.folder.unet)
-        return flops.count(denoise, params, x, timesteps, Condition(text, x)).useful
+        return flops.count_flops(denoise, params, x, timesteps, Condition(text, x)).useful
 
 
 def flax_params(net: torch.nn.Module, config: UNetConfig) -> dict:

@@ -36,13 +36,16 @@ def test_products_and_convolutions_are_counted_forward_and_backward():
         )
 
     expected = 2 * (2 * 8 * 8) * 9 * 3 * 5
-    assert flops.count(conv, x, k) == flops.Count(conv=expected)
+    assert flops.count_flops(conv, x, k) == flops.Count(conv=expected)
     for stride in (1, 2):
         loss = partial(lambda x, k, stride: conv(x, k, stride).sum(), stride=stride)
-        counted = flops.count(jax.grad(loss, (0, 1)), x, k)
+        counted = flops.count_flops(jax.grad(loss, (0, 1)), x, k)
         assert counted.conv == pytest.approx(3 * expected // stride**2, rel=0.25)
     a = Shape((4, 6), jnp.float32)
-    assert flops.count(jax.jit(jax.checkpoint(lambda a: jnp.sin(a @ a.T))), a).dot == 2 * 4 * 6 * 4
+    assert (
+        flops.count_flops(jax.jit(jax.checkpoint(lambda a: jnp.sin(a @ a.T))), a).dot
+        == 2 * 4 * 6 * 4
+    )
 
 
 def test_iterations_that_the_compiler_does_not_count_are_counted():
@@ -55,19 +58,19 @@ def test_iterations_that_the_compiler_does_not_count_are_counted():
         return jax.lax.scan(lambda c, _: (loop(c, 5), None), loop(a), None, length=3)[0]
 
     body = 2 * (2 * 4 * 6 * 4)
-    assert flops.count(loop, a) == flops.Count(dot=7 * body, repeated=6 * body)
+    assert flops.count_flops(loop, a) == flops.Count(dot=7 * body, repeated=6 * body)
     for function, iterations in ((loop, 7), (loops, 7 + 3 * 5)):
         compiled = jax.jit(function).lower(a).compile()
-        counted = compiled.cost_analysis()["flops"] + flops.count(function, a).uncounted
+        counted = compiled.cost_analysis()["flops"] + flops.count_flops(function, a).uncounted
         assert counted == pytest.approx(iterations * body, rel=0.1)
 
 
 def test_loops_of_the_compiler_do_not_hide_operations():
     traced = flops.Count(dot=600, conv=200, splash=100, padding=100, repeated=300)
     # the compiler's count, and what it does not count
-    assert traced.on_a_chip(130, chips=4) == 130 + 500 / 4
+    assert traced.per_chip(130, chips=4) == 130 + 500 / 4
     # the compiler counts less than an even share, because of loops
-    assert traced.on_a_chip(20, chips=4) == 1000 / 4
+    assert traced.per_chip(20, chips=4) == 1000 / 4
 
 
 def test_splash_attention_is_counted_by_its_formula():
@@ -77,14 +80,14 @@ def test_splash_attention_is_counted_by_its_formula():
     def splash(q, k):
         return attention(q, k, k, "splash")
 
-    forward = flops.count(splash, q, k)
+    forward = flops.count_flops(splash, q, k)
     assert forward.splash == 2 * product
     assert forward.padding == pytest.approx(2 * product * 88 / 40, rel=1e-6)
     gradient = jax.grad(lambda q, k: splash(q, k).astype(jnp.float32).sum(), (0, 1))
-    assert flops.count(gradient, q, k).splash == (2 + 4 + 3) * product
+    assert flops.count_flops(gradient, q, k).splash == (2 + 4 + 3) * product
     # heads as wide as the lanes have another order of axes in memory
     q = Shape((2, 256, 4, 128), jnp.bfloat16)
-    unpadded = flops.count(splash, q, q)
+    unpadded = flops.count_flops(splash, q, q)
     assert (unpadded.splash, unpadded.padding) == (2 * 2 * 2 * 4 * 256 * 256 * 128, 0)
 
 
@@ -96,9 +99,9 @@ def test_keys_that_splash_attention_reads_again_are_counted():
     """
     q, short = Shape((2, 4096, 4, 40), jnp.bfloat16), Shape((2, 1024, 4, 40), jnp.bfloat16)
     keys = 2 * 4 * 48 * 4096 * 2  # bytes
-    counted = flops.count(lambda q: attention(q, q, q, "splash"), q)
+    counted = flops.count_flops(lambda q: attention(q, q, q, "splash"), q)
     assert counted.fetched == 3 * 2 * keys
-    assert flops.count(lambda q, k: attention(q, k, k, "splash"), q, short).fetched == 0
+    assert flops.count_flops(lambda q, k: attention(q, k, k, "splash"), q, short).fetched == 0
 
 
 # One layer per block, which is traced in half the time.
@@ -132,7 +135,7 @@ def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
         Shape((2,), jnp.int32),
         Shape((2, 77, config.cross_attention_dim), jnp.float32),
     )
-    counted = flops.count(
+    counted = flops.count_flops(
         lambda p, *args: net.apply({"params": p}, *args), param_shapes("unet", config), *args
     )
     assert counted.useful == pytest.approx(formula.unet_forward(config, 2, 8, 32, 32, 77), rel=0.05)
@@ -327,7 +330,7 @@ def test_the_whole_sampling_step_is_traced(on_cpu):
         program = programs.editing_program(config, folder, mesh, branches)
         with jax.set_mesh(mesh):
             state = jax.eval_shape(program.function, *program.args)
-            operations.append(flops.count(program.function, *program.args).useful)
+            operations.append(flops.count_flops(program.function, *program.args).useful)
         assert shapes_of(state) == shapes_of(program.args[1])
     assert operations[1] == pytest.approx(3 * operations[0], rel=0.01)
 

@@ -29,7 +29,6 @@ from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.training import init_state, run_folder
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
-from ivid2vid_jax.training.loop import Tokenizer
 from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import (
     learning_rate,
@@ -37,6 +36,7 @@ from ivid2vid_jax.training.step import (
     new_state,
     train_step,
 )
+from ivid2vid_jax.training.train_setup import Tokenizer
 from tests.support.tiny_run import NET, tiny
 
 # Elements; replaces `sharding.MIN_SHARDED_SIZE`, so that a tiny network's leaves are split.

@@ -181,6 +181,6 @@ def test_in_a_bucket_a_checkpoint_without_commit_file_does_not_exist(tmp_path, m
 
 def test_a_gs_url_is_a_bucket_and_a_path_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    remote, local = module.folder_of("gs://b/run"), module.folder_of("run")
+    remote, local = module.checkpoints_folder("gs://b/run"), module.checkpoints_folder("run")
     assert str(remote) == "gs://b/run/checkpoints" and module.is_bucket(remote)
     assert str(local) == str(tmp_path / "run" / "checkpoints") and not module.is_bucket(local)
