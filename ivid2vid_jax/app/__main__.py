@@ -1,6 +1,6 @@
 """`python -m ivid2vid_jax.app`: edit clips in the browser.
 
-python -m ivid2vid_jax.app                                    # embedded model, http://127.0.0.1:7860
+python -m ivid2vid_jax.app                 # embedded model, http://127.0.0.1:7860
 python -m ivid2vid_jax.app --model timbrooks/instruct-pix2pix
 """
 
