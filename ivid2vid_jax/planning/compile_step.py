@@ -157,7 +157,7 @@ def plan_whole_step(program: StepProgram, mesh: Mesh, effort: float) -> StepPlan
         memory_parts=compiled_memory(program, compiled.memory_analysis()),
         flops=operations,
         hbm_bytes=hlo.hbm_bytes(text) + refetched,
-        sent=dict(hlo.sent(text, mesh.size)),
+        sent=dict(hlo.sent_bytes(text, mesh.size)),
         whole=True,
         seconds=time.perf_counter() - start,
     )

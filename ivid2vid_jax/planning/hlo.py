@@ -180,7 +180,7 @@ def padded_bytes(dtype: str, shape: str, layout: str, tiles: str) -> int:
     return math.prod(dims) * BYTES.get(dtype, 4)
 
 
-def sent(text: str, chips: int) -> Counter[str]:
+def sent_bytes(text: str, chips: int) -> Counter[str]:
     """Kind of collective -> bytes that each chip sends, with ring algorithms.
 
     The TPU compiler cuts a collective that runs beside other work into pieces, in computations of

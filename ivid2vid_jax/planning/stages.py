@@ -228,7 +228,7 @@ def measure(
     return LayerCost(
         flops=operations,
         hbm_bytes=hlo.hbm_bytes(text) + refetched,
-        sent=dict(hlo.sent(text, mesh.size)),
+        sent=dict(hlo.sent_bytes(text, mesh.size)),
         residual_bytes=0,
         temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
         seconds=0.0,

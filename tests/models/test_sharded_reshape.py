@@ -57,7 +57,7 @@ for shape in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (1, 2, 2)):
             expected_sums = np.asarray(x).sum(row_axes).ravel()
             np.testing.assert_array_equal(np.sort(sums), np.sort(expected_sums))
             program = jax.jit(lambda x: round_trip(x, fold)[1]).lower(clip).compile()
-            sent = hlo.sent(program.as_text(), 4)
+            sent = hlo.sent_bytes(program.as_text(), 4)
             may_send = fold is not fold_time and shape[2] > 1
             assert not sent or (may_send and set(sent) == {"all-to-all"}), (shape, sent)
 """
@@ -99,7 +99,7 @@ with jax.set_mesh(mesh):
 assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
 flops = [program.cost_analysis()["flops"] for program in (single, split)]
 assert flops[0] > 3.6 * flops[1], flops
-sent = hlo.sent(split.as_text(), 4)
+sent = hlo.sent_bytes(split.as_text(), 4)
 assert set(sent) <= {"all-to-all", "all-reduce"}, sent
 assert sent["all-reduce"] < 0.1 * sent["all-to-all"], sent
 """

@@ -227,7 +227,7 @@ ENTRY %main (a: (bf16[8,128], u32[])) -> bf16[8,128] {
 )
 def test_trips_are_read_from_the_condition_of_a_loop(old, new, trips):
     text = LOOP_TEXT.replace(old, new)
-    assert hlo.sent(text, 16) == {"collective-permute": trips * 8 * 128 * 2}
+    assert hlo.sent_bytes(text, 16) == {"collective-permute": trips * 8 * 128 * 2}
 
 
 def test_traffic_is_read_from_the_program_text():
@@ -236,7 +236,10 @@ def test_traffic_is_read_from_the_program_text():
     copied, sliced, loop = array, 8 * 128 * 4, 10 * 2 * 8 * 128 * 2
     gathered, reduced, added = 32 * 128 * 4 + array, 2 * array, 3 * array
     assert hlo.hbm_bytes(TEXT) == copied + sliced + loop + reduced + gathered + added
-    assert hlo.sent(TEXT, 8) == {"all-reduce": 2 * 16000 * 1 // 2, "all-gather": 16000 * 3 // 4}
+    assert hlo.sent_bytes(TEXT, 8) == {
+        "all-reduce": 2 * 16000 * 1 // 2,
+        "all-gather": 16000 * 3 // 4,
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import ShapesSource
-from tests.conftest import VIDEOS
 from tests.support import factory
 from tests.support.chat_server import EDITS, Server, completion
 from tests.synthesis.runs import manifest_lines, read_triplets, run_output, write_json_lines
@@ -221,7 +220,7 @@ def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
     server = Server(completion(json.dumps(EDITS)), 500, completion(json.dumps(EDITS)))
     run = dataclasses.replace(
         config,
-        videos=str(VIDEOS),
+        videos=str(car.parent),
         instructions="chat",
         editor="tune_a_video",
         tune_a_video=TuneAVideoConfig(steps=2, inversion=2, sampling=2),
@@ -243,7 +242,7 @@ def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
     instructions = {triplet.instruction for triplet in triplets}
     assert instructions == {edit["instruction"] for edit in EDITS}
     assert {triplet.licence for triplet in triplets} == {"CC-BY-4.0"}
-    names = ("car-turn.mp4", "man-skiing.mp4")
+    names = ("car.mp4", "skiing.mp4")
     assert all(any(name in triplet.provenance for name in names) for triplet in triplets)
     run_output(capsys, run)
     assert len(server.requests) == 3, "nothing is asked twice"
