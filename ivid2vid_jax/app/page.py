@@ -12,13 +12,12 @@ import gradio as gr
 
 from ivid2vid_jax import assets
 from ivid2vid_jax.app.jobs import (
-    MAX_INSTRUCTION_LENGTH,
-    AppLimits,
     EditRequest,
     EditResult,
     remove_results,
     run_edit,
 )
+from ivid2vid_jax.app.limits import MAX_INSTRUCTION_LENGTH, AppLimits
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 

@@ -243,7 +243,7 @@ def xlsx_rows(path: Path) -> Iterator[list[str]]:
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError as error:
         raise UserError(
-            f"{path}: reading spreadsheets needs openpyxl: pip install 'ivid2vid_jax[evaluation]', "
+            f"{path}: reading spreadsheets needs openpyxl: pip install -e '.[evaluation]', "
             "or save it as CSV in the same folder"
         ) from error
     try:

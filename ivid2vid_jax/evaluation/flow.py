@@ -131,6 +131,6 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise UserError(
-            "optical flow and SSIM need OpenCV: pip install 'ivid2vid_jax[evaluation]'"
+            "optical flow and SSIM need OpenCV: pip install -e '.[evaluation]'"
         ) from error
     return cv2

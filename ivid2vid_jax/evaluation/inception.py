@@ -168,7 +168,5 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError(
-            "FID and KID need PyTorch: pip install 'ivid2vid_jax[evaluation]'"
-        ) from error
+        raise UserError("FID and KID need PyTorch: pip install -e '.[evaluation]'") from error
     return torch

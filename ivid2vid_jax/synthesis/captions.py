@@ -34,7 +34,7 @@ class Blip:
             from transformers import BlipForConditionalGeneration, BlipProcessor
         except ImportError as error:
             raise UserError(
-                f'captions by BLIP need torch ({error}): pip install "ivid2vid_jax[synthesis]", '
+                f'captions by BLIP need torch ({error}): pip install -e ".[synthesis]", '
                 "or give --captions.source FILE"
             ) from error
         self.config, self.torch = config, torch

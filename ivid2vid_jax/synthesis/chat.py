@@ -75,8 +75,7 @@ class Chat:
             import tenacity
         except ImportError as error:
             raise UserError(
-                f"a chat model needs the package {error.name}: "
-                'pip install "ivid2vid_jax[synthesis]"'
+                f'a chat model needs the package {error.name}: pip install -e ".[synthesis]"'
             ) from error
         if config.base_url is None and not os.environ.get(config.key):
             raise UserError(

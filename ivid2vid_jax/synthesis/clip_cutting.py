@@ -109,7 +109,7 @@ def check_scenedetect() -> None:
         import scenedetect  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'cutting videos needs PySceneDetect ({error}): pip install "ivid2vid_jax[synthesis]"'
+            f'cutting videos needs PySceneDetect ({error}): pip install -e ".[synthesis]"'
         ) from error
 
 

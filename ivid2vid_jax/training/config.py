@@ -237,7 +237,7 @@ RENAMED = {
     "log.judge": "log.benchmark",
 }
 
-# Teaches the embedded editor a style that is held out of its training, in ten minutes on two CPU
+# Teaches the embedded editor a style that is held out of its training, in minutes on two CPU
 # cores. It trains on still images, which give more examples per second than clips, and only on
 # cross-attention and text encoder, so that the editor forgets little of the other edits.
 DEFAULT = TrainConfig(

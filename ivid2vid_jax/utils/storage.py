@@ -87,7 +87,7 @@ class BucketMirror:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"{url}: cannot be reached ({error}); for gs:// pip install 'ivid2vid_jax[gcs]'"
+                f"{url}: cannot be reached ({error}); for gs:// pip install -e '.[gcs]'"
             ) from error
         self.index_file = self.folder.with_name(f"{self.folder.name}.json")
         self.folder.mkdir(parents=True, exist_ok=True)

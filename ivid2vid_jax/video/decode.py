@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.container import best_video_stream, open_container, reason
-from ivid2vid_jax.video.convert import FrameConverter
-from ivid2vid_jax.video.limits import check_frame_size
+from ivid2vid_jax.video.frame_converter import FrameConverter
+from ivid2vid_jax.video.frame_size import check_frame_size
 
 log = logging.getLogger(__name__)
 

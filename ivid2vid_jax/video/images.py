@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.video.convert import over_white
 from ivid2vid_jax.video.decode import Frame
-from ivid2vid_jax.video.limits import MAX_PIXELS, check_frame_size
+from ivid2vid_jax.video.frame_converter import over_white
+from ivid2vid_jax.video.frame_size import MAX_PIXELS, check_frame_size
 
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "TGA")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.atomic import atomic_path
-from ivid2vid_jax.video.convert import HD_LINES
+from ivid2vid_jax.video.frame_converter import HD_LINES
 from ivid2vid_jax.video.read import Clip
 from ivid2vid_jax.video.sound import SoundTrack, plan_sound
 

@@ -1,5 +1,6 @@
 """CLIP tokenizers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from ivid2vid_jax.errors import UserError
 
 def load_tokenizer(path: Path) -> Any:
     """Loads a folder as transformers' CLIPTokenizer; the padding token comes from its files."""
+    # Without PyTorch, transformers warns on import that it cannot run its models; ours are Flax.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer
 
     if not (path / "vocab.json").is_file() and not (path / "tokenizer.json").is_file():

@@ -44,7 +44,7 @@ def test_an_invalid_option_is_a_one_line_error(capsys, options, message):
 def test_without_gradio_the_error_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, stderr, _ = run_command(capsys, app.AppArgs, app.run)
-    assert code == 2 and "pip install 'ivid2vid_jax[app]'" in stderr
+    assert code == 2 and "pip install -e '.[app]'" in stderr
 
 
 def test_by_default_it_listens_on_this_machine_only():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.app.jobs import (
-    AppLimits,
     EditRequest,
     open_checked_clip,
     remove_results,
     run_edit,
 )
+from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import open_clip
 from tests.support.fake_pipeline import write_noise

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ivid2vid_jax.app import __main__ as app
-from ivid2vid_jax.app.jobs import AppLimits
+from ivid2vid_jax.app.limits import AppLimits
 from tests.support.fake_pipeline import write_noise
 from tests.support.gradio_client import edit_inputs, path_of, visitor
 
