@@ -6,7 +6,6 @@ import subprocess
 import sys
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +13,7 @@ from PIL import Image
 from ivid2vid_jax import assets, edit
 from ivid2vid_jax.video.read import open_clip
 from tests.support.command import run_command
+from tests.support.media import faststart
 from tests.video.test_video import bad_file, packets_of, read, write
 
 QUICK = ["--steps", "2", "--size", "32"]
@@ -70,6 +70,7 @@ def test_an_embedded_clip_is_edited_by_name_and_by_default(tiny, tmp_path, capsy
     assert len(by_name) == 8 and by_name == by_path
 
 
+@pytest.mark.slow
 def test_a_profile_traces_the_sampling(tiny, tmp_path, capsys):
     arguments = edit_arguments(tiny, "star", tmp_path / "out.gif", "--profile", tmp_path / "trace")
     code, stderr, _ = run(capsys, *arguments)
@@ -77,6 +78,7 @@ def test_a_profile_traces_the_sampling(tiny, tmp_path, capsys):
     assert code == 0 and [file.stat().st_size > 1000 for file in traces] == [True], stderr
 
 
+@pytest.mark.slow
 def test_the_record_repeats_the_edit_in_another_process(tiny, car, tmp_path, capsys):
     """Compares folders of frames: x264 does not always encode equal pixels to equal bytes."""
     options = ["--end", "1.7", "--sampler", "euler_ancestral"]
@@ -175,24 +177,11 @@ def test_invalid_clips(tiny, tmp_path, capsys, kind, message):
 def test_a_clip_that_is_truncated_late(tiny, car, tmp_path, capsys):
     """The index is complete and frames are missing: the error appears while the model runs."""
     source = tmp_path / "in.mp4"
-    move_index_to_front(car, source)
+    faststart(car, source)
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 2 // 3])
     line = error_line(capsys, tmp_path, *edit_arguments(tiny, source, tmp_path / "out.mp4"))
     assert "in.mp4" in line and ("breaks off" in line or "cut off" in line)
-
-
-def move_index_to_front(path, target):
-    """Copies an MP4 with its index in front: truncated, it is like an interrupted download."""
-    with (
-        av.open(str(path)) as source,
-        av.open(str(target), "w", container_options={"movflags": "+faststart"}) as out,
-    ):
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
 
 
 def test_a_video_with_one_frame_is_an_error(tiny, tmp_path, capsys):
@@ -257,6 +246,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(tiny, car, tmp_path):
     """Peak memory of an edit of 80 frames is within 15% of that of 32 frames."""
     peaks = []

@@ -163,6 +163,7 @@ def command(capsys, *words):
     return run_command(capsys, evaluate.EvaluateArgs, evaluate.run, *words)
 
 
+@pytest.mark.slow
 def test_the_baseline_without_temporal_layers_edits_frame_by_frame(model):
     pipe = pipeline.load(model)
     settings = pipeline.EditSettings(steps=2).resolve(pipe.folder)
@@ -228,6 +229,7 @@ def test_the_page_opens_in_a_browser(tmp_path):
         assert page.get_by_text("<perfect>").is_visible()
 
 
+@pytest.mark.slow
 def test_a_guidance_grid_is_plotted_and_its_best_point_named(words, tmp_path, capsys):
     grid = ("--grid-text", 2, 3, "--grid-video", 1)  # one program: the scales are traced
     code, _, out = command(capsys, *words, "--kinds", "colour", "--steps", 1, *grid)

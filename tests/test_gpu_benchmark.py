@@ -25,6 +25,7 @@ def bare_machine(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_tiny_benchmark(bare_machine):
     """Both parts on both sides: equal outputs, times, operations."""
     gpu.main(["--size", "tiny", "--output", str(bare_machine / "record.json")])

@@ -87,6 +87,7 @@ def edits(tiny, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_edit_without_jax_is_the_same(edits, name):
     """20 steps, three branches, the same initial noise."""
@@ -120,12 +121,14 @@ def test_edit_with_the_embedded_model_is_the_same(tmp_path):
     assert_same_edit("shapes-edit", actual, reference)
 
 
+@pytest.mark.slow
 def test_windows_are_the_same(edits):
     edit = edits["windows"]
     assert_same_edit("motion, in windows of 4 frames", edit.jax, edit.torch)
     assert factory.relative(edits["motion"].jax[0], edit.jax[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_half_precision_is_close(edits):
     """The error of float16 is printed (-rP); frames agree to 30 dB."""
     _, _, (latents, frames), reference = edits["float16"]
@@ -135,6 +138,7 @@ def test_half_precision_is_close(edits):
     assert difference < 0.05 and decibels >= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_exported_folder_loads_back_bit_exactly(edits, name):
     source = open_pipeline_folder(edits[name].source)
@@ -165,6 +169,7 @@ def test_2d_folder_is_exported_to_stock_classes(tiny, tmp_path):
     assert torch.equal(pipe.unet.conv_in.weight, torch.from_numpy(expected))
 
 
+@pytest.mark.slow
 def test_stock_classes_load_without_warnings(edits, caplog):
     for name, cls in (("motion", UNetMotionModel), ("3D on SD 2", UNet3DConditionModel)):
         _, info = cls.from_pretrained(edits[name].exported / "unet", output_loading_info=True)
@@ -173,6 +178,7 @@ def test_stock_classes_load_without_warnings(edits, caplog):
     assert "not expected" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "code"), [("bfloat16", "BF16"), ("float16", "F16")])
 def test_dtypes_shards_and_model_card(edits, tmp_path, dtype, code):
     facts = model_card.ModelCardFacts(
@@ -201,6 +207,7 @@ def test_dtypes_shards_and_model_card(edits, tmp_path, dtype, code):
         assert text in readme
 
 
+@pytest.mark.slow
 def test_export_command_is_atomic(edits, tmp_path, capsys):
     source = edits["motion"].source
 
@@ -224,6 +231,7 @@ def test_export_command_is_atomic(edits, tmp_path, capsys):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_model_card_has_the_facts_of_a_run(edits, tmp_path):
     run = tmp_path / "run"
     exporter.export_folder(edits["motion"].source, run / "pipeline")

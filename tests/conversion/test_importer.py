@@ -269,6 +269,7 @@ def test_tune_a_video_folders(tiny, tmp_path):
     assert_equal_params(params["unet"], state_dict(unet))
 
 
+@pytest.mark.slow
 def test_exported_folder_trained_in_torch_is_imported(tiny, tmp_path):
     temporal = dict(temporal=["conv", "attention", "motion"])
     source = save_random_net(tmp_path, "source", temporal, tiny)

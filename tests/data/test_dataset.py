@@ -23,7 +23,7 @@ from ivid2vid_jax.data.dataset import (
     open_dataset,
 )
 from ivid2vid_jax.errors import UserError
-from tests.test_edit import faststart
+from tests.support.media import faststart
 from tests.video.test_video import moving_square, psnr, write
 
 

@@ -90,6 +90,7 @@ def test_results_of_earlier_versions_are_read_and_continued(tmp_path, edits):
     assert "| grey | 0 of 1, 0% " in training_benchmark.table(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_benchmark(tmp_path, capsys, monkeypatch, edits):
     """Without the training step and the edits, which take a minute to compile."""
     monkeypatch.setattr(CompiledStep, "compile", lambda self, *args: setattr(self, "flops", 0.0))

@@ -285,6 +285,7 @@ def test_padding_token_is_the_folders(tmp_path):
         assert tokenizer.convert_ids_to_tokens(ids[-1]) == pad
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(tiny, pipe):
     video, options = clip(4), dict(steps=3, size=16, text_scale=1.0, video_scale=1.0)
     expected = pipe.edit(video, INSTRUCTION, **options)
@@ -292,6 +293,7 @@ def test_bfloat16_is_close_to_float32(tiny, pipe):
     assert 0 < np.abs(expected.astype(float) - actual).mean() < 4
 
 
+@pytest.mark.slow
 def test_text_to_image_equals_diffusers(tmp_path, pipe):
     folder = factory.save(tmp_path / "base", factory.tiny(in_channels=4))
     stock_pipe = StableDiffusionPipeline.from_pretrained(

@@ -145,6 +145,7 @@ def test_frames_are_independent_until_temporal_layers_are_trained(inflated):
     assert frame_dependencies(target, trained, x, context).all()
 
 
+@pytest.mark.slow
 def test_gradients_reach_temporal_layers_within_two_steps(inflated):
     _, _, target, params = inflated
     x, context = random_inputs(target, B=1)
@@ -180,6 +181,7 @@ def apply_with_remat(config, remat, x, context):
     return lambda params: unet.apply({"params": params}, x, jnp.array([50.0]), context)
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_loss_and_gradients(inflated):
     _, _, target, params = inflated
     x, context = random_inputs(target, B=1)
@@ -215,6 +217,7 @@ def test_remat_stores_less(inflated):
         stored("some")
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close(inflated):
     _, _, target, params = inflated
     x, context = random_inputs(target)

@@ -41,6 +41,7 @@ assert pipeline.load(sys.argv[1]).devices.count == 4
 """
 
 
+@pytest.mark.slow
 def test_an_edit_over_four_devices_equals_that_of_one(tiny):
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tiny)],

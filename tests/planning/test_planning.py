@@ -141,6 +141,7 @@ def test_the_formula_agrees_with_the_count_over_the_jaxpr(config, impl):
     assert counted.useful == pytest.approx(formula.unet_forward(config, 2, 8, 32, 32, 77), rel=0.05)
 
 
+@pytest.mark.slow
 def test_every_parameter_belongs_to_one_layer():
     layers = stages.find_stages(
         SHORT_3D,
@@ -281,6 +282,7 @@ def run_plan(capsys, recipe, *options) -> tuple[int, str, str]:
     return run_command(capsys, plan.PlanArgs, plan.run, *arguments)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_training_step(on_cpu, tmp_path, capsys):
     """By layers; a second run compiles nothing."""
     stdout, by_layers = make_plan(capsys, on_cpu, tmp_path)
@@ -313,6 +315,7 @@ def test_hbm_traffic_at_low_effort_is_no_lower_bound(effort, seconds):
     assert "0.167 chip-hours" in text  # 100 steps of 3 s at half of the speed
 
 
+@pytest.mark.slow
 def test_a_program_that_exceeds_the_memory_is_an_error_with_advice(on_cpu, monkeypatch, capsys):
     def compile(self, *args, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 16.8G of 15.7G hbm\nmore lines")

@@ -52,3 +52,14 @@ def duration(path: Path, kind: str) -> float:
         packets = [packet for packet in container.demux(stream) if packet.size]
         end = max((packet.pts + packet.duration) * packet.time_base for packet in packets)
         return float(end)
+
+
+def faststart(path: Path, target: Path) -> None:
+    """Copies a video with its index in front, as a download has it that stops midway."""
+    options = {"movflags": "+faststart"}
+    with av.open(str(path)) as source, av.open(str(target), "w", container_options=options) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)

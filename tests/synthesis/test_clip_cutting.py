@@ -91,7 +91,7 @@ def test_a_video_yields_clips_and_reasons(tmp_path):
     ],
 )
 def test_videos_without_clips_are_rejected_with_a_reason(tmp_path, frames, change, reason):
-    path = write_film(tmp_path, scene(0, frames)) if frames else tmp_path / "film.mp4"
+    path = write_film(tmp_path, scene(0, 20)[:frames]) if frames else tmp_path / "film.mp4"
     if not frames:
         path.touch()
     config = ClipsConfig(**dict(frames=8, fps=8, size=64, least=64) | change)
@@ -112,7 +112,7 @@ def test_without_pyscenedetect_no_video_is_rejected(tmp_path, monkeypatch):
     """The stage ends instead, so the videos are still to be cut."""
     path = write_film(tmp_path, scene(0, 8))
     monkeypatch.setitem(sys.modules, "scenedetect", None)
-    with pytest.raises(UserError, match=r"pip install .ivid2vid_jax\[synthesis\]"):
+    with pytest.raises(UserError, match=r"pip install .*\[synthesis\]"):
         cut_video(path, "film.mp4", CONFIG, tmp_path / "clips")
 
 

@@ -137,6 +137,7 @@ def flat_params(net):
     return {name: np.array(value) for name, value in params.items()}
 
 
+@pytest.mark.slow
 def test_tuning_learns_its_clip_and_leaves_the_base_unchanged(pipe):
     config = TuneAVideoConfig(steps=60, inversion=1, sampling=1, lr=3e-3)
     editor = TuneAVideo(pipe, config, devices=1)
@@ -163,6 +164,7 @@ def test_tuning_learns_its_clip_and_leaves_the_base_unchanged(pipe):
     assert all(not np.array_equal(editor.trained[name], tuned[name][0]) for name in tuned)
 
 
+@pytest.mark.slow
 def test_an_edit_does_not_depend_on_the_other_clips(pipe, tuned_edits):
     # two groups, the second one filled up
     config = dataclasses.replace(QUICK, at_once=2)
@@ -194,6 +196,7 @@ def test_less_strength_keeps_more_of_the_clip(pipe):
     assert weak < medium < strong
 
 
+@pytest.mark.slow
 def test_inverted_noise_reproduces_the_clip():
     """With its own caption and the embedded base: PSNR above 25 dB; shared noise fails to."""
     base = pipeline.load("shapes-base", devices=1)
@@ -209,6 +212,7 @@ def test_inverted_noise_reproduces_the_clip():
     assert psnr(inversion=50) > 25 > 20 > psnr(inversion=0)
 
 
+@pytest.mark.slow
 def test_the_prompt_of_inversion_matters(pipe):
     empty, caption = (
         TuneAVideo(pipe, dataclasses.replace(QUICK, inversion_prompt=prompt), devices=1)(TASKS[:1])

@@ -80,6 +80,7 @@ def test_items_have_the_fingerprints_of_version_0_1(tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_other_thresholds_score_again_and_replace_the_dataset(config, capsys):
     run_output(capsys, config)
     edits = (config.output / "edits.jsonl").read_bytes()

@@ -25,6 +25,7 @@ def shard(config, index, stages):
     return dataclasses.replace(config, shard=f"{index}/2", stages=stages)
 
 
+@pytest.mark.slow
 def test_two_shards_make_what_one_process_makes(config, capsys, tmp_path):
     run_output(capsys, config)
     run = dataclasses.replace(config, output=tmp_path / "parts")

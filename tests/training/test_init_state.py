@@ -106,6 +106,7 @@ def test_training_on_images_keeps_a_video_editors_number_of_frames(
     assert folder.unet.num_frames == folder.sampling["frames"] == expected
 
 
+@pytest.mark.slow
 def test_a_run_edits_clips(editor, tmp_path, capsys):
     clip, output = write(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     options = {
@@ -139,6 +140,7 @@ def test_a_run_whose_origin_changed_is_not_resumed(editor, tmp_path):
     assert file_contents(run, "config.json") == before
 
 
+@pytest.mark.slow
 def test_clip_is_trained_and_scores(tmp_path):
     """From scratch, resumed, then from that run's averaged weights."""
     run = tmp_path / "clip"

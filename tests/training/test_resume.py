@@ -126,6 +126,7 @@ def stop_when_logging(patch, step):
     patch.setattr(MetricsLog, "write", write_and_stop)
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_checkpoint_and_pipeline_writes_the_pipeline_on_restart(
     copy, monkeypatch
 ):

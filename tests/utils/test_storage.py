@@ -119,6 +119,7 @@ def test_written_files_reach_the_bucket_and_the_next_machine(bucket, tmp_path, m
     assert bucket.cat("/bucket/run/config.json") == b"2", "only the first process uploads"
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_on_another_machine(bucket, tmp_path, monkeypatch):
     """Data and run are in a bucket.
 
