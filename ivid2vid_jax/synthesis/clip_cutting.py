@@ -1,6 +1,7 @@
 """Cuts videos into clips of one shot each: long and large enough, with motion, no duplicates."""
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -151,7 +152,7 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
 
     The detector compares a frame's change with the mean change of the NEIGHBOURS frames before and
     after it. It answers NEIGHBOURS frames late, and not at all for as many frames at both ends of a
-    video; the first and the last frame are repeated for it, so it finds boundaries there, too.
+    video. With mirrored ends it finds most boundaries there, too, and none in steady motion.
     """
     from scenedetect import AdaptiveDetector, FrameTimecode
 
@@ -162,7 +163,7 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
         min_scene_len=1,
     )
     recent: deque[np.ndarray] = deque(maxlen=NEIGHBOURS + 1)
-    for number, frame in enumerate(repeat_ends(frames, NEIGHBOURS)):
+    for number, frame in enumerate(mirror_ends(frames, NEIGHBOURS)):
         recent.append(frame)
         bgr = np.ascontiguousarray(thumbnail(frame)[..., ::-1])
         timecode = FrameTimecode(number, fps=10.0)  # any rate: only the number counts
@@ -171,13 +172,18 @@ def shots(frames: Iterable[np.ndarray], config: ClipsConfig) -> Iterator[tuple[n
             yield recent[0], bool(boundary) or number == 2 * NEIGHBOURS
 
 
-def repeat_ends(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """The frames, the first and the last one `count` more times each."""
-    frame = None
-    for number, frame in enumerate(frames):
-        yield from [frame] * (1 if number else 1 + count)
-    if frame is not None:
-        yield from [frame] * count
+def mirror_ends(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Pads with the `count` frames next to the first and the last one, as numpy's "reflect"."""
+    frames = iter(frames)
+    head = list(itertools.islice(frames, count + 1))
+    if not head:
+        return
+    yield from (head[min(i, len(head) - 1)] for i in range(count, 0, -1))
+    tail: deque[np.ndarray] = deque(maxlen=count + 1)
+    for frame in itertools.chain(head, frames):
+        tail.append(frame)
+        yield frame
+    yield from (tail[max(-1 - i, -len(tail))] for i in range(1, count + 1))
 
 
 def central_square(frame: np.ndarray) -> np.ndarray:

@@ -36,8 +36,20 @@ def test_shots_are_found_where_they_begin():
 
 
 def test_boundaries_near_the_ends_are_found():
-    assert boundaries(np.concatenate([scene(0, 1), scene(1, 6), scene(3, 1)])) == [0, 1, 7]
-    assert boundaries(scene(0, 1)) == [0]
+    assert boundaries(np.concatenate([scene(0, 1), scene(1, 6), scene(5, 1)])) == [0, 1, 7]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
+def test_motion_near_the_ends_is_no_boundary(frames):
+    for index in range(20):
+        assert boundaries(scene(index, frames)) == [0], index
+
+
+def test_mirrored_ends():
+    assert list(clip_cutting.mirror_ends("abcde", 2)) == list("cbabcdedc")
+    assert list(clip_cutting.mirror_ends("ab", 2)) == list("bbabaa")
+    assert list(clip_cutting.mirror_ends("a", 2)) == list("aaaaa")
+    assert list(clip_cutting.mirror_ends("", 2)) == []
 
 
 def test_fast_motion_and_fades_are_no_boundaries():
@@ -91,7 +103,7 @@ def test_a_video_yields_clips_and_reasons(tmp_path):
     ],
 )
 def test_videos_without_clips_are_rejected_with_a_reason(tmp_path, frames, change, reason):
-    path = write_film(tmp_path, scene(0, 20)[:frames]) if frames else tmp_path / "film.mp4"
+    path = write_film(tmp_path, scene(0, frames)) if frames else tmp_path / "film.mp4"
     if not frames:
         path.touch()
     config = ClipsConfig(**dict(frames=8, fps=8, size=64, least=64) | change)
@@ -112,7 +124,7 @@ def test_without_pyscenedetect_no_video_is_rejected(tmp_path, monkeypatch):
     """The stage ends instead, so the videos are still to be cut."""
     path = write_film(tmp_path, scene(0, 8))
     monkeypatch.setitem(sys.modules, "scenedetect", None)
-    with pytest.raises(UserError, match=r"pip install .*\[synthesis\]"):
+    with pytest.raises(UserError, match=r"PySceneDetect .*pip install .*\[synthesis\]"):
         cut_video(path, "film.mp4", CONFIG, tmp_path / "clips")
 
 
