@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.models import CLIPModel
 from ivid2vid_jax.models.clip import normalize_pixels
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, load_params, open_clip_folder
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
 BATCH = 32  # images or texts of one program
 FULL = "openai/clip-vit-large-patch14"  # the model of published scores

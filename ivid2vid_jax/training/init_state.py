@@ -176,7 +176,7 @@ def learn_vocabulary(config: TrainConfig, texts: Callable[[], Iterable[str]], fo
 
 def with_special_tokens(text: CLIPTextConfig, tokenizer: Path) -> CLIPTextConfig:
     """The text encoder's config with the tokenizer's start, end and padding tokens."""
-    from ivid2vid_jax.inference.pipeline import load_tokenizer
+    from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
     tokens = load_tokenizer(tokenizer)
     return dataclasses.replace(

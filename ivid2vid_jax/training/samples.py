@@ -12,12 +12,13 @@ import numpy as np
 from ivid2vid_jax.data.sources import held_out_split, open_source
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline, load_tokenizer
+from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.parallel.mesh import build_mesh
 from ivid2vid_jax.training import init_state, pipeline_export
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.params import unflatten
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
 
 class Samples:

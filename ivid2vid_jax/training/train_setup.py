@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import init_state, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
@@ -22,6 +21,7 @@ from ivid2vid_jax.training.init_state import Folder, InitialWeights
 from ivid2vid_jax.training.objectives import Objective, make_objective
 from ivid2vid_jax.training.step import TrainState, make_optimizer, new_state
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ import jax.extend
 import numpy as np
 
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
@@ -37,6 +36,7 @@ from ivid2vid_jax.training.step import (
     train_step,
 )
 from ivid2vid_jax.training.train_setup import Tokenizer
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 from tests.support.tiny_run import NET, tiny
 
 # Elements; replaces `sharding.MIN_SHARDED_SIZE`, so that a tiny network's leaves are split.

@@ -11,13 +11,13 @@ import numpy as np
 from jax import random
 
 from ivid2vid_jax.diffusion.losses import LossConfig
-from ivid2vid_jax.inference.pipeline import load_tokenizer
 from ivid2vid_jax.training import init_state
 from ivid2vid_jax.training.config import CondDropoutConfig, TrainConfig
 from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.params import flatten, unflatten
 from ivid2vid_jax.training.train_setup import Tokenizer
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, param_shapes
+from ivid2vid_jax.weights.tokenizer import load_tokenizer
 from tests.support.tiny_run import tiny
 
 # Scaling factor of the tiny autoencoder's latents: not 1, so that leaving it out, or applying it
