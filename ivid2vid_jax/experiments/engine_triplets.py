@@ -10,6 +10,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.captions import CaptionsConfig
 from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.engine import Engine
+from ivid2vid_jax.synthesis.fingerprints import hashed_settings
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import open_source
 from ivid2vid_jax.utils.atomic import atomic_path
@@ -49,7 +50,7 @@ def make_triplets(triplets: EngineTriplets, folder: Path, shared: Path) -> Path:
         UserError: the folder holds triplets of another recipe; and errors of the engine.
     """
     engine, captions = working_config(triplets, shared)
-    recipe = {"engine": dataclasses.asdict(triplets.engine), "captions": captions}
+    recipe = {"engine": hashed_settings(triplets.engine), "captions": captions}
     recipe = json.loads(json.dumps(recipe, default=str))
     if folder.is_dir():
         if json.loads((folder / "recipe.json").read_text()) != recipe:
@@ -77,7 +78,7 @@ def working_config(
     engine = dataclasses.replace(triplets.engine, output=shared / triplets.engine.output)
     if not triplets.captions:
         return engine, {}
-    captions = {id: triplets.captions(id) for id in open_source(engine).marks()}
+    captions = {id: triplets.captions(id) for id in open_source(engine).fingerprints()}
     file = shared / f"{triplets.engine.output}-captions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(

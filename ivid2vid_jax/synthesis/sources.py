@@ -26,7 +26,7 @@ DIGEST_BYTES = 2**16  # that are read at either end of a video
 class Source(Protocol):
     """Videos that can be cut into clips."""
 
-    def marks(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Video id -> fingerprint."""
 
     def make(self, id: str) -> Outcome:
@@ -57,7 +57,7 @@ class VideoSource:
         """Video id -> digest of its file."""
         return {id: digest(file) for id, file in self.files.items()}
 
-    def marks(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Fingerprints: of the config and the file."""
         settings = hashed_settings(self.config)
         return {id: fingerprint(settings, digest) for id, digest in self.digests.items()}
@@ -78,7 +78,7 @@ class ShapesSource:
     config: SynthesisConfig
     folder: Path
 
-    def marks(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Fingerprints: all clips share the settings that decide them; the id tells them apart."""
         config = self.config
         shared = fingerprint(config.seed, config.per_clip, config.clips.size, config.clips.frames)

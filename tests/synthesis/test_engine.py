@@ -82,7 +82,7 @@ def test_edits_by_rules_are_judged_too(config):
 
 def test_clips_of_the_shapes_world_come_with_several_edits(config):
     source = ShapesSource(dataclasses.replace(config, per_clip=4, count=40), config.output)
-    for id in source.marks():
+    for id in source.fingerprints():
         _, facts = source.make(id)
         specs = [shapes.Spec.from_json(text) for text in facts["clips"][0]["specs"]]
         assert len({spec.edit.kind for spec in specs}) == 4

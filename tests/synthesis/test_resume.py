@@ -209,9 +209,9 @@ def test_another_video_under_the_same_name_is_noticed(config, tmp_path):
     run = dataclasses.replace(
         config, videos=str(tmp_path), captions=CaptionsConfig(), instructions="rules"
     )
-    before = open_source(run).marks()
+    before = open_source(run).fingerprints()
     file.write_bytes(data[:-2] + b"x")
-    after = open_source(run).marks()
+    after = open_source(run).fingerprints()
     assert before.keys() == after.keys()
     assert before != after
 

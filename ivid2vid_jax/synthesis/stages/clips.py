@@ -26,7 +26,7 @@ class ClipsStage(Stage):
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Video id -> fingerprint."""
-        return self.source.marks()
+        return self.source.fingerprints()
 
     def process(self, manifest: Manifest, items: Mapping[str, str]) -> None:
         """Cuts or renders the clips."""
