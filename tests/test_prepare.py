@@ -100,7 +100,7 @@ def test_empty_cells_are_bad_triplets(tmp_path, capsys):
     data.write_text(data.read_text() + ",t1.mp4,make it so,\ns1.mp4,t1.mp4, ,\n")
     code, err, out = run_prepare(capsys, data, tmp_path / "out")
     assert code == 0, err
-    assert "row 4: src_video is empty" in err
+    assert "row 4: the path of the source clip is empty" in err
     assert "row 5: the instruction is empty" in err
     assert "2 left out" in out
 

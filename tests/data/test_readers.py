@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivid2vid_jax.data import readers, shapes
+from ivid2vid_jax.data import lists, readers, shapes
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.records import split_by_origin
 from tests.data.prepared import options, read_triplets, run_prepare, write_pairs
@@ -89,7 +89,7 @@ NO_TEXT = '{"src_video": "a", "tgt_video": "b", "prompt": ["c"]}\n'
         ),
         ("l.csv", HEADER + "a,b,make it snow, slowly\n", "row 2 has more cells than the header"),
         ("l.csv", HEADER, "lists no triplet"),
-        ("l.csv", HEADER.encode() + b"a,b,\xe9\n", "not CSV in UTF-8"),
+        ("l.csv", HEADER.encode() + b"a,b,\xe9\n", "not text in UTF-8 or UTF-16"),
         ("l.jsonl", '{"src_video": "a"\n', "line 1 is not JSON"),
         ("l.jsonl", "3\n", "line 1 is not a JSON object"),
         ("l.jsonl", NO_TEXT, "line 1: prompt must be text"),
@@ -213,7 +213,7 @@ def test_validation_depends_on_names_only():
 
 def test_instructions_for_one_clip_stay_in_one_split():
     rows = [
-        readers.ListRow(f"id-{i}", "", f"clip-{i % 50}.mp4", "edited.mp4", "make it red")
+        lists.ListRow(f"id-{i}", "", f"clip-{i % 50}.mp4", "edited.mp4", "make it red")
         for i in range(400)
     ]
     splits = split_by_origin(rows, 0.2)
