@@ -227,7 +227,7 @@ class Pipeline:
         video: str | Path | np.ndarray,
         instruction: str,
         progress: Callable[[int, int], None] | None = None,
-        **settings,
+        **settings: Any,
     ) -> np.ndarray:
         """Edits a clip by an instruction.
 

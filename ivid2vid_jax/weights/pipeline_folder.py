@@ -284,7 +284,7 @@ def save_folder(
     path: str | os.PathLike,
     folder: PipelineFolder | ClipFolder,
     params: dict[str, Any],
-    dtype=None,
+    dtype: Any = None,
     variant: str | None = None,
     max_shard_bytes: int = components.MAX_SHARD_BYTES,
     replace: bool = False,
