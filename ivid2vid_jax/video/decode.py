@@ -1,7 +1,6 @@
 """Frames of a video file with their times, upright and in SDR RGB."""
 
 import itertools
-import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +18,6 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.container import best_video_stream, open_container, reason
 from ivid2vid_jax.video.frame_converter import FrameConverter
 from ivid2vid_jax.video.frame_size import check_frame_size
-
-log = logging.getLogger(__name__)
 
 DEFAULT_RATE = Fraction(8)  # frames/s where the input has no clock (folders of frames)
 MAX_JUMP = 10  # s; a larger step of the time stamps is a new clock (joined streams), not a gap
@@ -105,18 +102,14 @@ def decode_stream(path: Path, container: InputContainer, stream: VideoStream) ->
     """Yields the frames of a stream from where the container stands."""
     converter = FrameConverter(float(stream.sample_aspect_ratio or 1))
     clock, decoder = FrameClock(container, stream), decoder_of(stream)
-    count, end, first = 0, Fraction(0), True
+    count, end = 0, Fraction(0)
     try:
         for packet in container.demux(stream):
+            end = max(end, end_of(packet))
             if packet.size == 0 and packet.dts is not None:
-                end = max(end, end_of(packet))
                 continue  # an AVI null frame: the one before stays on show
-            if packet.size:
-                end = max(end, end_of(packet))
             for frame in decoder.decode(packet):
-                if first:
-                    check_frame_size(str(path), frame.height, frame.width)
-                    first = False
+                check_frame_size(str(path), frame.height, frame.width)
                 for time, pixels in converter(frame, clock(frame)):
                     count += 1
                     yield Frame(pixels, time)

@@ -31,7 +31,7 @@ def open_image(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path, formats=[name for name in FORMATS if name in known_formats()])
+            image = Image.open(path, formats=known_formats())
         except Image.DecompressionBombError as error:
             raise UserError(
                 f"{path}: its size is above the limit of {MAX_PIXELS:,} pixels; scale it down first"
@@ -40,10 +40,10 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def known_formats() -> set[str]:
-    """Formats that this Pillow can read."""
+def known_formats() -> list[str]:
+    """The allowed formats that this Pillow can read."""
     Image.init()
-    return set(Image.OPEN)
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def is_image(path: Path) -> bool:

@@ -1,7 +1,6 @@
 """Clips to files: mp4 and webm (through PyAV, sound kept), gif and webp, folders of frames."""
 
 import itertools
-import logging
 import os
 import shutil
 import tempfile
@@ -20,8 +19,6 @@ from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.video.frame_converter import HD_LINES
 from ivid2vid_jax.video.read import Clip
 from ivid2vid_jax.video.sound import SoundTrack, plan_sound
-
-log = logging.getLogger(__name__)
 
 # Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip
 # in a thousand or ten thousand differs where other threads run (tests/video/test_video.py).
