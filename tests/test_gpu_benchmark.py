@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_tiny_benchmark(bare_machine):
     assert record["versions"]["torch"] == torch.__version__
     for point in record["points"]:
         assert 0 < point["difference"] < 1e-4 and point["ratio"] > 0 and point["flop"] > 0
-        assert point["torch"]["compile"] == "none"
+        assert point["torch_mode"] == "none" and point["torch"]["none"]["s"] == point["torch_s"]
         assert point["ours_utilisation"] is None  # unknown for a CPU
     training, editing = record["points"]
     assert training["ours_program_gib"] > 0 and editing["latents_difference"] < 1e-3
@@ -51,44 +52,47 @@ def test_networks_that_differ_are_not_timed():
         gpu_parts.relative_difference(clip * 1.01, clip, 1e-4)
 
 
-def test_after_a_failed_mode_the_next_is_tried_and_both_are_recorded(monkeypatch):
+def test_a_mode_that_fails_is_recorded_and_the_others_are_timed(monkeypatch):
     net = torch.nn.Linear(2, 2)
 
-    def broken(net, mode, dynamic):
-        return lambda x: (_ for _ in ()).throw(RuntimeError(f"no {mode} here\nand more"))
+    def compiled(net, mode):
+        if mode == "max-autotune":
+            raise RuntimeError("no max-autotune here\nand more")
+        return net
 
-    monkeypatch.setattr(torch, "compile", broken)
-    compiled, record = torch_side.compiled(net, "max-autotune", lambda net: net(torch.ones(2)))
-    assert compiled is net and record["compile"] == "none"
-    assert record["failed"] == {
-        "max-autotune": "RuntimeError: no max-autotune here",
-        "default": "RuntimeError: no default here",
-    }
+    def part(bench, args):
+        return gpu_parts.Programs(lambda: 1, lambda net: net(torch.ones(2)), net, 8, dict)
 
-
-def test_a_mode_that_runs_out_of_memory_is_an_error(monkeypatch):
-    def broken(net, mode, dynamic):
-        return lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(torch.OutOfMemoryError):
-        torch_side.compiled(torch.nn.Linear(2, 2), "max-autotune", lambda net: net(torch.ones(2)))
+    monkeypatch.setattr(torch_side, "compiled", compiled)
+    monkeypatch.setitem(gpu_parts.PARTS, "editing", part)
+    args = Namespace(part="editing", modes=("max-autotune", "default"), repeats=2, profile=False)
+    *_, record = gpu_parts.measure(None, args)
+    assert record["torch"]["max-autotune"] == {"failed": "RuntimeError: no max-autotune here"}
+    assert record["torch_s"] == min(record["torch"][mode]["s"] for mode in ("none", "default"))
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_run(monkeypatch, tmp_path):
-    def run(command, **options):
-        if "training" in command:
-            return subprocess.CompletedProcess(command, 1, "", "Traceback\nout of memory\n")
-        result = {"device": "a GPU", "point": {"part": "editing", "pixels": 64}}
-        return subprocess.CompletedProcess(command, 0, json.dumps(result), "")
+    class Process:
+        def __init__(self, command, stdout, stderr, text):
+            self.stdout, self.code = [], int("training" in command)
+            if self.code:
+                stderr.write("Traceback\nout of memory\n")
+            for extra in ({}, {"ratio": 1.5}):
+                point = {"part": "editing", "pixels": 64, **extra}
+                self.stdout.append(json.dumps({"device": "a GPU", "point": point}))
+            if self.code:
+                self.stdout = []
 
-    monkeypatch.setattr(subprocess, "run", run)
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
     with pytest.raises(SystemExit, match="failed: training at 64"):
         gpu.main(["--size", "tiny", "--output", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["device"] == "a GPU" and record["points"] == [
         {"part": "training", "pixels": 64, "failed": "out of memory"},
-        {"part": "editing", "pixels": 64},
+        {"part": "editing", "pixels": 64, "ratio": 1.5},
     ]
 
 

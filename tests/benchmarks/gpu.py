@@ -4,14 +4,14 @@
     python -m tests.benchmarks.gpu --size tiny         # a tiny network in float32, on any machine
 
 PyTorch runs the network that our exports contain (torch_side.py) in bfloat16, channels last, with
-scaled-dot-product attention and torch.compile max-autotune; if that mode fails, the record names
-the mode used instead. Both sides have the same weights, and their outputs are compared before
-anything is timed. They run in turns in one process. A ratio above 1 means that JAX is faster;
-compile time is separate.
+scaled-dot-product attention, without torch.compile and in its modes. Both sides have the same
+weights, and their outputs are compared before anything is timed. They run in turns in one process.
+A ratio above 1 means that JAX is faster than the fastest mode; compile time is separate.
 
 A training step is one step on cached latents that trains the whole U-Net. An edit is the sampling
 loop with three guidance branches, latents to latents. Each part at each size is a process of its
-own, so that it has its own peak memory. A part that fails is recorded with its last line of
+own, so that it has its own peak memory. Its record is renewed after every mode: what was timed
+stands, even if the benchmark is stopped. A part that fails is recorded with its last line of
 stderr, and the others still run.
 
 Both training states are on the GPU at once: 52 GiB before any activation (1.4 billion parameters,
@@ -33,6 +33,8 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import torch
 
-from tests.benchmarks import torch_side
+from tests.benchmarks import gpu_parts, torch_side
 from tests.benchmarks.gpu_parts import PARTS, SIZES, Bench
 
 # Dense bfloat16 operations per second, by part of the device name; the first match counts. Source:
@@ -70,25 +72,25 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs one part at one size in this process."""
+def measure_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs one part at one size in this process; yields the record after every mode of PyTorch."""
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
     if SIZES[args.size].dtype == "float32":  # by default both round float32 products to TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         jax.config.update("jax_default_matmul_precision", "highest")
+    args.part, args.pixels = args.one, args.one_pixels
     bench = Bench.from_args(args)
-    point = {
-        "part": args.one,
-        "pixels": args.one_pixels,
-        "frames": bench.config.loader.frames,
-        "dtype": bench.dtype,
-    } | PARTS[args.one](bench, args)
     device = jax.devices()[0].device_kind
     peak = peak_of(device)
-    for side in ("ours", "torch"):
-        point[f"{side}_utilisation"] = point["flop"] / point[f"{side}_s"] / peak if peak else None
-    return {"device": device, "peak_flop_per_s": peak, "versions": versions(), "point": point}
+    about = {"part": args.part, "pixels": args.pixels, "frames": bench.config.loader.frames}
+    for times in gpu_parts.measure(bench, args):
+        point = about | {"dtype": bench.dtype} | times
+        for side in ("ours", "torch"):
+            point[f"{side}_utilisation"] = (
+                point["flop"] / point[f"{side}_s"] / peak if peak else None
+            )
+        yield {"device": device, "peak_flop_per_s": peak, "versions": versions(), "point": point}
 
 
 def versions() -> dict[str, str]:
@@ -101,17 +103,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def measure_in_process(arguments: list[str], part: str, pixels: int) -> dict[str, Any]:
-    """Runs one part at one size in a process of its own; a failure is part of the result."""
+def measure_in_process(arguments: list[str], part: str, pixels: int) -> Iterator[dict[str, Any]]:
+    """Runs one part at one size in a process of its own; yields its records, or its failure."""
     options = ["--one", part, "--one-pixels", str(pixels)]
     command = [sys.executable, "-m", "tests.benchmarks.gpu", *arguments, *options]
-    process = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(process.stderr)
-    if process.returncode == 0:
-        return json.loads(process.stdout.strip().splitlines()[-1])
-    lines = [line for line in process.stderr.splitlines() if line.strip()]
-    failure = lines[-1] if lines else f"exit code {process.returncode}"
-    return {"point": {"part": part, "pixels": pixels, "failed": failure}}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+        code = process.wait()
+        errors.seek(0)
+        sys.stderr.write(log := errors.read())
+    if code:
+        lines = [line for line in log.splitlines() if line.strip()]
+        failure = lines[-1] if lines else f"exit code {code}"
+        yield {"point": {"part": part, "pixels": pixels, "failed": failure}}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -129,33 +136,43 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--remat", default="none", help="rematerialisation of our training step: models/remat.py"
     )
     parser.add_argument(
-        "--compile", choices=torch_side.MODES, help="first mode of torch.compile to try"
+        "--modes", choices=torch_side.MODES[1:], nargs="*", help="modes of torch.compile, in order"
     )
+    parser.add_argument("--profile", action="store_true", help="also record the longest kernels")
     parser.add_argument("--output", type=Path, help="JSON file, written after every part")
     parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--one-pixels", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for name in ("pixels", "steps", "repeats", "compile"):
-        setattr(args, name, getattr(args, name) or getattr(SIZES[args.size], name))
+    for name in ("pixels", "steps", "repeats", "modes"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(SIZES[args.size], name))
     return args
+
+
+def without_kernels(point: dict[str, Any]) -> dict[str, Any]:
+    """A record without its profiles, for the screen."""
+    return {name: field for name, field in point.items() if not name.endswith("_kernels")}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs all parts at all sizes and writes the record."""
     args = parse(argv)
     if args.one:
-        print(json.dumps(measure(args)))
+        for result in measure_part(args):
+            print(json.dumps(result), flush=True)
         return
-    record: dict[str, Any] = {"command": sys.argv if argv is None else argv, "points": []}
+    arguments = sys.argv[1:] if argv is None else argv
+    record: dict[str, Any] = {"command": arguments, "points": []}
+    points: dict[tuple[str, int], dict[str, Any]] = {}
     for pixels in args.pixels:
         for part in args.parts:
-            result = measure_in_process(sys.argv[1:] if argv is None else argv, part, pixels)
-            point = result.pop("point")
-            print(json.dumps(point), flush=True)
-            record |= result
-            record["points"].append(point)
-            if args.output:
-                args.output.write_text(json.dumps(record, indent=2) + "\n")
+            for result in measure_in_process(arguments, part, pixels):
+                point = result.pop("point")
+                points[part, pixels] = points.get((part, pixels), {}) | point
+                print(json.dumps(without_kernels(point)), flush=True)
+                record |= result | {"points": list(points.values())}
+                if args.output:
+                    args.output.write_text(json.dumps(record, indent=2) + "\n")
     failed = [point for point in record["points"] if "failed" in point]
     if failed:
         names = [f"{point['part']} at {point['pixels']}" for point in failed]

@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from ivid2vid_jax.weights import torch_keys
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, param_initializer, param_shapes
 from ivid2vid_jax.weights.random_init import init_params
 from tests.benchmarks import torch_side
+from tests.benchmarks.kernel_profile import jax_kernels, torch_kernels
 from tests.benchmarks.turns import sync, turns
 
 TINY = UNetConfig(
@@ -65,16 +69,35 @@ class Size:
     steps: int  # of the sampler
     repeats: int
     dtype: str
-    compile: str  # mode of torch.compile
+    modes: tuple[str, ...]  # of torch.compile
 
 
 SIZES = {
-    "sd15": Size(SD15, TEXT_SD15, (256, 512), 16, 10, 10, "bfloat16", "max-autotune"),
-    "tiny": Size(TINY, TEXT_TINY, (64,), 3, 2, 2, "float32", "none"),
+    "sd15": Size(SD15, TEXT_SD15, (256, 512), 16, 10, 10, "bfloat16", ("default", "max-autotune")),
+    "tiny": Size(TINY, TEXT_TINY, (64,), 3, 2, 2, "float32", ()),
 }
 # Largest root mean square of the difference of the outputs, relative to that of the reference.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 BRANCHES = guidance_branches(7.5, 1.5)
+
+
+@dataclasses.dataclass
+class Programs:
+    """What a part times.
+
+    Attributes:
+        ours: runs our program once and waits for it.
+        theirs: the same of PyTorch's program with a network.
+        net: PyTorch's network, not compiled.
+        flop: operations of one run.
+        facts: what else is recorded; called after the timings.
+    """
+
+    ours: Callable[[], Any]
+    theirs: Callable[[torch.nn.Module], Any]
+    net: torch.nn.Module
+    flop: int
+    facts: Callable[[], dict[str, Any]]
 
 
 @dataclasses.dataclass
@@ -100,7 +123,7 @@ class Bench:
         )
         config = TrainConfig(
             loader=LoaderConfig(
-                batch=args.batch, frames=size.frames, size=args.one_pixels, cached=True
+                batch=args.batch, frames=size.frames, size=args.pixels, cached=True
             ),
             loss=LossConfig(snr_gamma=5.0),
             optim=OptimConfig(
@@ -173,7 +196,12 @@ def check_outputs(
     dtype = getattr(torch, bench.dtype)
     x, source = bench.normal(clips, *bench.latents), bench.normal(clips, *bench.latents, seed=1)
     t, text = np.linspace(1, 900, clips).astype(np.int32), bench.text(clips)
-    denoise = runtime.jit(make_denoiser(bench.folder.unet, dtype=runtime.DTYPES[bench.dtype]))
+    # Without autotuning, which takes most of the compile time on a GPU.
+    options = {"xla_gpu_autotune_level": "0"} if bench.device == "cuda" else None
+    denoise = jax.jit(
+        make_denoiser(bench.folder.unet, dtype=runtime.DTYPES[bench.dtype]),
+        compiler_options=options,
+    )
     ours = np.asarray(denoise(params, *jax.device_put((x, t, Condition(text, source)))))
     inputs = torch_side.channels_first(np.concatenate([x, source], -1), bench.device)
     context = bench.to_torch(text)
@@ -198,22 +226,20 @@ def relative_difference(actual: np.ndarray, reference: np.ndarray, tolerance: fl
     return difference
 
 
-def training(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Times one optimiser step on both sides."""
+def training(bench: Bench, args: argparse.Namespace) -> Programs:
+    """One optimiser step on both sides."""
     difference = check_outputs(bench, bench.params, bench.net, args.batch, cast=False)
+    log(f"the outputs differ by {difference:.2g}")
     arrays = random_batch(bench)
     our_step, program = jax_training(bench, arrays)
-    torch_step, compilation = torch_training(bench, arrays, args.compile)
-    times = timed(our_step, lambda: (torch_step(), sync()), args.repeats)
-    (compiled, _), *_ = program.programs.values()
-    return {
-        "difference": difference,
-        **times,
-        "torch": compilation,
-        "flop": 3 * bench.forward_flop(args.batch),
-        "ours_program_gib": program_gib(compiled),
-        "clips": args.batch,
-    }
+
+    def facts() -> dict[str, Any]:
+        (compiled, _), *_ = program.programs.values()
+        gib = program_gib(compiled)
+        return {"difference": difference, "ours_program_gib": gib, "clips": args.batch}
+
+    flop = 3 * bench.forward_flop(args.batch)
+    return Programs(our_step, torch_training(bench, arrays), bench.net, flop, facts)
 
 
 def random_batch(bench: Bench) -> dict[str, np.ndarray]:
@@ -262,9 +288,9 @@ def jax_training(
 
 
 def torch_training(
-    bench: Bench, arrays: dict[str, np.ndarray], compile_mode: str
-) -> tuple[Callable[[], torch.Tensor], dict]:
-    """Returns a function that runs one step, and how the net was compiled."""
+    bench: Bench, arrays: dict[str, np.ndarray]
+) -> Callable[[torch.nn.Module], None]:
+    """Returns a function that runs one step with a network."""
     trainer = torch_side.Training(
         bench.net,
         bench.config,
@@ -280,21 +306,21 @@ def torch_training(
     }
     batch["text"] = bench.to_torch(arrays["text"].astype(np.float32))
 
-    def attempt(net: torch.nn.Module) -> None:
+    def step(net: torch.nn.Module) -> None:
         trainer.run = net
-        assert torch.isfinite(trainer.step(batch))
+        assert torch.isfinite(trainer.step(batch))  # waits for the step
 
-    trainer.run, compilation = torch_side.compiled(bench.net, compile_mode, attempt)
-    return lambda: trainer.step(batch), compilation
+    return step
 
 
-def editing(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Times the sampling loop on both sides, from the same noise, and compares the latents."""
+def editing(bench: Bench, args: argparse.Namespace) -> Programs:
+    """The sampling loop on both sides, from the same noise; compares the latents."""
     dtype, torch_dtype = runtime.DTYPES[bench.dtype], getattr(torch, bench.dtype)
     params = jax.tree.map(lambda x: x.astype(dtype), bench.params)
     del bench.params
     net, branches = bench.net.to(torch_dtype), len(BRANCHES)
     difference = check_outputs(bench, params, net, branches, cast=True)
+    log(f"the outputs differ by {difference:.2g}")
     source, noise = bench.normal(*bench.latents, seed=1), bench.normal(*bench.latents)
     null, instruction = bench.text(2)
     text = np.stack([instruction if branch.text else null for branch in BRANCHES])
@@ -318,37 +344,102 @@ def editing(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         sync()
         return latents
 
-    compiled_net, compilation = torch_side.compiled(net.eval(), args.compile, torch_edit)
-    times = timed(our_edit, lambda: torch_edit(compiled_net), args.repeats)
-    reference = torch_edit(compiled_net)[0].permute(1, 2, 3, 0).cpu().numpy()
-    return {
-        "difference": difference,
-        **times,
-        "latents_difference": relative_difference(our_edit(), reference, np.inf),
-        "torch": compilation,
-        "flop": args.steps * bench.forward_flop(branches),
-        "sampler_steps": args.steps,
-    }
+    net.eval()
+
+    def facts() -> dict[str, Any]:
+        reference = torch_edit(net)[0].permute(1, 2, 3, 0).cpu().numpy()
+        return {
+            "difference": difference,
+            "latents_difference": relative_difference(our_edit(), reference, np.inf),
+            "sampler_steps": args.steps,
+        }
+
+    flop = args.steps * bench.forward_flop(branches)
+    return Programs(our_edit, torch_edit, net, flop, facts)
 
 
 PARTS = {"training": training, "editing": editing}
 
 
-def timed(ours: Callable, theirs: Callable, repeats: int) -> dict[str, Any]:
-    """Times of both sides, and the peak memory of their allocators where it is known.
+def measure(bench: Bench, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Times a part against PyTorch without and with torch.compile.
 
-    PyTorch's peak is that of the timed runs, JAX's that of the process.
+    Yields the record after each mode of torch.compile. `ratio` is against the fastest mode so far.
+    `torch_peak_gib` is the peak of its allocator in the timed runs, `ours_peak_gib` that of JAX in
+    this process.
     """
+    programs = PARTS[args.part](bench, args)
+    record = {"flop": programs.flop, "compile_s": seconds(programs.ours), "torch": {}}
+    log(f"JAX compiled in {record['compile_s']:.0f} s; a run takes {seconds(programs.ours):.4f} s")
+    modes: dict[str, dict[str, Any]] = {}
+    for mode in ("none", *args.modes):
+        start = time.perf_counter()
+        try:
+            net = torch_side.compiled(programs.net, mode)
+            programs.theirs(net)
+        except Exception as error:  # recorded; the other modes are timed
+            record["torch"][mode] = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+            torch._dynamo.reset()
+            continue
+        compile_s = time.perf_counter() - start
+        reset_peak()
+        run = functools.partial(programs.theirs, net)
+        modes[mode] = turns(programs.ours, run, args.repeats) | peaks()
+        del modes[mode]["compile_s"]  # of a warm call
+        log(f"PyTorch, {mode}: {modes[mode]['torch_s']:.4f} s; ratio {modes[mode]['ratio']:.2f}")
+        fastest = min(modes, key=lambda name: modes[name]["torch_s"])
+        record["torch"][mode] = {"compile_s": compile_s, "s": modes[mode]["torch_s"]}
+        record |= modes[fastest] | programs.facts() | {"torch_mode": fastest}
+        yield record
+    if args.profile:
+        yield record | profiles(programs, net)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def reset_peak() -> None:
+    """Resets PyTorch's peak of memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    times = turns(ours, theirs, repeats)
+
+
+def peaks() -> dict[str, float | None]:
+    """The peaks of both allocators in GiB, where they are known."""
     jax_peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     torch_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {
-        **times,
         "ours_peak_gib": None if jax_peak is None else jax_peak / 2**30,
         "torch_peak_gib": None if torch_peak is None else torch_peak / 2**30,
     }
+
+
+def profiles(programs: Programs, net: torch.nn.Module) -> dict[str, Any]:
+    """The longest kernels of both sides; a profiler that fails is recorded."""
+    kernels: dict[str, Any] = {}
+    for name, profile, run in (
+        ("ours_kernels", jax_kernels, programs.ours),
+        ("torch_kernels", torch_kernels, lambda: programs.theirs(net)),
+    ):
+        try:
+            kernels[name] = profile(run)
+        except Exception as error:  # a profile is not worth the timings
+            kernels[name] = f"{type(error).__name__}: {first_line(error)}"
+    return kernels
+
+
+def seconds(run: Callable) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def log(message: str) -> None:
+    """Prints a line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def program_gib(compiled: jax.stages.Compiled) -> float:

@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import inspect
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +21,10 @@ from torch import nn
 import ivid2vid_jax
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.training.config import TrainConfig
-from tests.benchmarks.turns import sync
 
 EXPORTED_NET = Path(ivid2vid_jax.__file__).parent / "conversion" / "pytorch" / "inflated_unet.py"
-# Modes of torch.compile, fastest first; "none" does not compile.
-MODES = ("max-autotune", "default", "none")
+# Modes of torch.compile; "none" does not compile.
+MODES = ("none", "default", "max-autotune")
 
 
 class Config(SimpleNamespace):
@@ -97,33 +95,9 @@ def channels_first(clip: np.ndarray, device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(clip)).to(device).permute(0, 4, 1, 2, 3)
 
 
-def compiled(net: nn.Module, mode: str, attempt: Callable) -> tuple[nn.Module, dict]:
-    """Compiles a network; attempt(network) runs it as it will be used.
-
-    Returns the compiled network, and a record: mode, failures of faster modes, seconds.
-
-    If a mode fails, e.g. without Triton or a C++ compiler, the next of MODES is tried. Running out
-    of memory is an error, because a slower mode would be an unfair comparison.
-    """
-    failed: dict[str, str] = {}
-    for candidate_mode in MODES[MODES.index(mode) :]:
-        candidate = net
-        if candidate_mode != "none":
-            candidate = torch.compile(net, mode=candidate_mode, dynamic=False)
-        start = time.perf_counter()
-        try:
-            attempt(candidate)
-            sync()
-        except Exception as error:
-            if candidate_mode == MODES[-1] or isinstance(error, torch.OutOfMemoryError):
-                raise
-            message = str(error).strip().splitlines()[0]
-            failed[candidate_mode] = f"{type(error).__name__}: {message}"
-            torch._dynamo.reset()
-        else:
-            seconds = time.perf_counter() - start
-            return candidate, {"compile": candidate_mode, "failed": failed, "compile_s": seconds}
-    raise AssertionError("the last mode returns or raises")
+def compiled(net: nn.Module, mode: str) -> nn.Module:
+    """The network, compiled in one of MODES."""
+    return net if mode == "none" else torch.compile(net, mode=mode, dynamic=False)
 
 
 def precision(dtype: torch.dtype, device: str):

@@ -159,7 +159,7 @@ def compare(base: str, frames: int, pixels: int | None, repeats: int, mode: str)
         dtype,
     )
     trained = check_trained(torch_steps, editor)
-    _, how = torch_side.compiled(net, mode, torch_steps.use)
+    torch_steps.use(torch_side.compiled(net, mode))
     steps = {
         name: turns(step, getattr(torch_steps, name), repeats)
         for name, step in jax_steps(editor, latents, text).items()
@@ -169,7 +169,7 @@ def compare(base: str, frames: int, pixels: int | None, repeats: int, mode: str)
         threads=torch.get_num_threads(),
         jax=jax.__version__,
         torch=torch.__version__,
-        torch_side=how,
+        torch_compile=mode,
     )
     clip = time_per_clip(steps, config)
     return dict(about=about, shape=list(latents.shape), trained=trained, **steps, clip=clip)
@@ -202,7 +202,7 @@ def main(argv=None):
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--pixels", type=int, help="pixels per side instead of the base's own")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--compile", choices=torch_side.MODES, default=torch_side.MODES[0])
+    parser.add_argument("--compile", choices=torch_side.MODES, default="max-autotune")
     args = parser.parse_args(argv)
     results = compare(args.base, args.frames, args.pixels, args.repeats, args.compile)
     for name, result in results.items():

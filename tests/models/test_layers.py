@@ -21,13 +21,14 @@ def value_and_gradients(layer, params, x):
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves((out, gradients))]
 
 
-def test_temporal_convolution_is_the_same_on_tpu(monkeypatch):
+@pytest.mark.parametrize("device", ["tpu", "gpu"])
+def test_temporal_convolution_is_the_same_on_every_platform(device, monkeypatch):
     layer, x = temporal.TemporalConvLayer(groups=4), random_array(2, 5, 4, 3, 8)
     params = jax.tree.map(
         lambda p: random_array(*p.shape, seed=p.size), layer.init(jax.random.key(0), x)["params"]
     )
     expected = value_and_gradients(layer, params, x)
-    monkeypatch.setattr(temporal, "platform", lambda: "tpu")
+    monkeypatch.setattr(temporal, "platform", lambda: device)
     jaxpr = jax.make_jaxpr(lambda x: layer.apply({"params": params}, x))(x)
     assert "conv_general_dilated" in str(jaxpr)
     for a, b in zip(value_and_gradients(layer, params, x), expected, strict=True):
