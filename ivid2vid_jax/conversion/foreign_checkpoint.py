@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ivid2vid_jax.weights import components, pickles, safetensors_io
+from ivid2vid_jax.weights import components, safetensors_io
+from ivid2vid_jax.weights.checkpoint_kinds import open_tensors
 from ivid2vid_jax.weights.pipeline_folder import CONFIGS
 from ivid2vid_jax.weights.safetensors_io import LazyTensor
 
@@ -42,13 +43,6 @@ class ForeignCheckpoint:
         if self.scheduler is None:
             parts.append("scheduler")
         return parts
-
-
-def open_tensors(path: Path) -> Tensors:
-    """The tensors of one file, safetensors or a PyTorch pickle, by their names in the file."""
-    if path.suffix in pickles.SUFFIXES:
-        return pickles.read_pickle_tensors(path)
-    return safetensors_io.read_headers([path])
 
 
 def open_component_tensors(component: str, folder: Path) -> Tensors:

@@ -9,10 +9,11 @@ from ivid2vid_jax.conversion.foreign_checkpoint import (
     open_component_tensors,
     tensor_shapes,
 )
-from ivid2vid_jax.conversion.single_files import parse_file
+from ivid2vid_jax.conversion.single_files import VAE_ALONE, parse_file
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.models import AutoencoderConfig, UNetConfig
 from ivid2vid_jax.utils.json_files import read_json
+from ivid2vid_jax.weights.checkpoint_kinds import check_folder_kind
 from ivid2vid_jax.weights.pipeline_folder import CONFIGS
 
 
@@ -32,7 +33,8 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
 
 
 def parse_folder(path: Path) -> ForeignCheckpoint:
-    """A pipeline folder, a motion adapter's, or a U-Net's."""
+    """A pipeline folder, or the folder of a motion adapter, U-Net or autoencoder."""
+    check_folder_kind(path)
     if (path / "model_index.json").is_file():
         return parse_pipeline_folder(path)
     if not (path / "config.json").is_file():
@@ -45,10 +47,13 @@ def parse_folder(path: Path) -> ForeignCheckpoint:
     class_name = config.get("_class_name")
     if class_name == "MotionAdapter":
         return parse_motion_adapter(path, config)
+    if class_name == "AutoencoderKL":
+        vae = {"vae": open_component_tensors("vae", path)}
+        return ForeignCheckpoint(path, VAE_ALONE, vae, {"vae": AutoencoderConfig.from_json(config)})
     if "UNet" not in str(class_name):
         raise UserError(
-            f"{path}: is a {class_name or config.get('model_type')}, not a U-Net, motion adapter "
-            "or pipeline"
+            f"{path}: is a {class_name or config.get('model_type')}, not a U-Net, autoencoder, "
+            "motion adapter or pipeline"
         )
     return ForeignCheckpoint(
         path,

@@ -68,6 +68,11 @@ def import_checkpoint(
             f"{source.path}: the U-Net expects text of width {unet.cross_attention_dim}, the text "
             f"encoder gives {text.hidden_size}; choose another base"
         )
+    if unet.out_channels != configs["vae"].latent_channels:
+        raise UserError(
+            f"{source.path}: the U-Net gives latents of {unet.out_channels} channels, the "
+            f"autoencoder takes {configs['vae'].latent_channels}; choose another base"
+        )
     scheduler = scheduler_config(source, base_folder, options)
     params = {
         name: components.fit_tensors(

@@ -46,6 +46,8 @@ def possible_uses(source: ForeignCheckpoint) -> list[str]:
     """The commands that make use of a checkpoint."""
     base = f" --base FOLDER (for {', '.join(source.missing)})" if source.missing else ""
     output = [f"  to use it: python -m ivid2vid_jax.convert import {source.path} OUT{base}"]
+    if not source.motion and "unet" not in source.components:
+        return [*output, "  then: use OUT as --model"]
     channels = source.configs["unet"].in_channels if "unet" in source.configs else None
     if channels == 8:
         return [*output, "  then: edit clips with --model OUT, or train on from it"]

@@ -11,12 +11,12 @@ from ivid2vid_jax.conversion import infer_config, layouts
 from ivid2vid_jax.conversion.foreign_checkpoint import (
     ForeignCheckpoint,
     Tensors,
-    open_tensors,
     tensor_shapes,
 )
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.weights import components
+from ivid2vid_jax.weights.checkpoint_kinds import check_tensors_kind, open_tensors
 from ivid2vid_jax.weights.safetensors_io import LazyTensor
 
 SD1_SCHEDULER = {
@@ -47,8 +47,12 @@ UNUSED_TEXT_TENSORS = {
     "cond_stage_model.model.text_projection": "for CLIP's loss only",
     "cond_stage_model.model.attn_mask": "a constant",
     "cond_stage_model.logit_scale": "for CLIP's loss only",
+    "cond_stage_model.transformer.logit_scale": "for CLIP's loss only",
+    "cond_stage_model.transformer.text_projection.weight": "for CLIP's loss only",
 }
 LDM_UNET = "model.diffusion_model."
+LDM_VAE = "first_stage_model."
+VAE_ALONE = "autoencoder (VAE) alone"
 
 
 def parse_file(path: Path) -> ForeignCheckpoint:
@@ -56,10 +60,13 @@ def parse_file(path: Path) -> ForeignCheckpoint:
     tensors = {
         key.removeprefix("_forward_module."): tensor for key, tensor in open_tensors(path).items()
     }
+    check_tensors_kind(path, tensors)
     if "unet.conv_in.weight" in tensors:
         return parse_insv2v(path, tensors)
     if any(key.startswith(LDM_UNET) for key in tensors):
         return parse_ldm(path, tensors)
+    if any(key.removeprefix(LDM_VAE).startswith("encoder.") for key in tensors):
+        return parse_vae(path, tensors)
     if any(".temporal_transformer." in key for key in tensors) and "conv_in.weight" not in tensors:
         return parse_animatediff(path, tensors)
     if "conv_in.weight" in tensors and "mid_block.resnets.0.conv1.weight" in tensors:
@@ -67,8 +74,23 @@ def parse_file(path: Path) -> ForeignCheckpoint:
     keys = ", ".join(sorted(tensors)[:4]) or "nothing"
     raise UserError(
         f"{path}: is of no known layout (it holds {keys}); known are AnimateDiff, InsV2V, U-Nets, "
-        "SD 1.x/2.x and InstructPix2Pix"
+        "SD 1.x/2.x, InstructPix2Pix and autoencoders"
     )
+
+
+def parse_vae(path: Path, tensors: Tensors) -> ForeignCheckpoint:
+    """An autoencoder alone, by latent diffusion's names or diffusers'."""
+    vae: Tensors = {}
+    unused: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(LDM_VAE)
+        if name.startswith(("loss.", "model_ema.")):
+            unused[key] = "for training only"
+        else:
+            vae[components.canonical_key("vae", name)] = tensor
+    if not any(".down_blocks." in key for key in vae):
+        vae = convert_ldm_vae(path, vae)
+    return make_checkpoint(path, VAE_ALONE, {"vae": vae}, unused)
 
 
 def parse_unet(path: Path, tensors: Tensors) -> ForeignCheckpoint:
@@ -181,9 +203,9 @@ def parse_ldm(path: Path, tensors: Tensors) -> ForeignCheckpoint:
     for key, tensor in tensors.items():
         if key in ema_keys or key in used_ema_keys:
             continue
-        if key.startswith("first_stage_model."):
-            vae[key.removeprefix("first_stage_model.")] = tensor
-        elif key.startswith("cond_stage_model.transformer."):
+        if key.startswith(LDM_VAE):
+            vae[key.removeprefix(LDM_VAE)] = tensor
+        elif key.startswith("cond_stage_model.transformer.") and key not in UNUSED_TEXT_TENSORS:
             text_key = key.removeprefix("cond_stage_model.transformer.")
             add_text_tensor(text_encoder, text_key, tensor, unused)
         elif key.startswith("cond_stage_model.model.") and key not in UNUSED_TEXT_TENSORS:
@@ -266,9 +288,7 @@ def add_openclip_tensor(path: Path, text_encoder: Tensors, key: str, tensor: Laz
         def take_rows(array: np.ndarray, first=i * rows) -> np.ndarray:
             return array[first : first + rows]
 
-        text_encoder[new_key.format(letter)] = map_tensor(
-            tensor, (rows, *tensor.shape[1:]), take_rows
-        )
+        text_encoder[new_key.format(letter)] = tensor.map((rows, *tensor.shape[1:]), take_rows)
 
 
 def drop_last_layer(text_encoder: Tensors, unused: dict[str, str]) -> None:
@@ -294,21 +314,12 @@ def convert_ldm_unet(path: Path, tensors: Tensors) -> Tensors:
 
 
 def convert_ldm_vae(path: Path, tensors: Tensors) -> Tensors:
-    """An LDM autoencoder under diffusers' names; its attention's 1x1 convolutions become dense."""
+    """An LDM autoencoder under diffusers' names."""
     levels = infer_config.count_children(tensors, "encoder.down.")
     vae = {}
     for key, tensor in tensors.items():
         new_key = layouts.ldm_vae_to_diffusers(key, levels)
         if new_key is None:
             raise UserError(f"{path}: {tensor.name} belongs to no known part of an autoencoder")
-        if ".attentions." in new_key and tensor.shape[2:] == (1, 1):
-            tensor = map_tensor(tensor, tensor.shape[:2], lambda array: array[:, :, 0, 0])
         vae[new_key] = tensor
     return vae
-
-
-def map_tensor(
-    tensor: LazyTensor, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]
-) -> LazyTensor:
-    """Applies a function to a tensor when it is read; shape: that of the result."""
-    return tensor._replace(shape=shape, read=lambda: function(tensor.read()))

@@ -16,6 +16,7 @@ import numpy as np
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import safetensors_io, torch_keys
+from ivid2vid_jax.weights.checkpoint_kinds import check_precision
 from ivid2vid_jax.weights.safetensors_io import LazyTensor
 
 # File names without the extension, as diffusers and transformers write them.
@@ -151,6 +152,8 @@ def fit_tensors(
         torch_keys.torch_key(path): torch_keys.torch_shape(path, leaf.shape)
         for path, leaf in flat.items()
     }
+    check_precision(source, tensors.values())
+    tensors = {key: squeezed(tensor, expected_shapes.get(key)) for key, tensor in tensors.items()}
     check_tensors(component, source, expected_shapes, tensors)
     leaves = {}
     for path, leaf in flat.items():
@@ -158,6 +161,20 @@ def fit_tensors(
         dtype = np.dtype(safetensors_io.DTYPES[tensor.dtype])
         leaves[path] = StoredTensor(path, leaf.shape, dtype, tensor)
     return flax.traverse_util.unflatten_dict(leaves)
+
+
+def squeezed(tensor: LazyTensor, shape: tuple[int, ...] | None) -> LazyTensor:
+    """The tensor in the expected shape, if both differ in axes of size 1 at the end only.
+
+    Other tools store dense layers as 1x1 convolutions, and biases as [C, 1, 1].
+    """
+    if shape is None or tensor.shape == shape:
+        return tensor
+    axes = min(len(shape), len(tensor.shape))
+    same = tensor.shape[:axes] == shape[:axes]
+    if not same or any(size != 1 for size in (*tensor.shape[axes:], *shape[axes:])):
+        return tensor
+    return tensor.map(shape, lambda array: array.reshape(shape))
 
 
 def check_tensors(

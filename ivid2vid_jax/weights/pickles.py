@@ -117,6 +117,10 @@ def scan_file(path: Path) -> Counter[int]:
         raise UserError(
             f"{path}: its pickle cannot be read ({first_line(error)}); download it again"
         ) from error
+    if fp8 := [name for name in forbidden if name.startswith("torch float8")]:
+        raise UserError(
+            f"{path}: its weights are fp8 ({fp8[0].split()[1]}); get the file in fp16 or fp32"
+        )
     if forbidden:
         names = ", ".join(name.replace(" ", ".") for name in forbidden[:5])
         raise UserError(

@@ -27,7 +27,7 @@ from ivid2vid_jax.models import (
 )
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.json_files import read_json, write_json
-from ivid2vid_jax.weights import components, safetensors_io
+from ivid2vid_jax.weights import checkpoint_kinds, components, safetensors_io
 from ivid2vid_jax.weights.inflate import init_unet_params
 
 log = logging.getLogger(__name__)
@@ -184,8 +184,7 @@ def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
     Raises UserError that names the part that is missing or not understood.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model folder")
+    check_model_path(path)
     if not (path / "model_index.json").is_file():
         raise UserError(
             f"{path}: has no model_index.json, so it is not a pipeline folder; give the folder "
@@ -211,6 +210,19 @@ def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
         scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         sampling=read_json(sampling) if sampling.is_file() else {},
     )
+
+
+def check_model_path(path: Path) -> None:
+    """Raises UserError for a file, and for a folder of a kind that is not supported."""
+    if path.is_file():
+        checkpoint_kinds.check_tensors_kind(path, checkpoint_kinds.open_tensors(path))
+        raise UserError(
+            f"{path}: is a checkpoint in one file; make a pipeline folder of it first: "
+            f"python -m ivid2vid_jax.convert import {path} OUT --base FOLDER"
+        )
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder")
+    checkpoint_kinds.check_folder_kind(path)
 
 
 def read_config(cls: Any, file: Path) -> Any:

@@ -33,6 +33,12 @@ class LazyTensor(NamedTuple):
     dtype: str  # safetensors' code: F32, F16, BF16, ...
     read: Callable[[], np.ndarray]
 
+    def map(
+        self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]
+    ) -> "LazyTensor":
+        """Applies a function to the values when they are read; shape: that of the result."""
+        return self._replace(shape=shape, read=lambda: function(self.read()))
+
 
 def find_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """Finds a component's safetensors files: `stem[.variant].safetensors`, or the index's shards.
