@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
     from ivid2vid_jax.inference.settings import ResolvedSettings
     from ivid2vid_jax.video.read import Clip
+    from ivid2vid_jax.video.sound import SoundPlan
 
 
 @dataclasses.dataclass
@@ -50,6 +51,8 @@ class EditArgs:
     negative: str = ""  # negative prompt
     start: float | None = None  # edit from this second
     end: float | None = None  # edit up to this second
+    # a longer clip is an error; memory holds the latents of all frames
+    max_frames: int = 10_000
     eta: float = 0.0  # ddim: amount of fresh noise, 0 to 1
     rescale: float = 0.0  # guidance rescale, 0 to 1
     # start of the guidance interval, a share of the steps, 0 to 1; the other steps are unguided
@@ -68,33 +71,38 @@ class EditArgs:
 
 def run(args: EditArgs) -> None:
     """Writes the edited clip, and its settings beside it; UserError for invalid input."""
-    clip = open_source(args)
+    clip, sound = open_source(args)
     from ivid2vid_jax.inference import pipeline  # after the checks: importing JAX takes a second
 
     pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
     settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
-    times = edit_clip(args, pipe, clip, settings)
+    times = edit_clip(args, pipe, clip, sound, settings)
     record = record_path(args.output)
     write_record(record, args, pipe, settings, len(times))
     written = [args.output, record]
     if args.compare:
-        from ivid2vid_jax.video.compare import write_comparison
-
-        rate = clip.fps or clip.rate
-        written += write_comparison(clip, args.output, args.instruction, times, rate)
+        written += write_comparison(args, clip, times)
     print("\n".join(f"wrote {path}" for path in written))
 
 
-def open_source(args: EditArgs) -> "Clip":
-    """Opens the clip. Raises UserError for input that cannot be edited into the output."""
+def open_source(args: EditArgs) -> "tuple[Clip, SoundPlan | None]":
+    """Opens the clip and plans its sound.
+
+    Raises UserError for input that cannot be edited into the output.
+    """
     from ivid2vid_jax import assets
+    from ivid2vid_jax.video.frame_size import FrameLimit
     from ivid2vid_jax.video.read import is_still, open_clip
-    from ivid2vid_jax.video.write import check_encodable, check_output
+    from ivid2vid_jax.video.write import check_encodable, check_output, plan_sound
 
     check_instruction(args.instruction)
     check_output(args.output)
     video = assets.clip(args.video)
-    clip = open_clip(video, args.start, args.end, args.fps)
+    if args.max_frames < 1:
+        raise UserError(f"max_frames {args.max_frames} must be 1 or more")
+    way_out = "take a part (--start, --end), lower its rate (--fps) or raise --max-frames"
+    limit = FrameLimit(args.max_frames, way_out)
+    clip = open_clip(video, args.start, args.end, args.fps, limit)
     if args.output.exists() and args.output.resolve() == video.resolve():
         raise UserError(f"{args.output}: is the input clip; name another output")
     if clip.is_container and clip.has_one_frame():
@@ -107,23 +115,32 @@ def open_source(args: EditArgs) -> "Clip":
             f"{args.output}: is a still image, but the clip has more than one frame; "
             "give .mp4, .gif or a folder name"
         )
-    check_encodable(args.output, (clip.height, clip.width), clip.fps or clip.rate, clip)
+    sound = plan_sound(args.output, clip)
+    check_encodable(args.output, (clip.height, clip.width), clip.fps or clip.rate, sound)
+    if clip.has_audio and sound is None:
+        print(
+            f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is dropped",
+            file=sys.stderr,
+        )
     if args.output.suffix.lower() == ".mp4" and (clip.height % 2 or clip.width % 2):
         print(
             f"note: {clip.width}x{clip.height} is odd; mp4 repeats the last row or column",
             file=sys.stderr,
         )
-    return clip
+    return clip, sound
 
 
 def edit_clip(
-    args: EditArgs, pipe: "Pipeline", clip: "Clip", settings: "ResolvedSettings"
+    args: EditArgs,
+    pipe: "Pipeline",
+    clip: "Clip",
+    sound: "SoundPlan | None",
+    settings: "ResolvedSettings",
 ) -> list[Fraction]:
     """Edits the clip to `args.output`; returns the times of its frames in seconds."""
     from ivid2vid_jax.parallel import runtime
     from ivid2vid_jax.video.fit import ResizePlan
     from ivid2vid_jax.video.rescue import write_clip_safely
-    from ivid2vid_jax.video.write import CONTAINERS
 
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times = []
@@ -136,16 +153,24 @@ def edit_clip(
 
     with Progress("sampling") as progress, runtime.profile_trace(args.profile):
         edited = pipe.edit_frames(pixels(), args.instruction, settings, fit, progress)
-    sound = clip if args.output.suffix.lower() in CONTAINERS else None
-    if clip.has_audio and sound is None:
-        print(
-            f"note: {args.output.suffix or 'a folder'} holds no sound; the sound track is dropped",
-            file=sys.stderr,
-        )
     with Progress("writing", len(times)) as progress:
         frames = progress.wrap(edited)
         write_clip_safely(args.output, frames, times, clip.fps or clip.rate, sound)
     return times
+
+
+def write_comparison(args: EditArgs, clip: "Clip", times: list[Fraction]) -> list[Path]:
+    """Writes the side-by-side clip and the contact sheet; UserError if that fails."""
+    from ivid2vid_jax.video import compare
+    from ivid2vid_jax.video.rescue import FAULTS
+
+    rate = clip.fps or clip.rate
+    try:
+        return compare.write_comparison(clip, args.output, args.instruction, times, rate)
+    except FAULTS as error:
+        raise UserError(
+            f"{args.output}: is written, but its comparison with the source is not ({error})"
+        ) from error
 
 
 def record_path(output: Path) -> Path:

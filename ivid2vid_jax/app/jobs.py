@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,12 @@ from ivid2vid_jax.inference.settings import ResolvedSettings
 from ivid2vid_jax.utils.versions import versions
 from ivid2vid_jax.video import compare
 from ivid2vid_jax.video.fit import ResizePlan
+from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.read import Clip, open_clip, open_container
-from ivid2vid_jax.video.write import write_clip
+from ivid2vid_jax.video.rescue import FAULTS, RescueError, write_clip_safely
+from ivid2vid_jax.video.write import check_encodable, plan_sound, write_clip
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]  # (stage, done, total)
 
@@ -42,8 +47,9 @@ class EditResult:
 
     request: EditRequest  # its clip is a copy of the source in the folder
     edited: Path
-    pair: Path  # source and edit side by side
+    pair: Path  # source and edit side by side; missing if it could not be written
     record: Path  # JSON: request, settings, versions, checksums of the weights
+    note: str = ""  # what could not be written
 
 
 def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
@@ -59,10 +65,9 @@ def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
     try:
         if seconds := stated_duration(file):
             check_length(seconds, limits)
-        clip = open_clip(file)
+        clip = open_clip(file, limit=FrameLimit(limits.frames))
     except UserError as error:
-        # do not show visitors where the file is stored
-        raise UserError(str(error).replace(str(file), file.name)) from error
+        raise without_folder(error, file, file.name) from error
     if max(clip.height, clip.width) > limits.side:
         raise UserError(
             f"the frames are {clip.width}x{clip.height}, the limit is {limits.side} pixels a side; "
@@ -71,6 +76,11 @@ def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
     if clip.has_one_frame():
         raise UserError(f"{file.name}: has one frame; a clip needs two")
     return clip
+
+
+def without_folder(error: UserError, file: Path, name: str) -> UserError:
+    """The error with a file's name instead of its path, which visitors do not see."""
+    return UserError(str(error).replace(str(file), name))
 
 
 def stated_duration(file: Path) -> float | None:
@@ -108,6 +118,9 @@ def run_edit(
 ) -> EditResult:
     """Edits a clip into a new folder in `home`; the folder is removed if the edit fails.
 
+    If the edit can be written without its sound only, or without the comparison, the result's note
+    says so. If it can be written as a folder of frames only, the folder stays and an error says so.
+
     Args:
         pipe: the editor.
         request: clip and settings.
@@ -129,7 +142,7 @@ def run_edit(
             folder / "record.json",
         )
         clip = dataclasses.replace(clip, path=source)
-        frames = edit_and_write(pipe, clip, result, settings, limits, progress)
+        frames, note = edit_and_write(pipe, clip, result, settings, limits, progress)
         record: dict[str, Any] = {
             "request": vars(request) | {"clip": Path(request.clip).name},
             "settings": vars(settings),
@@ -138,7 +151,12 @@ def run_edit(
             "weights": pipe.folder.fingerprint(),
         }
         result.record.write_text(json.dumps(record, indent=2, default=str) + "\n")
-        return result
+        return dataclasses.replace(result, note=note)
+    except RescueError:
+        raise
+    except UserError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise without_folder(error, source, Path(request.clip).name) from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -151,8 +169,13 @@ def edit_and_write(
     settings: ResolvedSettings,
     limits: AppLimits,
     progress: Progress,
-) -> int:
-    """Writes the edited clip and the comparison with its source; returns the number of frames."""
+) -> tuple[int, str]:
+    """Writes the edited clip and the comparison with its source.
+
+    Returns the number of frames and a note on what could not be written.
+    """
+    sound = plan_sound(result.edited, clip)
+    check_encodable(result.edited, (clip.height, clip.width), clip.rate, sound)
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times: list[Fraction] = []
     edited = pipe.edit_frames(
@@ -162,10 +185,20 @@ def edit_and_write(
         fit,
         lambda done, total: progress("sampling", done, total),
     )
-    counted = count_frames(edited, len(times), progress)
-    write_clip(result.edited, counted, times, clip.rate, clip)
-    write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
-    return len(times)
+    notes = []
+    try:
+        frames = CountedFrames(edited, len(times), progress)
+        write_clip_safely(result.edited, frames, times, clip.rate, sound)
+    except RescueError as error:
+        if error.saved != result.edited:
+            raise
+        notes.append(str(without_folder(error, result.edited, result.edited.name)))
+    try:
+        write_clip(result.pair, compare.side_by_side(clip, result.edited), times, clip.rate)
+    except FAULTS as error:
+        log.warning("%s: %s", result.pair, error)
+        notes.append("the comparison with the source could not be written")
+    return len(times), "; ".join(notes)
 
 
 def frames_within_limits(
@@ -177,23 +210,23 @@ def frames_within_limits(
     """
     for frame in clip.frames():
         check_length(float(frame.time), limits)
-        if len(times) == limits.frames:
-            raise UserError(
-                f"the clip has more than {limits.frames} frames, the limit; cut it or lower its "
-                "frame rate"
-            )
         times.append(frame.time)
         progress("encoding", len(times), None)
         yield frame.pixels
 
 
-def count_frames(
-    frames: Iterable[np.ndarray], total: int, progress: Progress
-) -> Iterator[np.ndarray]:
-    """Yields the frames and reports how many have been written."""
-    for i, frame in enumerate(frames, 1):
-        progress("writing", i, total)
-        yield frame
+@dataclasses.dataclass(frozen=True)
+class CountedFrames:
+    """Frames that report how many have been written. They can be iterated again."""
+
+    frames: Iterable[np.ndarray]
+    total: int
+    progress: Progress
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for i, frame in enumerate(self.frames, 1):
+            self.progress("writing", i, self.total)
+            yield frame
 
 
 def remove_results(results: list[EditResult]) -> None:

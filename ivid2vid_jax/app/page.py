@@ -116,6 +116,8 @@ class Handlers:
             result = run_edit(self.pipe, request, self.limits, self.folder, show_progress)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        if result.note:
+            gr.Warning(result.note)
         return self.show(len(history), [*history, result])
 
     def show(self, index: int, history: list[EditResult]) -> tuple:
@@ -126,9 +128,10 @@ class Handlers:
             (f"{i + 1}: {request.instruction} (seed {request.seed})", i)
             for i, request in enumerate(requests)
         ]
-        files = [str(result.edited), str(result.pair), str(result.record)]
+        pair = str(result.pair) if result.pair.is_file() else None
+        files = [str(result.edited), *([pair] if pair else []), str(result.record)]
         past = gr.Dropdown(names, value=index)
-        return history, past, str(result.edited), str(result.pair), files
+        return history, past, str(result.edited), pair, files
 
 
 def build_page(pipe: Pipeline, limits: AppLimits, folder: Path) -> gr.Blocks:

@@ -53,9 +53,7 @@ def read_clips(
     Raises:
         UserError: a clip cannot be read, or their rates, aspect ratios or lengths differ too much.
     """
-    from ivid2vid_jax.video.read import open_clip  # imported late: only this needs PyAV
-
-    clips = [open_clip(path, fps=settings.fps) for path in (source, edited)]
+    clips = [open_to_read(path, settings) for path in (source, edited)]
     rates = [float(clip.rate) for clip in clips]
     slowest, fastest = min(rates), max(rates)
     if all(clip.is_container for clip in clips) and fastest > (1 + MAX_LENGTH_DIFFERENCE) * slowest:
@@ -72,6 +70,15 @@ def read_clips(
             f"more than {MAX_LENGTH_DIFFERENCE:.0%} apart"
         )
     return first, second, float(clips[0].fps or clips[0].rate)
+
+
+def open_to_read(path: Path, settings: ClipSettings) -> "Clip":
+    """Opens a clip of which all frames, or the first `settings.frames`, are held in memory."""
+    from ivid2vid_jax.video.frame_size import FrameLimit
+    from ivid2vid_jax.video.read import open_clip  # imported late: only this needs PyAV
+
+    limit = FrameLimit(way_out="limit the frames (--frames, of evaluate --clip-frames) or cut it")
+    return open_clip(path, fps=settings.fps, limit=None if settings.frames else limit)
 
 
 def common_size(sizes: list[tuple[int, int]], shorter_side: int) -> tuple[int, int]:

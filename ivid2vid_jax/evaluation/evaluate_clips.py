@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ivid2vid_jax.data.clip_pairs import ClipSettings, common_size, read_fitted, read_pair
+from ivid2vid_jax.data.clip_pairs import (
+    ClipSettings,
+    common_size,
+    open_to_read,
+    read_fitted,
+    read_pair,
+)
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.errors import UserError, parse_shard
 from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
@@ -28,7 +34,6 @@ from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
-from ivid2vid_jax.video.read import open_clip
 
 log = logging.getLogger(__name__)
 
@@ -322,7 +327,7 @@ def write_edits(
                 file = target / EDIT_RECORD
                 if file.is_file() and file.read_text() == record:
                     continue
-                clip = open_clip(task.source, fps=settings.fps)
+                clip = open_to_read(task.source, settings)
                 size = common_size([(clip.height, clip.width)], settings.size)
                 edited = edit_clip(read_fitted(clip, size, settings.frames), task.instruction)
             except UserError as error:

@@ -259,9 +259,10 @@ def clip_frames(video: str | Path | np.ndarray) -> tuple[tuple[int, int], Iterab
     """(height, width) and the frames of a path or of an array uint8 [T, H, W, 3]."""
     if isinstance(video, str | Path):
         # imported here, so that arrays can be edited where PyAV is not installed
+        from ivid2vid_jax.video.frame_size import FrameLimit
         from ivid2vid_jax.video.read import open_clip
 
-        clip = open_clip(video)
+        clip = open_clip(video, limit=FrameLimit())
         return (clip.height, clip.width), (frame.pixels for frame in clip.frames())
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):

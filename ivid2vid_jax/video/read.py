@@ -3,12 +3,18 @@
 A file is known by its content, not by its name.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.container import (
@@ -18,6 +24,7 @@ from ivid2vid_jax.video.container import (
     open_container,
 )
 from ivid2vid_jax.video.decode import DEFAULT_RATE, Frame, container_frames
+from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.images import (
     STILLS,
     folder_frames,
@@ -37,7 +44,7 @@ class Clip:
 
     start, end: seconds as a player shows them; frames with start <= time < end are taken. fps:
     resample to this rate (the frame shown at each instant), None keeps the file's own times.
-    rate: mean frames/s of the file.
+    rate: mean frames/s of the file. limit: of the frames in the range, None for no limit.
     """
 
     path: Path
@@ -48,6 +55,7 @@ class Clip:
     height: int = 0
     width: int = 0
     has_audio: bool = False
+    limit: FrameLimit | None = None
 
     @cached_property
     def kind(self) -> str:
@@ -71,12 +79,16 @@ class Clip:
         return sum(1 for _ in islice(self.frames(), 2)) == 1
 
     def frames(self) -> Iterator[Frame]:
-        """Yields the chosen frames in order. Raises UserError where the file breaks off."""
+        """Yields the chosen frames in order.
+
+        Raises UserError where the file breaks off, and above the limit.
+        """
         started = (
             frame for frame in decode(self) if self.start is None or frame.time >= self.start
         )
         selected = takewhile(lambda frame: self.end is None or frame.time < self.end, started)
-        return resample(selected, self.fps) if self.fps else selected
+        frames = resample(selected, self.fps) if self.fps else selected
+        return self.limit.checked(str(self.path), frames) if self.limit else frames
 
 
 def open_clip(
@@ -84,11 +96,12 @@ def open_clip(
     start: float | None = None,
     end: float | None = None,
     fps: float | Fraction | None = None,
+    limit: FrameLimit | None = None,
 ) -> Clip:
     """Opens a clip and decodes its first frame, for size and sanity.
 
-    Raises UserError: no such file, empty, not a video, an empty range, or a rate that is not
-    positive.
+    Raises UserError: no such file, empty, not a video, an empty range, a rate that is not positive,
+    or more frames than the limit.
     """
     path = Path(path).expanduser()
     if fps is not None and not 0 < fps <= 1000:
@@ -99,6 +112,7 @@ def open_clip(
         raise UserError(f"end {end} must be later than start {start or 0}")
     check_regular(path)
     clip = Clip(path, exact_fraction(start), exact_fraction(end), exact_fraction(fps, 1001))
+    clip.limit = limit
     if clip.kind == "folder":
         clip.rate = clip.fps or DEFAULT_RATE
     elif clip.kind == "image":
@@ -108,12 +122,43 @@ def open_clip(
             stream = best_video_stream(container)
             clip.rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
             clip.has_audio = default_audio_stream(container) is not None
+            if limit is not None:
+                limit.check(str(path), expected_frames(clip, container, stream, limit.frames))
     first = next(clip.frames(), None)
     if first is None:
         until = "its end" if end is None else f"{end} s"
         raise UserError(f"{path}: holds no frame between {start or 0} s and {until}")
     clip.height, clip.width = first.pixels.shape[:2]
     return clip
+
+
+def expected_frames(clip: Clip, container: InputContainer, stream: VideoStream, most: int) -> int:
+    """Frames of the chosen range by the headers, or by the packets; nothing is decoded.
+
+    Packets are counted, up to one above `most`, if the headers tell nothing or more than its half.
+    """
+    start, duration = clip.start or Fraction(0), Fraction(container.duration or 0, av.time_base)
+    if clip.fps:
+        ends = [end for end in (clip.end, duration) if end]
+        return int((min(ends) - start) * clip.fps) if ends else 0
+    announced = stream.frames or duration * clip.rate
+    if 0 < announced <= most / 2:
+        return int(announced)
+    origin, count = Fraction(container.start_time or 0, av.time_base), 0
+    for packet in demux(container, stream):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        time = None if stamp is None else stamp * packet.time_base - origin
+        inside = time is None or (time >= start and (clip.end is None or time < clip.end))
+        count += bool(packet.size) and inside
+        if count > most:
+            break
+    return count
+
+
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Yields the packets up to the first one that cannot be read."""
+    with contextlib.suppress(av.error.FFmpegError):
+        yield from container.demux(stream)
 
 
 def is_video(path: Path) -> bool:

@@ -13,12 +13,21 @@ import numpy as np
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.signals import deferred_signals
-from ivid2vid_jax.video.read import Clip
+from ivid2vid_jax.video.sound import SoundPlan
 from ivid2vid_jax.video.write import write_clip
 
 log = logging.getLogger(__name__)
 
+# What encoders, disks and containers raise while a file is written.
 FAULTS = (av.error.FFmpegError, OSError, ValueError, MemoryError, RuntimeError)
+
+
+class RescueError(UserError):
+    """Writing failed, and the frames are in `saved`: the clip without sound, or a folder."""
+
+    def __init__(self, message: str, saved: Path):
+        super().__init__(message)
+        self.saved = saved
 
 
 def write_clip_safely(
@@ -26,7 +35,7 @@ def write_clip_safely(
     frames: Iterable[np.ndarray],
     times: list[Fraction],
     rate: Fraction,
-    sound: Clip | None = None,
+    sound: SoundPlan | None = None,
 ) -> None:
     """`write_clip`; what goes wrong while writing costs the sound or the format, never the frames.
 
@@ -42,7 +51,8 @@ def write_clip_safely(
         sound: see `write_clip`.
 
     Raises:
-        UserError: names what failed and where the frames are.
+        RescueError: names what failed and where the frames are.
+        UserError: there is no room for the frames anywhere.
     """
     with deferred_signals():
         try:
@@ -50,18 +60,18 @@ def write_clip_safely(
             return
         except FAULTS as error:
             cause = error
-        if sound is not None and sound.has_audio and not is_disk_fault(cause):
+        if sound is not None and not is_disk_fault(cause):
             try:
                 write_clip(path, frames, times, rate)
             except FAULTS as error:
                 cause = error
             else:
-                raise UserError(
-                    f"{path}: is written without its sound, which cannot be kept ({cause})"
+                raise RescueError(
+                    f"{path}: is written without its sound, which cannot be kept ({cause})", path
                 ) from cause
         folder = write_frames_somewhere(path, frames)
-        raise UserError(
-            f"{path}: cannot be written ({cause}); the edited frames are in {folder}"
+        raise RescueError(
+            f"{path}: cannot be written ({cause}); the edited frames are in {folder}", folder
         ) from cause
 
 

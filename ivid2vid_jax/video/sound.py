@@ -30,15 +30,16 @@ AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_0
 
 @dataclasses.dataclass(frozen=True)
 class SoundPlan:
-    """How a sound track is written. copy: packets as they are; else an encoder, rate and layout."""
+    """How a file's default sound track is written: as packets, or by an encoder."""
 
-    copy: bool
+    path: Path  # of the file that holds the track
+    copy: bool  # packets as they are; else by the encoder, at the rate and in the layout
     encoder: str
     rate: int
     layout: str
 
 
-def plan_sound(path: Path, copied: tuple[str, ...], encoder: str) -> SoundPlan | None:
+def plan_track(path: Path, copied: tuple[str, ...], encoder: str) -> SoundPlan | None:
     """Decides how the default sound track of a video file is written; None if it has none.
 
     copied: codecs that the target container takes. encoder: for all others.
@@ -53,7 +54,7 @@ def plan_sound(path: Path, copied: tuple[str, ...], encoder: str) -> SoundPlan |
         layout = LAYOUTS.get(len(context.layout.channels), "stereo")
         codec = {"mp3float": "mp3"}.get(context.name, context.name)
         copy = codec in copied and is_contiguous(container, stream)
-    return SoundPlan(copy, encoder, rate, layout)
+    return SoundPlan(path, copy, encoder, rate, layout)
 
 
 def is_contiguous(container: InputContainer, stream) -> bool:
@@ -78,10 +79,10 @@ def is_contiguous(container: InputContainer, stream) -> bool:
 class SoundTrack:
     """Writes a clip's sound into an output container, from `begin` on (seconds of the clip)."""
 
-    def __init__(self, output: OutputContainer, path: Path, plan: SoundPlan, begin: Fraction):
-        self.output, self.path, self.plan, self.begin = output, path, plan, begin
+    def __init__(self, output: OutputContainer, plan: SoundPlan, begin: Fraction):
+        self.output, self.plan, self.begin = output, plan, begin
         if plan.copy:
-            with open_container(path) as container:
+            with open_container(plan.path) as container:
                 self.stream = output.add_stream_from_template(default_audio_stream(container))
         else:
             self.stream = output.add_stream(plan.encoder, rate=plan.rate, layout=plan.layout)
@@ -89,7 +90,7 @@ class SoundTrack:
 
     def write(self, length: Fraction) -> None:
         """Writes `length` seconds of sound."""
-        with open_container(self.path) as container:
+        with open_container(self.plan.path) as container:
             if self.plan.copy:
                 self.copy_packets(container, length)
             else:
@@ -193,4 +194,5 @@ class SoundTrack:
                 if damaged > MAX_DAMAGE:
                     break
         if damaged:
-            log.warning("%s: its sound is damaged; %d places are silent", self.path.name, damaged)
+            name = self.plan.path.name
+            log.warning("%s: its sound is damaged; %d places are silent", name, damaged)

@@ -18,7 +18,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.video.frame_converter import HD_LINES
 from ivid2vid_jax.video.read import Clip
-from ivid2vid_jax.video.sound import SoundTrack, plan_sound
+from ivid2vid_jax.video.sound import SoundPlan, SoundTrack, plan_track
 
 # Without its macroblock tree, x264 writes the same bytes for the same frames; with it, a small clip
 # in a thousand or ten thousand differs where other threads run (tests/video/test_video.py).
@@ -86,7 +86,20 @@ def check_output(path: Path) -> None:
         )
 
 
-def check_encodable(path: Path, size: tuple[int, int], rate: Fraction, sound: Clip | None) -> None:
+def plan_sound(path: Path, clip: Clip) -> SoundPlan | None:
+    """Decides how a clip's sound is written to `path`; None if either holds no sound.
+
+    This reads the whole sound track once, so plan once and hand the plan on.
+    """
+    if path.suffix.lower() not in CONTAINERS or not clip.has_audio:
+        return None
+    _, _, copied, encoder = CONTAINERS[path.suffix.lower()]
+    return plan_track(clip.path, copied, encoder)
+
+
+def check_encodable(
+    path: Path, size: tuple[int, int], rate: Fraction, sound: SoundPlan | None
+) -> None:
     """Encodes a few grey frames of a size, with the sound track, to a temporary file.
 
     Raises UserError if the encoder, the layout or the rate does not work, before anything is
@@ -111,7 +124,7 @@ def write_clip(
     frames: Iterable[np.ndarray],
     times: list[Fraction],
     rate: Fraction,
-    sound: Clip | None = None,
+    sound: SoundPlan | None = None,
 ) -> None:
     """Writes frames ([H, W, 3] uint8, one size) to `path`, in the format of its suffix.
 
@@ -123,7 +136,7 @@ def write_clip(
         frames: the pixels.
         times: seconds at which the frames are shown, increasing.
         rate: nominal frames/s, and the duration of the last frame.
-        sound: the clip whose sound is kept, cut to the times shown; only mp4 and webm hold sound.
+        sound: the sound to keep, cut to the times shown, by `plan_sound`.
     """
     suffix, begin = path.suffix.lower(), Fraction(times[0])
     times = [Fraction(time) - begin for time in times]
@@ -158,12 +171,11 @@ def write_container(
     frames: Iterable[np.ndarray],
     times: list[Fraction],
     rate: Fraction,
-    sound: Clip | None,
+    sound: SoundPlan | None,
     begin: Fraction,
 ) -> None:
     """Writes mp4 or webm with colour tags, and the sound of a clip from `begin` on."""
-    codec, options, copied, sound_codec = CONTAINERS[path.suffix.lower()]
-    plan = plan_sound(sound.path, copied, sound_codec) if sound and sound.has_audio else None
+    codec, options, _, _ = CONTAINERS[path.suffix.lower()]
     regular = all(time == i / rate for i, time in enumerate(times))
     time_base = 1 / rate if regular else Fraction(1, FALLBACK_TIME_BASE)
     flags = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
@@ -181,8 +193,8 @@ def write_container(
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = time_base
                 tag_colours(stream.codec_context)
-                if plan is not None and sound is not None:
-                    track = SoundTrack(output, sound.path, plan, begin)
+                if sound is not None:
+                    track = SoundTrack(output, sound, begin)
             frame = to_yuv420(pixels)
             frame.pts, frame.time_base = round(time / time_base), time_base
             output.mux(stream.encode(frame))

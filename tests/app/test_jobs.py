@@ -1,6 +1,8 @@
 """The edits of the app, without its page."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from ivid2vid_jax.app.jobs import (
 )
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.video import write
 from ivid2vid_jax.video.read import open_clip
 from tests.support.fake_pipeline import write_noise
+from tests.support.media import MEDIA, PLAYLIST_SUFFIXES, PLAYLISTS, faststart
 
 
 def ignore_progress(*_):
@@ -76,7 +80,11 @@ SMALL = AppLimits(seconds=1, frames=6, side=48, megabytes=1, steps=4)
     ("source", "changes", "message"),
     [
         (dict(frames=10), {}, "the clip has 1.2 s, the limit is 1; cut it"),
-        (dict(frames=7), {}, "the clip has more than 6 frames, the limit"),
+        (
+            dict(frames=7),
+            {},
+            "in.mp4: has more than 6 frames, the limit; cut it or lower its frame",
+        ),
         (
             dict(size=(32, 64)),
             {},
@@ -113,10 +121,79 @@ def test_an_unreadable_file_is_an_error_that_hides_its_path(tmp_path):
         open_checked_clip(str(tmp_path / "big.mp4"), AppLimits(megabytes=2))
 
 
+@pytest.mark.parametrize("suffix", PLAYLIST_SUFFIXES)
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_an_uploaded_playlist_is_refused(pipe, tmp_path, kind, suffix):
+    """The file that it names, by its whole path, is a video that would play."""
+    shutil.copy(MEDIA / "flash_clock3600.ts", tmp_path / "secret.ts")
+    upload, home = tmp_path / f"list{suffix}", tmp_path / "home"
+    upload.write_text(PLAYLISTS[kind].format(tmp_path / "secret.ts"))
+    home.mkdir()
+    with pytest.raises(UserError, match=r"^list.*can(not)? be read") as caught:
+        run_edit(pipe, request(upload), AppLimits(), home, ignore_progress)
+    assert str(tmp_path) not in str(caught.value) and not list(home.iterdir())
+
+
+def test_sound_that_cannot_be_written_is_noted(pipe, tmp_path, monkeypatch):
+    """The trial before the edit passes; then the sound fails, and the edit is kept without it."""
+
+    def fail(self, length):
+        if length > 1:
+            raise ValueError("no such layout")
+
+    monkeypatch.setattr(write.SoundTrack, "write", fail)
+    clip = shutil.copy(MEDIA / "flash.mp4", tmp_path)
+    result = run_edit(pipe, request(clip), AppLimits(), tmp_path, ignore_progress)
+    assert "edited.mp4: is written without its sound" in result.note
+    assert "no such layout" in result.note and str(tmp_path) not in result.note
+    edited = open_clip(result.edited)
+    assert len(list(edited.frames())) == len(list(open_clip(clip).frames()))
+    assert not edited.has_audio and result.pair.is_file() and result.record.is_file()
+
+
+def test_an_edit_that_cannot_be_written_is_kept_as_frames(pipe, tmp_path, monkeypatch):
+    clip, convert, calls = write_noise(tmp_path / "in.mp4"), write.to_yuv420, []
+
+    def fail(pixels):
+        calls.append(1)
+        if len(calls) > 4:  # two are the trial's
+            raise OSError(errno.EIO, "Input/output error")
+        return convert(pixels)
+
+    monkeypatch.setattr(write, "to_yuv420", fail)
+    with pytest.raises(
+        UserError, match=r"edited.mp4: cannot be written .* frames are in"
+    ) as caught:
+        run_edit(pipe, request(clip), AppLimits(), tmp_path, ignore_progress)
+    folder = Path(str(caught.value).rpartition(" ")[2])
+    assert folder.parent.parent == tmp_path and len(list(folder.iterdir())) == 6
+
+
+def test_a_comparison_that_cannot_be_written_is_noted(pipe, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ivid2vid_jax.app.jobs.write_clip", fail)
+    clip = write_noise(tmp_path / "in.mp4")
+    result = run_edit(pipe, request(clip), AppLimits(), tmp_path, ignore_progress)
+    assert result.note == "the comparison with the source could not be written"
+    assert result.edited.is_file() and not result.pair.exists()
+
+
+def test_damage_in_the_middle_is_an_error_that_hides_the_path(pipe, tmp_path):
+    clip, home = tmp_path / "in.mp4", tmp_path / "home"
+    faststart(MEDIA / "flash.mp4", clip)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    home.mkdir()
+    with pytest.raises(UserError, match=r"^in\.mp4: (breaks off|announces)"):
+        run_edit(pipe, request(clip), AppLimits(), home, ignore_progress)
+    assert not list(home.iterdir())
+
+
 def test_a_long_clip_is_rejected_before_it_is_decoded(tmp_path, monkeypatch):
     """The header states five minutes."""
     long = write_noise(tmp_path / "long.mp4", frames=300, size=(16, 16), rate=1)
-    monkeypatch.setattr("ivid2vid_jax.app.jobs.open_clip", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("ivid2vid_jax.app.jobs.open_clip", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"the clip has 300\.0 s, the limit is 20; cut it"):
         open_checked_clip(long, AppLimits())
 

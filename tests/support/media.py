@@ -12,6 +12,19 @@ import numpy as np
 MEDIA = Path(__file__).parents[1] / "media"
 GAP = 0.3  # s of silence between two beeps
 
+# Files that name other files: a format's name -> its content, with the other file's name as {}.
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile '{}'\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{}'
+    "</BaseURL></Period></MPD>",
+    "m3u": "{}\n",
+    "pls": "[playlist]\nFile1={}\nNumberOfEntries=1\n",
+    "smil": '<smil><body><video src="{}"/></body></smil>',
+}
+PLAYLIST_SUFFIXES = (".m3u8", ".mp4", ".ts", ".mkv", ".txt", ".gif", ".mpd", ".pls", ".sdp", "")
+
 
 def flashes(path: Path) -> list[float]:
     """Times at which the picture turns bright, by FFmpeg's own time stamps."""

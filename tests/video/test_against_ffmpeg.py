@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.video.read import open_clip
-from ivid2vid_jax.video.write import write_clip
+from ivid2vid_jax.video.write import plan_sound, write_clip
 from tests.support.media import beeps
 
 pytestmark = [
@@ -273,7 +273,8 @@ def compare(folder, kind: Kind) -> None:
         assert max(errors) <= 4, (kind, max(errors))
     for suffix in ("mp4", "webm"):
         output = folder / f"output.{suffix}"
-        write_clip(output, [f.pixels for f in frames], [f.time for f in frames], clip.rate, clip)
+        sound = plan_sound(output, clip)
+        write_clip(output, [f.pixels for f in frames], [f.time for f in frames], clip.rate, sound)
         written, _ = reference(output, (clip.height + clip.height % 2, clip.width + clip.width % 2))
         errors = [
             np.abs(halved(frame.pixels) - halved(pixels[: clip.height, : clip.width])).mean()

@@ -15,7 +15,7 @@ import pytest
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.read import open_clip
-from ivid2vid_jax.video.write import write_clip
+from ivid2vid_jax.video.write import plan_sound, write_clip
 from tests.support.media import MEDIA
 
 SECONDS = 20  # for one file
@@ -61,7 +61,8 @@ def run_one(path: Path, folder: Path) -> str:
         assert all(b > a for a, b in itertools.pairwise(times)), "times increase"
         assert {frame.pixels.shape for frame in frames} == {(clip.height, clip.width, 3)}
         rate = min(max(clip.rate, Fraction(1)), Fraction(120))
-        write_clip(folder / "out.mp4", [f.pixels for f in frames], times, rate, clip)
+        output = folder / "out.mp4"
+        write_clip(output, [f.pixels for f in frames], times, rate, plan_sound(output, clip))
     except UserError as error:
         assert "\n" not in str(error)
         return str(error)

@@ -9,9 +9,17 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.read import open_clip
-from ivid2vid_jax.video.write import check_encodable, write_clip
-from tests.support.media import MEDIA, beeps, duration, flashes
+from ivid2vid_jax.video.write import check_encodable, plan_sound, write_clip
+from tests.support.media import (
+    MEDIA,
+    PLAYLIST_SUFFIXES,
+    PLAYLISTS,
+    beeps,
+    duration,
+    flashes,
+)
 
 COLOURS = np.array(  # of the patches in c_*.mp4, from left to right
     [
@@ -33,7 +41,8 @@ def rewrite(source, target, **options):
     clip = open_clip(source, **options)
     frames = list(clip.frames())
     times = [frame.time for frame in frames]
-    write_clip(target, iter([frame.pixels for frame in frames]), times, clip.rate, clip)
+    pixels = iter([frame.pixels for frame in frames])
+    write_clip(target, pixels, times, clip.rate, plan_sound(target, clip))
     return target
 
 
@@ -276,18 +285,7 @@ def test_an_odd_gif_becomes_an_mp4_that_browsers_play(tmp_path):
 # ---- media are files, never references
 
 
-PLAYLISTS = {
-    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n",
-    "concat": "ffconcat version 1.0\nfile '{}'\n",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{}'
-    "</BaseURL></Period></MPD>",
-    "m3u": "{}\n",
-    "smil": '<smil><body><video src="{}"/></body></smil>',
-}
-
-
-@pytest.mark.parametrize("suffix", [".m3u8", ".mp4", ".ts", ".mkv", ".txt", ".gif", ".mpd", ""])
+@pytest.mark.parametrize("suffix", PLAYLIST_SUFFIXES)
 @pytest.mark.parametrize("kind", PLAYLISTS)
 def test_playlists_are_refused(tmp_path, monkeypatch, kind, suffix):
     """The file that a playlist names lies beside it and is a video that would play."""
@@ -313,6 +311,38 @@ def test_a_frame_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path):
             open_clip(tmp_path / "large.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "least"),
+    [
+        ("_v.mp4", {}, 20),
+        ("joined.ts", {}, 20),
+        ("alpha.gif", {}, 5),
+        ("seq_unpadded", {}, 12),
+        ("flash_flac.mkv", dict(start=2, end=4), 50),
+        ("flash.mp4", dict(fps=5, end=2), 10),
+    ],
+)
+def test_more_frames_than_the_limit(name, options, least):
+    """`least` is the number of frames."""
+    assert len(read(name, limit=FrameLimit(least), **options)[1]) == least
+    with pytest.raises(UserError, match=f"{name}: has more than {least - 1} frames, the.*lower"):
+        list(open_clip(MEDIA / name, limit=FrameLimit(least - 1), **options).frames())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+def test_a_long_video_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"long{suffix}"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 16
+        for _ in range(300):
+            output.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+        output.mux(stream.encode())
+    monkeypatch.setattr("ivid2vid_jax.video.read.container_frames", lambda *_: pytest.fail("reads"))
+    with pytest.raises(UserError, match=r"long.*: has more than 299 frames, the limit; cut it"):
+        open_clip(path, limit=FrameLimit(299))
+
+
 def test_a_truncated_file_is_named(tmp_path):
     data = (MEDIA / "_v.mp4").read_bytes()
     for share in (0.3, 0.7):
@@ -325,7 +355,8 @@ def test_a_truncated_file_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["flash_pcm.avi", "pcm192k.mkv", "flash_ac3_51.mkv"])
 def test_the_encoder_is_tried_beforehand(tmp_path, name):
     clip = open_clip(MEDIA / name)
-    check_encodable(tmp_path / "out.webm", (clip.height, clip.width), clip.rate, clip)
+    output = tmp_path / "out.webm"
+    check_encodable(output, (clip.height, clip.width), clip.rate, plan_sound(output, clip))
     assert not list(tmp_path.iterdir())
 
 

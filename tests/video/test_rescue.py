@@ -56,7 +56,7 @@ def test_sound_that_fails_costs_the_sound(tmp_path, monkeypatch):
         raise ValueError("no such layout")
 
     monkeypatch.setattr(write.SoundTrack, "write", fail)
-    sound = open_clip(MEDIA / "flash.mp4")
+    sound = write.plan_sound(tmp_path / "out.mp4", open_clip(MEDIA / "flash.mp4"))
     with pytest.raises(UserError, match=r"without its sound.*no such layout"):
         write_clip_safely(tmp_path / "out.mp4", FRAMES, TIMES, Fraction(8), sound)
     clip = open_clip(tmp_path / "out.mp4")

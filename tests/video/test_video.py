@@ -13,7 +13,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video import compare, windows
 from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.video.read import open_clip
-from ivid2vid_jax.video.write import check_output, write_clip
+from ivid2vid_jax.video.write import check_output, plan_sound, write_clip
 
 RNG = np.random.default_rng(0)
 
@@ -28,7 +28,13 @@ def moving_square(n=12, height=48, width=64):
 
 def write(path, clip=None, rate=Fraction(10), times=None, sound=None):
     clip = moving_square() if clip is None else clip
-    write_clip(path, iter(clip), times or [i / rate for i in range(len(clip))], rate, sound)
+    write_clip(
+        path,
+        iter(clip),
+        times or [i / rate for i in range(len(clip))],
+        rate,
+        sound and plan_sound(path, sound),
+    )
     return path
 
 
