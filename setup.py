@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ivid2vid_jax", "ivid2vid_jax.*"]),
     package_data={"ivid2vid_jax.assets": ["**/*"]},
+    entry_points={"console_scripts": ["ivid2vid=ivid2vid_jax.__main__:main"]},
     install_requires=[
         "jax>=0.8",
         "flax>=0.12",

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ivid2vid_jax.utils.cli import main
+from ivid2vid_jax.utils import cli
 
 
 @dataclasses.dataclass
@@ -105,5 +105,10 @@ def run(args: ExportArgs | ImportArgs | InspectArgs) -> None:
     args.run()
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(COMMANDS, run)
+
+
 if __name__ == "__main__":
-    main(COMMANDS, run)
+    main()

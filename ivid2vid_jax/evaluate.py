@@ -34,9 +34,15 @@ from ivid2vid_jax.evaluation.options import (
     EvaluateArgs,
     reject_options,
 )
-from ivid2vid_jax.utils.cli import main
+from ivid2vid_jax.utils import cli, names
 
 log = logging.getLogger(__name__)
+
+# Options that --help shows.
+COMMON = (
+    *("--model", "--data", "--edited", "--output", "--metrics", "--clip-model", "--against"),
+    *("--experiment", "--count", "--kinds", "--editors", "--steps", "--seed"),
+)
 
 
 def run(args: EvaluateArgs) -> None:
@@ -91,5 +97,10 @@ def run_experiment(args: EvaluateArgs, file: Path) -> None:
     print(f"wrote {args.output}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(EvaluateArgs, run, aliases=names.SETTINGS, common=COMMON)
+
+
 if __name__ == "__main__":
-    main(EvaluateArgs, run)
+    main()

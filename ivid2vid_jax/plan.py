@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.utils.cli import main
+from ivid2vid_jax.utils import cli
 from ivid2vid_jax.utils.versions import versions
 
 if TYPE_CHECKING:
@@ -201,5 +201,10 @@ def write_record(args: PlanArgs, plan: "StepPlan", tpu: "TPUSlice", mesh: "Mesh"
     args.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(PlanArgs, run)
+
+
 if __name__ == "__main__":
-    main(PlanArgs, run)
+    main()

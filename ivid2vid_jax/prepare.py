@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.utils.cli import main
+from ivid2vid_jax.utils import cli
 from ivid2vid_jax.utils.progress import Progress
 
 if TYPE_CHECKING:  # the commands import these late, so that --help and mistakes are quick
@@ -29,6 +29,11 @@ MAX_NAMED = 20  # bad triplets that are printed; BAD_FILE lists all
 WITHOUT_EFFECT = (
     *("output", "workers", "limit_bad"),
     *("cache_for", "cache_text", "augmentations", "stride", "crop", "flip"),
+)
+# Options that --help shows.
+COMMON = (
+    *("--data", "--output", "--size", "--fps", "--frames", "--codec", "--columns", "--root"),
+    *("--count", "--validation", "--workers", "--cache-for"),
 )
 # field -> (minimum, maximum)
 LIMITS = {
@@ -301,5 +306,10 @@ def write_cache(args: PrepareArgs, model: str) -> None:
     print(f"wrote {folder}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(PrepareArgs, run, common=COMMON)
+
+
 if __name__ == "__main__":
-    main(PrepareArgs, run)
+    main()

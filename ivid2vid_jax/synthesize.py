@@ -13,7 +13,14 @@ python -m ivid2vid_jax.synthesize --config configs/synthesis_sd15.py --videos DI
 """
 
 from ivid2vid_jax.synthesis.config import RENAMED, SynthesisConfig
-from ivid2vid_jax.utils.cli import main, recipe_loader
+from ivid2vid_jax.utils import cli
+
+# Options that --help shows.
+COMMON = (
+    *("--videos", "--output", "--stages", "--estimate", "--count", "--base", "--editor"),
+    *("--per-clip", "--clips.frames", "--clips.size", "--captions.source"),
+    *("--instructions", "--chat.base-url", "--chat.model", "--filter.model"),
+)
 
 
 def run(config: SynthesisConfig) -> None:
@@ -35,5 +42,12 @@ def run(config: SynthesisConfig) -> None:
         run_stages(engine)
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(
+        SynthesisConfig, run, cli.recipe_loader(SynthesisConfig), renamed=RENAMED, common=COMMON
+    )
+
+
 if __name__ == "__main__":
-    main(SynthesisConfig, run, recipe_loader(SynthesisConfig), renamed=RENAMED)
+    main()

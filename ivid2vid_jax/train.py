@@ -7,9 +7,16 @@ Without arguments it teaches the embedded editor sepia, a style held out of its 
 """
 
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
-from ivid2vid_jax.utils import cli
+from ivid2vid_jax.utils import cli, names
 
 recipe = cli.recipe_loader(TrainConfig)
+# Options that --help shows.
+COMMON = (
+    *("--output", "--model", "--data", "--task", "--steps"),
+    *("--loader.batch", "--loader.frames", "--loader.size", "--loader.cached"),
+    *("--loss.frame-weight", "--optim.lr", "--optim.trainable"),
+    *("--log.eval-every", "--log.benchmark"),
+)
 
 
 def run(config: TrainConfig) -> None:
@@ -28,5 +35,10 @@ def run(config: TrainConfig) -> None:
         )
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(TrainConfig, run, recipe, DEFAULT, RENAMED, names.TRAINING, COMMON)
+
+
 if __name__ == "__main__":
-    cli.main(TrainConfig, run, recipe, DEFAULT, RENAMED)
+    main()

@@ -176,9 +176,9 @@ def test_contributing_draws_the_layers_of_the_contract():
     drawn = [line.split()[0] for line in drawing.splitlines()]
     contract = re.search(r"^layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
     layers = re.findall(r'"(.*?)"', contract[1])
-    assert drawn == ["commands", *layers[1:]]
-    commands = drawing.splitlines()[0].split()[1:]
-    assert commands == layers[0].split(" : ")
+    assert drawn == ["__main__", "commands", *layers[2:]]
+    commands = drawing.splitlines()[1].split()[1:]
+    assert commands == layers[1].split(" : ")
 
 
 def test_contributing_names_symbols_where_they_are():

@@ -70,6 +70,78 @@ def test_an_embedded_clip_is_edited_by_name_and_by_default(tiny, tmp_path, capsy
     assert len(by_name) == 8 and by_name == by_path
 
 
+def test_an_existing_output_is_kept_unless_it_may_be_overwritten(tiny, tmp_path, capsys):
+    out = tmp_path / "new" / "out.gif"
+    arguments = edit_arguments(tiny, "star", out)
+    assert run(capsys, *arguments)[0] == 0
+    first = out.read_bytes()
+    code, stderr, stdout = run(capsys, *arguments, "--seed", "1")
+    assert code == 0 and "out.gif exists; writing" in stderr and "out-2.gif" in stdout
+    assert out.read_bytes() == first != (out.parent / "out-2.gif").read_bytes()
+    assert run(capsys, *arguments, "--seed", "1", "--overwrite")[0] == 0
+    assert out.read_bytes() == (out.parent / "out-2.gif").read_bytes()
+    names = ["out-2.gif", "out-2.gif.json", "out.gif", "out.gif.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+
+
+def test_several_edits_in_one_command(tiny, tmp_path, capsys):
+    """Three clips, one of them broken, times two seeds: the others are edited all the same."""
+    good, broken = write(tmp_path / "good.gif"), tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    arguments = ["--model", tiny, *QUICK, "--prompt", "make it snow", "--seed", "0", "1"]
+    videos = ["--video", "star", good, broken]
+    code, stderr, _ = run(capsys, *arguments, *videos, "--output", tmp_path / "edits")
+    assert code == 2 and "2 of 6 edits failed" in stderr, stderr
+    assert stderr.count("error: ") == 3 and "[4/4]" in stderr
+    names = [f"{clip}_make-it-snow_{seed}.mp4" for clip in ("good", "star") for seed in (0, 1)]
+    written = sorted(path.name for path in (tmp_path / "edits").glob("*.mp4"))
+    assert written == names
+    record = json.loads((tmp_path / "edits" / "star_make-it-snow_1.mp4.json").read_text())
+    assert record["settings"]["seed"] == 1 and record["edit"]["instruction"] == "make it snow"
+
+
+def test_a_preview_is_one_frame_beside_the_source(tiny, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    code, _, stdout = run(capsys, *edit_arguments(tiny, "star", out, "--preview"))
+    assert code == 0 and stdout == f"wrote {tmp_path / 'out_preview.png'}\n"
+    pair = np.asarray(Image.open(tmp_path / "out_preview.png"))
+    source = next(open_clip(assets.clips()["star"]).frames()).pixels
+    np.testing.assert_array_equal(pair[:, :64], source)
+    assert pair.shape == (64, 128, 3) and (pair[:, 64:] != source).any()
+    assert [path.name for path in tmp_path.iterdir()] == ["out_preview.png"]
+
+
+@pytest.mark.parametrize(
+    ("video", "instruction", "warning"),
+    [
+        ("skiing", "make it snow", "unknown words: snow; the clip is none of simple shapes"),
+        ("star", "make the star purple", ""),
+        ("star", "make it look like van Gogh", "unknown words: look, like, van, gogh."),
+    ],
+)
+def test_the_embedded_model_warns_of_what_it_does_not_know(
+    video, instruction, warning, request, tmp_path, capsys, caplog
+):
+    video = request.getfixturevalue("skiing") if video == "skiing" else video
+    words = ["--video", video, "--instruction", instruction, "--steps", "1", "--preview"]
+    assert run(capsys, *words, "--output", tmp_path / "out.mp4")[0] == 0
+    if warning:
+        assert warning in caplog.text and "timbrooks/instruct-pix2pix" in caplog.text
+    else:
+        assert not caplog.text
+
+
+def test_a_long_edit_names_the_ways_to_a_shorter_one(capsys):
+    with edit.SamplingProgress("sampling") as progress:
+        progress(1, 100_000)
+        progress.second -= 2  # seconds ago
+        progress(2, 100_000)
+    message = capsys.readouterr().err
+    assert "takes about 55 h" in message and all(
+        option in message for option in ("--steps", "--size", "--end", "--preview")
+    )
+
+
 @pytest.mark.slow
 def test_a_profile_traces_the_sampling(tiny, tmp_path, capsys):
     arguments = edit_arguments(tiny, "star", tmp_path / "out.gif", "--profile", tmp_path / "trace")
@@ -207,7 +279,7 @@ def test_a_video_with_one_frame_is_an_error(tiny, tmp_path, capsys):
         (["--seed", "-1"], "seed -1"),
         (["--dtype", "int8"], "dtype 'int8'"),
         (["--output", "/proc/out.mp4"], "cannot be written"),
-        (["--output", "/no/out.mp4"], "does not exist"),
+        (["--output", "/proc/no/out.mp4"], "cannot be written"),
         (["--output", "out.xyz"], "cannot write .xyz"),
         (["--start", "9"], "holds no frame between"),
         (["--fps", "0"], "fps 0"),

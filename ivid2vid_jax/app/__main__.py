@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.utils.cli import main
+from ivid2vid_jax.utils import cli
 
 if TYPE_CHECKING:
     from ivid2vid_jax.inference.pipeline import Pipeline
@@ -124,5 +124,10 @@ def free_port(host: str) -> int:
         return server.getsockname()[1]
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli.main(AppArgs, run)
+
+
 if __name__ == "__main__":
-    main(AppArgs, run)
+    main()

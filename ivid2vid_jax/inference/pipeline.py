@@ -1,10 +1,14 @@
 """The editing pipeline: the models and parameters of a pipeline folder.
 
 pipe = ivid2vid_jax.load("RUN/pipeline")
-edited = pipe.edit("clip.mp4", "make it snow", seed=0)     # uint8 [T, H, W, 3]
+result = pipe("clip.mp4", "make it snow", seed=0)
+result.save("edited.mp4")
+result.frames                                    # uint8 [T, H, W, 3]
 """
 
+import contextlib
 import dataclasses
+import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -20,12 +24,16 @@ from ivid2vid_jax.diffusion.guidance import GuidanceBranch, guidance_branches
 from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES, make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.errors import UserError, check_instruction
+from ivid2vid_jax.inference.clip_source import as_source
+from ivid2vid_jax.inference.result import EditResult
 from ivid2vid_jax.inference.sampling_loop import Guidance, SamplingLoop
 from ivid2vid_jax.inference.settings import EditSettings, ResolvedSettings
 from ivid2vid_jax.inference.vae_codec import VAECodec
 from ivid2vid_jax.models import CLIPTextModel
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.device_group import DeviceGroup
+from ivid2vid_jax.utils import names
+from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.video import windows
 from ivid2vid_jax.video.fit import ResizePlan
 from ivid2vid_jax.weights import hub
@@ -35,7 +43,7 @@ from ivid2vid_jax.weights.tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Pipeline:
     """A loaded pipeline folder.
 
@@ -224,52 +232,105 @@ class Pipeline:
 
     def edit(
         self,
-        video: str | Path | np.ndarray,
+        video: Any,
         instruction: str,
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Edits a clip by an instruction.
+        """Edits a clip by an instruction; returns its frames, uint8 [T, H, W, 3].
 
         Args:
-            video: a path, or uint8 [T, H, W, 3].
+            video: see `__call__`.
             instruction: what to change.
             progress: progress(done, total) is called after each evaluation of the net.
             **settings: fields of `EditSettings`.
 
-        Returns:
-            uint8 [T, H, W, 3] of the same size.
+        Raises:
+            UserError: the clip cannot be read, or the settings are out of range.
+            TypeError: an unknown setting.
+        """
+        resolved = settings_from_keywords(settings).resolve(self.folder)
+        clip = as_source(video)
+        fit = ResizePlan.plan(clip.size, resolved.size, self.factor)
+        return np.stack(list(self.edit_frames(clip.frames, instruction, resolved, fit, progress)))
+
+    def __call__(
+        self,
+        video: Any,
+        prompt: str,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        generator: Any = None,
+        fps: float | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> EditResult:
+        """Edits a clip by an instruction, with the argument names of diffusers.
+
+        Args:
+            video: a path, a list of PIL images, or an array or torch tensor: uint8 [T, H, W, 3],
+                or float in [0, 1], [T, H, W, 3] or [T, 3, H, W].
+            prompt: what to change.
+            num_inference_steps: sampler steps; None here and below: the model's default.
+            guidance_scale: guidance towards the instruction.
+            image_guidance_scale: guidance towards the source clip.
+            negative_prompt: what to avoid.
+            seed: of all noise; 0 if neither `seed` nor `generator` is given.
+            generator: instead of a seed, a torch.Generator, whose initial seed is used.
+            fps: frame rate of a clip without one (arrays and images); of a file: resamples it.
+            progress: shows a progress bar.
+            **settings: other fields of `EditSettings`.
 
         Raises:
             UserError: the clip cannot be read, or the settings are out of range.
+            TypeError: an unknown setting, or a video of a wrong type.
         """
-        names = [field.name for field in dataclasses.fields(EditSettings)]
-        if unknown := settings.keys() - set(names):
-            raise TypeError(
-                f"unknown settings {', '.join(sorted(unknown))}; EditSettings has "
-                f"{', '.join(names)}"
-            )
-        resolved = EditSettings(**settings).resolve(self.folder)
-        size, frames = clip_frames(video)
-        fit = ResizePlan.plan(size, resolved.size, self.factor)
-        return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
+        if generator is not None and seed is not None:
+            raise TypeError("give a seed or a generator, not both")
+        if generator is not None:
+            seed = int(generator.initial_seed()) % 2**32
+        resolved = settings_from_keywords(
+            settings
+            | {
+                "steps": num_inference_steps,
+                "text_scale": guidance_scale,
+                "video_scale": image_guidance_scale,
+                "negative": negative_prompt,
+                "seed": seed or 0,
+            }
+        ).resolve(self.folder)
+        clip = as_source(video, fps)
+        fit = ResizePlan.plan(clip.size, resolved.size, self.factor)
+        with Progress("sampling") if progress else contextlib.nullcontext() as bar:
+            edited = self.edit_frames(clip.counted(bar), prompt, resolved, fit, bar)
+        return EditResult(edited, clip.times, clip.rate, clip.file)
 
-
-def clip_frames(video: str | Path | np.ndarray) -> tuple[tuple[int, int], Iterable[np.ndarray]]:
-    """(height, width) and the frames of a path or of an array uint8 [T, H, W, 3]."""
-    if isinstance(video, str | Path):
-        # imported here, so that arrays can be edited where PyAV is not installed
-        from ivid2vid_jax.video.frame_size import FrameLimit
-        from ivid2vid_jax.video.read import open_clip
-
-        clip = open_clip(video, limit=FrameLimit())
-        return (clip.height, clip.width), (frame.pixels for frame in clip.frames())
-    video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-        raise UserError(
-            f"a clip must be uint8 [T, H, W, 3] with T >= 1, got {video.dtype} {list(video.shape)}"
+    def __repr__(self) -> str:
+        count = sum(x.size for tree in self.params.values() for x in jax.tree.leaves(tree))
+        side = (self.folder.unet.sample_size or 64) * self.folder.vae.downscale
+        return (
+            f"Pipeline({str(self.folder.path)!r}: {count / 1e6:.1f} million parameters, "
+            f"{jnp.dtype(self.dtype).name}, {side} pixels, windows of "
+            f"{self.folder.unet.num_frames} frames)"
         )
-    return (video.shape[1], video.shape[2]), video
+
+
+def settings_from_keywords(settings: dict[str, Any]) -> EditSettings:
+    """Settings from keyword arguments; TypeError for an unknown one, with the nearest name."""
+    known = [field.name for field in dataclasses.fields(EditSettings)]
+    ours = {names.SETTINGS.get(name, name): value for name, value in settings.items()}
+    for name in ours:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *names.SETTINGS], 1)
+            suggestion = f" did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"unknown setting {name!r};{suggestion} EditSettings has {', '.join(known)}"
+            )
+    return EditSettings(**ours)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

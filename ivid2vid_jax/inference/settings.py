@@ -1,10 +1,12 @@
 """Settings of an edit, and their defaults for a pipeline folder."""
 
 import dataclasses
+import difflib
 from typing import Any
 
 from ivid2vid_jax.diffusion.samplers import SAMPLERS, SCHEDULER_CLASSES
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils import names
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
 # name, lowest and highest value
@@ -21,6 +23,16 @@ RANGES = (
     ("guide_from", 0, 1),
     ("guide_to", 0, 1),
 )
+
+
+def sampler_name(name: str) -> str:
+    """A sampler's name here, also for its names elsewhere; UserError for an unknown one."""
+    name = names.SAMPLERS.get(name, name)
+    if name in SAMPLERS:
+        return name
+    near = difflib.get_close_matches(name, [*SAMPLERS, *names.SAMPLERS], 1)
+    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}{suggestion}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +59,26 @@ class EditSettings:
     guide_to: float | None = None  # end of guidance, as a share of the steps; default 1
 
     @classmethod
-    def from_args(cls, args: Any) -> "EditSettings":
-        """Takes the settings from a command's arguments of the same names."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    def from_args(cls, args: Any, **others: Any) -> "EditSettings":
+        """Takes the settings from a command's arguments of the same names; `others` go first."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        given = {name: getattr(args, name) for name in fields if hasattr(args, name)}
+        return cls(**given | others)
+
+    def check(self) -> None:
+        """UserError for a value out of its range; None is the default and always right."""
+        for name, low, high in RANGES:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                raise UserError(f"{name} {value} must be between {low} and {high}")
+        if self.sampler is not None:
+            sampler = sampler_name(self.sampler)
+            if self.eta and sampler != "ddim":
+                raise UserError(f"eta {self.eta} is for the ddim sampler only, this is {sampler}")
 
     def resolve(self, folder: PipelineFolder) -> "ResolvedSettings":
         """Replaces every None by its default. Raises UserError for a value out of its range."""
+        self.check()
         defaults: dict[str, Any] = {
             "steps": 50,
             "text_scale": 7.5,
@@ -67,6 +92,8 @@ class EditSettings:
         }
         defaults |= {name: value for name, value in folder.sampling.items() if name in defaults}
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if "sampler" in given:
+            given["sampler"] = sampler_name(given["sampler"])
         settings = ResolvedSettings(**defaults | given)
         settings.check()
         if settings.frames > folder.unet.max_frames:
@@ -90,16 +117,3 @@ class ResolvedSettings(EditSettings):
     shared_noise: float
     guide_from: float
     guide_to: float
-
-    def check(self) -> None:
-        """UserError for a value out of its range."""
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and low <= value <= high):
-                raise UserError(f"{name} {value} must be between {low} and {high}")
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}"
-            )
-        if self.eta and self.sampler != "ddim":
-            raise UserError(f"eta {self.eta} is for the ddim sampler only, this is {self.sampler}")

@@ -5,13 +5,14 @@ import difflib
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from ivid2vid_jax.errors import UserError, check_types
+from ivid2vid_jax.utils import help_text
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ def main(
     recipe: Callable[[Path], Any] | None = None,
     default: Any = None,
     renamed: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    common: Sequence[str] = (),
 ) -> None:
     """Parses the command line and runs the command.
 
@@ -33,18 +36,22 @@ def main(
         recipe: for commands that take `--config FILE`: reads the defaults from the file.
         default: the defaults of such a command without `--config`; None means `args_class()`.
         renamed: old -> new dotted names of options. Old names still work and log a warning.
+        aliases: names of options in other tools -> ours; they work without a warning.
+        common: options that --help shows, e.g. "--video"; --help-all shows all. () = all.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
     try:
-        argv = replace_renamed_options(sys.argv[1:], renamed or {})
+        argv = replace_options(sys.argv[1:], aliases or {}, warn=False)
+        argv = replace_options(argv, renamed or {}, warn=True)
+        options: dict[str, Any] = {"prog": program()}
         if recipe:
             path, argv = split_config(argv)
-            defaults = recipe(path) if path else default or args_class()
-            args = tyro.cli(args_class, args=argv, default=defaults)
-        else:
-            args = tyro.cli(args_class, args=argv)
-        run(args)
+            options["default"] = recipe(path) if path else default or args_class()
+        if {"-h", "--help", "--help-all"} & set(argv):
+            print_help(args_class, argv, common, options)
+            return
+        run(tyro.cli(args_class, args=argv, **options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -53,22 +60,46 @@ def main(
         sys.exit(130)
 
 
-def replace_renamed_options(argv: list[str], renamed: Mapping[str, str]) -> list[str]:
-    """Replaces old option names (`--a.old`, `--a.old=1`, `--a.no-old`) and logs each."""
+def program() -> str:
+    """How the command was started: "ivid2vid edit" or "python -m ivid2vid_jax.edit"."""
+    if sys.argv[0].startswith("ivid2vid "):
+        return sys.argv[0]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
+def print_help(
+    args_class: Any, argv: list[str], common: Sequence[str], options: dict[str, Any]
+) -> None:
+    """Prints the help of a command, or of its subcommand; the common options, or all of them."""
+    words = [word if word != "--help-all" else "--help" for word in argv]
+    text = help_text.captured_help(lambda: tyro.cli(args_class, args=words, **options))
+    text = help_text.tidy(text)
+    if common and "--help-all" not in argv:
+        text = help_text.common_options(text, {"-h", *common})
+        text += "\n--help-all shows all options.\n"
+    if "default" in options:
+        text += "--config FILE reads the defaults from a recipe, e.g. configs/sd15.py.\n"
+    print(help_text.printable(text), end="")
+
+
+def replace_options(argv: list[str], names: Mapping[str, str], warn: bool) -> list[str]:
+    """Replaces names of options (`--a.old`, `--a.old=1`, `--a.no-old`); warn: logs each."""
     flags = {}
-    for old, new in renamed.items():
+    for old, new in names.items():
         for prefix in ("", "no-"):
-            names = [name.replace("_", "-").rpartition(".") for name in (old, new)]
-            old_flag, new_flag = (f"--{head}{dot}{prefix}{tail}" for head, dot, tail in names)
+            parts = [name.replace("_", "-").rpartition(".") for name in (old, new)]
+            old_flag, new_flag = (f"--{head}{dot}{prefix}{tail}" for head, dot, tail in parts)
             old_flag_underscores = old_flag.replace("-", "_").replace("__", "--", 1)
             flags[old_flag] = flags[old_flag_underscores] = new_flag
     replaced = []
     for argument in argv:
         flag, equals, value = argument.partition("=")
         if flag in flags:
-            log.warning(
-                "%s is now called %s; the next release drops the old name", flag, flags[flag]
-            )
+            if warn:
+                log.warning(
+                    "%s is now called %s; the next release drops the old name", flag, flags[flag]
+                )
             flag = flags[flag]
         replaced.append(flag + equals + value)
     return replaced

@@ -1,7 +1,6 @@
 """Writing a clip so that frames that took long to compute are never lost."""
 
 import errno
-import itertools
 import logging
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.signals import deferred_signals
 from ivid2vid_jax.video.sound import SoundPlan
-from ivid2vid_jax.video.write import write_clip
+from ivid2vid_jax.video.write import unused_path, write_clip
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def is_disk_fault(error: BaseException) -> bool:
 def write_frames_somewhere(path: Path, frames: Iterable[np.ndarray]) -> Path:
     """Writes a folder of PNGs beside the target, or in the temporary folder; returns it."""
     for parent in (path.absolute().parent, Path.cwd(), Path(tempfile.gettempdir())):
-        folder = free_name(parent / f"{path.stem[:100]}-frames")
+        folder = unused_path(parent / f"{path.stem[:100]}-frames", suffix="")
         try:
             write_clip(folder, frames, [Fraction(0)], Fraction(1))
         except OSError as error:
@@ -92,9 +91,3 @@ def write_frames_somewhere(path: Path, frames: Iterable[np.ndarray]) -> Path:
         else:
             return folder
     raise UserError(f"{path}: cannot be written, and there is no room for its frames anywhere")
-
-
-def free_name(path: Path) -> Path:
-    """The path, or the path with the first number at which nothing is there."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([path], numbered) if not name.exists())

@@ -47,7 +47,7 @@ BT709, BT601 = 1, 6  # ISO/IEC 23091-2: matrix, transfer and primaries
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError if `path` cannot be written, before anything is computed.
+    """Raises UserError if `path` cannot be written, before anything is computed; makes its folder.
 
     An unknown suffix, no folder, no permission, a name that is too long, no room on the disk, or a
     frame folder that holds things.
@@ -59,9 +59,8 @@ def check_output(path: Path) -> None:
             f"{', '.join([*CONTAINERS, *ANIMATIONS, *STILLS])} or a folder name for frames"
         )
     parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UserError(f"{path}: the folder {parent} does not exist; make it first")
     try:
+        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
         path.exists()
@@ -84,6 +83,23 @@ def check_output(path: Path) -> None:
         raise UserError(
             f"{path}: is a file; give it an ending ({', '.join(CONTAINERS)}) or name a new folder"
         )
+
+
+def unused_path(path: Path, suffix: str | None = None) -> Path:
+    """The path, or a numbered one if something is there: edited-2.mp4, edited-3.mp4, ...
+
+    suffix: what follows the number; None means the path's own suffix.
+    """
+    suffix = path.suffix if suffix is None else suffix
+    stem = path.name.removesuffix(suffix)
+    numbered = (path.with_name(f"{stem}-{n}{suffix}") for n in itertools.count(2))
+    candidates = itertools.chain([path], numbered)
+    return next(name for name in candidates if not name.exists() or is_empty_folder(name))
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether the path is a folder that holds nothing."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def plan_sound(path: Path, clip: Clip) -> SoundPlan | None:

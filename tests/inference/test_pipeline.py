@@ -260,7 +260,7 @@ def test_invalid_edits_are_rejected(pipe, tmp_path):
         pipe.edit(clip(2), "  ", steps=1, size=16)
     with pytest.raises(UserError, match=r"uint8 \[T, H, W, 3\] with T >= 1, got float64 \[2, 4\]"):
         pipe.edit(np.zeros((2, 4)), INSTRUCTION)
-    with pytest.raises(TypeError, match="unknown settings strength"):
+    with pytest.raises(TypeError, match="unknown setting 'strength'"):
         pipe.edit(clip(2), INSTRUCTION, strength=0.5)
     base = ivid2vid_jax.load(factory.save(tmp_path / "base", factory.tiny(in_channels=4)))
     message = "takes 4 latent channels and no source clip; an editor takes 8"

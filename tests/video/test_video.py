@@ -285,7 +285,6 @@ def test_outputs_that_cannot_be_written(tmp_path):
     (tmp_path / "plain").touch()
     for path, message in [
         ("a.avi", "cannot write .avi"),
-        ("no/a.mp4", "does not exist"),
         ("full", "not empty"),
         ("plain", "is a file"),
     ]:
@@ -293,6 +292,8 @@ def test_outputs_that_cannot_be_written(tmp_path):
             check_output(tmp_path / path)
     with pytest.raises(UserError, match="cannot be written"):
         check_output(__import__("pathlib").Path("/proc/a.mp4"))
+    check_output(tmp_path / "new" / "folder" / "a.mp4")
+    assert (tmp_path / "new" / "folder").is_dir()
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -1,0 +1,35 @@
+"""Names of diffusers, kohya and AUTOMATIC1111's web UI for things that have another name here."""
+
+# Settings of an edit: name in diffusers -> ours.
+SETTINGS = {
+    "prompt": "instruction",
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "guidance_scale": "text_scale",
+    "image_guidance_scale": "video_scale",
+    "guidance_rescale": "rescale",
+    "num_frames": "frames",
+    "scheduler": "sampler",
+}
+# Options of training: name in kohya's and diffusers' scripts -> ours.
+TRAINING = {
+    "learning_rate": "optim.lr",
+    "train_batch_size": "loader.batch",
+    "max_train_steps": "steps",
+    "gradient_accumulation_steps": "optim.accumulation",
+    "resolution": "loader.size",
+    "output_dir": "output",
+    "pretrained_model_name_or_path": "model",
+}
+# Samplers: name elsewhere -> ours.
+SAMPLERS = {
+    "euler_a": "euler_ancestral",
+    "euler a": "euler_ancestral",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DDIMScheduler": "ddim",
+    "dpmpp_2m": "dpm++",
+    "dpm++ 2m": "dpm++",
+    "dpm++_2m": "dpm++",
+    "dpmsolver++": "dpm++",
+    "DPMSolverMultistepScheduler": "dpm++",
+}
