@@ -17,11 +17,27 @@ from tests.support import real_clips
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """Compiles quickly rather than well: tests that are not slow compile longer than they run.
+
+    JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment compiles as the commands do.
+    """
+    if config.option.markexpr == "not slow":
+        fast = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", fast == "1")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A compilation cache for this run, shared with the processes that tests start."""
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
+    """A compilation cache for this run: of its workers and of the processes that tests start."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache" / "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +47,15 @@ def quiet():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A tiny random pipeline in InstructPix2Pix's layout, written by diffusers and transformers."""
+    """A tiny random pipeline in InstructPix2Pix's layout, written by diffusers and transformers.
+
+    Its U-Net has one level and compiles fast.
+    """
     from tests.support import factory
 
-    return factory.save(tmp_path_factory.mktemp("models") / "tiny", factory.tiny())
+    return factory.save(
+        tmp_path_factory.mktemp("models") / "tiny", factory.tiny(**factory.ONE_LEVEL)
+    )
 
 
 @pytest.fixture(scope="session")

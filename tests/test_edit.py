@@ -16,7 +16,7 @@ from tests.support.command import run_command
 from tests.support.media import faststart
 from tests.video.test_video import bad_file, packets_of, read, write
 
-QUICK = ["--steps", "2", "--size", "32"]
+QUICK = ["--steps", "2", "--size", "16"]
 
 
 def run(capsys, *arguments):

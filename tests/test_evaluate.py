@@ -25,7 +25,6 @@ from ivid2vid_jax.weights.random_init import init_params
 from tests.support import browser, factory
 from tests.support.command import run_command
 from tests.support.tiny_run import tiny
-from tests.synthesis.test_editors import ONE_LEVEL
 
 KINDS = ("colour", "remove", "grey", "identity")
 
@@ -297,7 +296,7 @@ def test_engine_editors_are_evaluated_on_the_same_clips(words, tmp_path, capsys,
         return lambda tasks: [[task.clip] for task in tasks]
 
     monkeypatch.setitem(EDITORS, "shared_noise", load_editor)
-    base = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **ONE_LEVEL))
+    base = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL))
     recipe = tmp_path / "engine.py"
     recipe.write_text(
         "from ivid2vid_jax.synthesis.config import *\n"

@@ -1,5 +1,7 @@
 """2D -> 3D inflation as a pure function on parameter trees."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -48,9 +50,7 @@ def inflate_params(params: Any, source: UNetConfig, target: UNetConfig, seed: in
 
     new_leaves = {}
     if new_paths:
-        new_leaves = random_init.init_params(
-            lambda key: init_unet_params(target, key), seed, new_paths
-        )
+        new_leaves = random_init.init_params(unet_initializer(target), seed, new_paths)
     inflated = {
         path: jnp.asarray(new_leaves[path]) if path in new_leaves else flat[path]
         for path in target_shapes
@@ -63,13 +63,21 @@ def inflate_params(params: Any, source: UNetConfig, target: UNetConfig, seed: in
 
 def unet_param_shapes(config: UNetConfig) -> Any:
     """The U-Net's parameter tree as jax.ShapeDtypeStruct leaves (float32); computes nothing."""
-    return jax.eval_shape(lambda key: init_unet_params(config, key), jax.random.key(0))
+    return jax.eval_shape(unet_initializer(config), jax.random.key(0))
 
 
-def init_unet_params(config: UNetConfig, key: jax.Array) -> Any:
-    """Initialises all parameters of the U-Net by Flax."""
-    side = config.downscale
-    latents = jnp.zeros((1, 1, side, side, config.in_channels))
-    timesteps = jnp.zeros((1,))
-    text = jnp.zeros((1, 1, config.cross_attention_dim))
-    return InflatedUNet3D(config).init(key, latents, timesteps, text)["params"]
+@functools.cache
+def unet_initializer(config: UNetConfig) -> Callable[[jax.Array], Any]:
+    """The function key -> initial parameters of the U-Net, by Flax.
+
+    JAX traces a function once; cached, it is traced once per config and not once per use.
+    """
+
+    def init(key):
+        side = config.downscale
+        latents = jnp.zeros((1, 1, side, side, config.in_channels))
+        timesteps = jnp.zeros((1,))
+        text = jnp.zeros((1, 1, config.cross_attention_dim))
+        return InflatedUNet3D(config).init(key, latents, timesteps, text)["params"]
+
+    return init

@@ -4,6 +4,7 @@ A pipeline folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.models import (
@@ -28,7 +30,7 @@ from ivid2vid_jax.models import (
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import checkpoint_kinds, components, safetensors_io
-from ivid2vid_jax.weights.inflate import init_unet_params
+from ivid2vid_jax.weights.inflate import unet_initializer
 
 log = logging.getLogger(__name__)
 
@@ -235,15 +237,16 @@ def read_config(cls: Any, file: Path) -> Any:
         raise UserError(f"{file}: {error}") from error
 
 
+@functools.cache
 def param_initializer(component: str, config: Any) -> Callable[[jax.Array], Any]:
-    """The function key -> initial parameters of a component."""
+    """The function key -> initial parameters of a component; JAX traces it once per config."""
     if component == "unet":
-        return lambda key: init_unet_params(config, key)
+        return unet_initializer(config)
     if component == "vae":
         side = config.downscale * 2
         shape = (1, side, side, config.in_channels)
         return lambda key: AutoencoderKL(config).init(key, jnp.zeros(shape))["params"]
-    ids = jnp.zeros((1, 1), jnp.int32)
+    ids = np.zeros((1, 1), np.int32)
     if component == "clip":
         side = config.vision.image_size
         shape = (1, side, side, config.vision.num_channels)

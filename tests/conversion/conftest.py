@@ -6,6 +6,12 @@ from tests.support import factory, foreign
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The tiny pipeline with a U-Net of two levels, as the foreign checkpoints of these tests."""
+    return factory.save(tmp_path_factory.mktemp("models") / "tiny", factory.tiny())
+
+
+@pytest.fixture(scope="session")
 def wide(tmp_path_factory):
     """A base folder for single files: it has a tokenizer and a scheduler, and text of width 64."""
     parts = dict(

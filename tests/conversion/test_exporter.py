@@ -96,8 +96,9 @@ def test_edit_without_jax_is_the_same(edits, name):
     assert_same_edit(name, edit.jax, edit.torch)
 
 
-def test_edit_with_the_embedded_model_is_the_same(tmp_path):
-    """A clip of the model's own world, 20 steps, at its own size."""
+@pytest.mark.parametrize("steps", [4, pytest.param(STEPS, marks=pytest.mark.slow)])
+def test_edit_with_the_embedded_model_is_the_same(tmp_path, steps):
+    """A clip of the model's own world, at its own size."""
     source = assets.folder() / assets.DEFAULT
     exporter.export_folder(source, tmp_path / "out")
     clip = np.stack([frame.pixels for frame in open_clip(assets.clip(None)).frames()])
@@ -106,14 +107,14 @@ def test_edit_with_the_embedded_model_is_the_same(tmp_path):
     side = size // folder.vae.downscale
     noise = unit_noise((1, folder.vae.latent_channels, len(clip), side, side))
     np.savez(tmp_path / "input.npz", clip=clip, noise=noise)
-    actual = jax_edit(source, clip, noise, size=size, frames=len(clip))
+    actual = jax_edit(source, clip, noise, steps, size=size, frames=len(clip))
     job = dict(
         folder=str(tmp_path / "out"),
         dtype="float32",
         input=str(tmp_path / "input.npz"),
         output=str(tmp_path / "edit.npz"),
         instruction=INSTRUCTION,
-        steps=STEPS,
+        steps=steps,
         size=size,
         frames=len(clip),
     )

@@ -145,9 +145,8 @@ def test_the_end_of_text_token_of_openais_configs_is_the_largest_id():
         models.CLIPVisionConfig(**VISION_TINY),
         40,
     )
-    params = models.CLIPModel(config).init(
-        jax.random.key(0), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 4), jnp.int32)
-    )
+    init = jax.jit(models.CLIPModel(config).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 4), jnp.int32))
     embed = jax.jit(lambda ids: models.CLIPModel(config).apply(params, ids, method="embed_texts"))
     one, two = embed(jnp.array([[9, 2, 599, 7]])), embed(jnp.array([[9, 2, 599, 8]]))
     np.testing.assert_array_equal(one, two)

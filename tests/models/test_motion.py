@@ -15,11 +15,12 @@ from ivid2vid_jax.training import params as param_names
 from ivid2vid_jax.training.init_state import target_unet
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components, random_init
-from ivid2vid_jax.weights.inflate import inflate_params, init_unet_params, unet_param_shapes
+from ivid2vid_jax.weights.inflate import inflate_params, unet_initializer, unet_param_shapes
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.support import factory, tiny_run
 
-TINY = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
+FLAT = UNetConfig.from_json(factory.UNET_TINY | factory.ONE_LEVEL)
+TINY = dataclasses.replace(FLAT, temporal=("motion",))
 
 
 def inputs(seed=0, B=2, T=5, side=8):
@@ -62,12 +63,11 @@ def test_norms_by_frame_differ_from_norms_over_the_clip():
 
 
 def test_freshly_inflated_equals_2d(tmp_path):
-    flat = UNetConfig.from_json(factory.UNET_TINY)
-    factory.unet(factory.UNET_TINY).save_pretrained(tmp_path)
-    params = components.load_component("unet", tmp_path, unet_param_shapes(flat))
+    factory.unet(factory.UNET_TINY | factory.ONE_LEVEL).save_pretrained(tmp_path)
+    params = components.load_component("unet", tmp_path, unet_param_shapes(FLAT))
     np.testing.assert_allclose(
-        apply(TINY, inflate_params(params, flat, TINY, seed=0), *inputs()),
-        apply(flat, params, *inputs()),
+        apply(TINY, inflate_params(params, FLAT, TINY, seed=0), *inputs()),
+        apply(FLAT, params, *inputs()),
         atol=2e-6,
     )
 
@@ -78,13 +78,14 @@ def test_the_positional_encoding_equals_diffusers_and_is_never_trained():
         for name, value in factory.motion().state_dict().items()
         if name.endswith(".pe")
     }
-    flat = flax.traverse_util.flatten_dict(unet_param_shapes(TINY))
+    config = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
+    flat = flax.traverse_util.flatten_dict(unet_param_shapes(config))
     paths = [path for path in flat if path[-1] == "pe"]
-    actual = random_init.init_params(lambda key: init_unet_params(TINY, key), 0, paths)
+    actual = random_init.init_params(unet_initializer(config), 0, paths)
     assert len(actual) == len(expected) == 6
     for path, table in actual.items():
         np.testing.assert_allclose(table, expected[".".join(path)], atol=2e-6)
-    params = param_names.flatten({"unet": unet_param_shapes(TINY)})
+    params = param_names.flatten({"unet": unet_param_shapes(config)})
     for pattern in ("unet", "temporal"):
         trainable = param_names.trainable(params, (pattern,))
         assert not [name for name in trainable if name.endswith("pe")]
@@ -103,14 +104,16 @@ def test_only_the_positional_encoding_knows_the_order_of_frames():
         assert np.allclose(forward, backward, atol=1e-4) == is_equal
 
 
-def test_windows_longer_than_the_positional_encoding_are_refused(tiny, tmp_path):
+def test_windows_longer_than_the_positional_encoding_are_refused(tmp_path):
     with pytest.raises(ValueError, match="num_frames 16 is more than the 8 positions"):
         dataclasses.replace(TINY, motion_max_seq_length=8)
     x, t, context = inputs(T=5)
     short = dataclasses.replace(TINY, motion_max_seq_length=4, num_frames=4)
     with pytest.raises(ValueError, match="5 frames are more than the 4 positions"):
         InflatedUNet3D(short).init(jax.random.key(0), x, t, context)
-    folder = open_pipeline_folder(tiny)
+    folder = open_pipeline_folder(
+        factory.save(tmp_path / "base", factory.tiny(**factory.ONE_LEVEL))
+    )
     params = load_params(folder)
     params["unet"] = inflate_params(params["unet"], folder.unet, short, 0)
     save_folder(tmp_path / "motion", dataclasses.replace(folder, unet=short), params)
@@ -122,7 +125,7 @@ def test_windows_longer_than_the_positional_encoding_are_refused(tiny, tmp_path)
     with pytest.raises(
         UserError, match=r"--net\.temporal motion.*--loader\.frames 33.* 32 positions"
     ):
-        target_unet(config, open_pipeline_folder(tiny).unet, 4)
+        target_unet(config, folder.unet, 4)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_windows_longer_than_the_positional_encoding_are_refused(tiny, tmp_path)
         (dict(motion_group_norm="batch"), "motion_group_norm='batch'"),
         (
             dict(motion_num_attention_heads=5),
-            "32 channels of level 0 cannot be split into motion_num_attention_heads 5",
+            "16 channels of level 0 cannot be split into motion_num_attention_heads 5",
         ),
     ],
 )

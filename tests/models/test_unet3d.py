@@ -105,13 +105,7 @@ def inflated(tmp_path_factory):
 
     One level, so that it compiles fast.
     """
-    one_level = dict(
-        in_channels=4,
-        block_out_channels=(32,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    )
-    module = factory.unet(factory.UNET_TINY | one_level)
+    module = factory.unet(factory.UNET_TINY | factory.ONE_LEVEL | dict(in_channels=4))
     config, params = load(module, tmp_path_factory.mktemp("unet"))
     target = UNetConfig.from_json(
         config.to_json() | dict(temporal=["conv", "attention"], in_channels=8)

@@ -1,11 +1,15 @@
-"""Runs a command in this process, as if from the shell."""
+"""Runs a command in this process, as if from the shell, or starts it in its own."""
 
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from ivid2vid_jax.utils import cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_command(capsys, args_class, run, *words, recipe=None) -> tuple[int, str, str]:
@@ -32,3 +36,23 @@ def run_command(capsys, args_class, run, *words, recipe=None) -> tuple[int, str,
             code = stop.code
     output = capsys.readouterr()
     return code, output.err, output.out
+
+
+def start_command(name: str, *argv) -> subprocess.Popen:
+    """Starts `python -m ivid2vid_jax.<name>` in a process of its own."""
+    words = [sys.executable, "-m", f"ivid2vid_jax.{name}", *map(str, argv)]
+    return subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen, condition, seconds: float = 300) -> None:
+    """Polls until `condition()` is true; fails if the process ends first."""
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.005)
+    process.kill()
+    pytest.fail(f"the condition did not become true:\n{process.communicate()[0]}")

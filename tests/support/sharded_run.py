@@ -22,7 +22,6 @@ import jax.extend
 import numpy as np
 
 from ivid2vid_jax.data.loader import Loader
-from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.training import init_state, run_folder
@@ -37,7 +36,7 @@ from ivid2vid_jax.training.step import (
 )
 from ivid2vid_jax.training.train_setup import Tokenizer
 from ivid2vid_jax.weights.tokenizer import load_tokenizer
-from tests.support.tiny_run import NET, tiny
+from tests.support.tiny_run import ONE_LEVEL, tiny
 
 # Elements; replaces `sharding.MIN_SHARDED_SIZE`, so that a tiny network's leaves are split.
 MIN_SHARDED_SIZE = 8
@@ -45,21 +44,6 @@ MIN_SHARDED_SIZE = 8
 # Share of the largest norm of all tensors. Smaller tensors are zero in exact arithmetic (a bias
 # before a norm), so their values are rounding errors.
 NORM_FLOOR = 1e-6
-
-ONE_LEVEL = dataclasses.replace(
-    NET,
-    unet=UNetConfig(
-        block_out_channels=(8,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-        sample_size=8,
-        num_frames=4,
-    ),
-)
 
 
 def recipe(output, **changes) -> TrainConfig:

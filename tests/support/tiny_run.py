@@ -66,6 +66,18 @@ NET = NetConfig(
     ),
 )
 
+# The same with a U-Net of one level, which compiles in half the time.
+ONE_LEVEL = dataclasses.replace(
+    NET,
+    unet=dataclasses.replace(
+        NET.unet,
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=2,
+    ),
+)
+
 
 def tiny(output, **changes) -> TrainConfig:
     """The config of a tiny editor run.

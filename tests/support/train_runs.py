@@ -1,21 +1,17 @@
 """Tiny training runs for tests: their configs, commands, processes and files."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
-import pytest
 
 from ivid2vid_jax import train as command
 from ivid2vid_jax.training.checkpoints import named_leaves
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import read_metrics
 from tests.support.command import run_command
-from tests.support.tiny_run import tiny
+from tests.support.tiny_run import ONE_LEVEL, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +31,7 @@ MEASURED = {
 # number of steps.
 CHEAP = dict(
     task="autoencoder",
+    net=ONE_LEVEL,
     optim__trainable=("vae",),
     optim__schedule="constant",
     steps=8,
@@ -61,26 +58,6 @@ def write_recipe(folder: Path, run: Path, changes: dict | None = None) -> Path:
 def train_command(capsys, *argv) -> tuple[int, str]:
     """Runs `python -m ivid2vid_jax.train` in this process -> (exit code, stderr)."""
     return run_command(capsys, TrainConfig, command.run, *argv, recipe=command.recipe)[:2]
-
-
-def start_process(*argv) -> subprocess.Popen:
-    """Starts `python -m ivid2vid_jax.train` in a process of its own."""
-    words = [sys.executable, "-m", "ivid2vid_jax.train", *map(str, argv)]
-    return subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for(process: subprocess.Popen, condition, seconds: float = 300) -> None:
-    """Polls until `condition()` is true; fails if the process ends first."""
-    for _ in range(int(seconds / 0.005)):
-        if condition():
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.005)
-    process.kill()
-    pytest.fail(f"the condition did not become true:\n{process.communicate()[0]}")
 
 
 def file_contents(folder: Path, *excluded: str) -> dict[str, bytes]:

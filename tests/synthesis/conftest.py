@@ -10,14 +10,13 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.synthesis.runs import KEEP_ALL
-from tests.synthesis.test_editors import ONE_LEVEL
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """A folder with a random base and a random CLIP."""
     folder = tmp_path_factory.mktemp("models")
-    factory.save(folder / "base", factory.tiny(in_channels=4, **ONE_LEVEL))
+    factory.save(folder / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL))
     save_clip(folder / "clip", factory.TEXT_TINY, VISION_TINY, 40)
     return folder
 

@@ -18,6 +18,7 @@ from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.inversion import inversion_steps
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.synthesis.clip_editor import ClipBatch, EditTask, ProgressCounter
 from ivid2vid_jax.synthesis.edit_schedule import (
     inversion_schedule,
@@ -42,18 +43,13 @@ TASKS = [
     for i, clip in enumerate(CLIPS)
 ]
 QUICK = TuneAVideoConfig(steps=3, inversion=2, sampling=2, lr=1e-3)
-ONE_LEVEL = dict(
-    block_out_channels=(16,),
-    down_block_types=("CrossAttnDownBlock2D",),
-    up_block_types=("CrossAttnUpBlock2D",),
-)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny random text-to-image folder."""
     return factory.save(
-        tmp_path_factory.mktemp("models") / "base", factory.tiny(in_channels=4, **ONE_LEVEL)
+        tmp_path_factory.mktemp("models") / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL)
     )
 
 
@@ -79,11 +75,10 @@ def max_difference(a, b):
     return np.abs(a.astype(int) - b).max()
 
 
-def test_tuning_steps_equal_pytorchs(tmp_path):
+def test_tuning_steps_equal_pytorchs(pipe):
     """Gradient, clipping and AdamW, on the original architecture of test_tune_a_video.py."""
-    net = test_tune_a_video.reference().train()
-    config = TuneAVideoConfig(lr=1e-3, clip=0.15)
-    pipe = pipeline.load(factory.save(tmp_path / "base", factory.tiny(in_channels=4)), devices=1)
+    net = test_tune_a_video.reference(**factory.ONE_LEVEL).train()
+    config = TuneAVideoConfig(lr=1e-3, clip=0.07)
     editor = TuneAVideo(pipe, config, devices=1)
     initial = flat_params(net)
     names = sorted(editor.trained)
@@ -133,7 +128,8 @@ def freeze_all_but_tuned(net):
 
 
 def flat_params(net):
-    params = flatten(test_tune_a_video.jax_params(net))
+    config = factory.UNET_TINY | factory.ONE_LEVEL | test_tune_a_video.TUNE_A_VIDEO
+    params = flatten(test_tune_a_video.jax_params(net, UNetConfig.from_json(config)))
     return {name: np.array(value) for name, value in params.items()}
 
 
@@ -311,6 +307,7 @@ from jax import random
 from ivid2vid_jax.diffusion.samplers import sampler_steps
 from ivid2vid_jax.inference.sampling_loop import SamplerState
 from ivid2vid_jax.inference import pipeline
+from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.synthesis.edit_schedule import inversion_schedule, sampling_schedule
 from ivid2vid_jax.synthesis.editors import TuneAVideo
 from tests.synthesis.test_editors import QUICK, TASKS

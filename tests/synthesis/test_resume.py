@@ -27,6 +27,7 @@ from ivid2vid_jax.synthesis.sources import DIGEST_BYTES, ShapesSource, digest, o
 from ivid2vid_jax.synthesis.workspace import write_array
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
+from tests.support.command import start_command, wait_for
 from tests.synthesis.runs import (
     KEEP_ALL,
     dataset_bytes,
@@ -216,8 +217,24 @@ def test_another_video_under_the_same_name_is_noticed(config, tmp_path):
     assert before != after
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_results_are_the_same(config, capsys, kills, tmp_path):
+def test_a_run_killed_between_edits_ends_with_the_same_results(config, capsys, tmp_path):
+    config = dataclasses.replace(config, count=6)
+    run_output(capsys, config)
+    killed = dataclasses.replace(config, output=tmp_path / "killed")
+    recipe = write_recipe(killed, tmp_path / "recipe.py")
+    process = start_command("synthesize", "--config", recipe)
+    edits = killed.output / "edits.jsonl"
+    wait_for(process, lambda: edits.is_file() and edits.read_text().count("\n") > 1)
+    process.kill()
+    process.wait()
+    assert len(manifest_lines(killed.output, "edits")) < 12
+    run_output(capsys, killed)
+    assert dataset_bytes(killed.output) == dataset_bytes(config.output)
+    assert read_results(killed.output) == read_results(config.output)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_results_are_the_same(config, capsys, tmp_path, kills=20):
     """Each round kills up to two processes, then lets one end and compares.
 
     The first one starts a new run, and its kills fill the time of a run evenly; the second one

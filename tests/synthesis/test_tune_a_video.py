@@ -1,7 +1,5 @@
 """Tune-A-Video's U-Net: against the original's architecture, built from diffusers' layers."""
 
-import dataclasses
-
 import flax
 import jax
 import jax.numpy as jnp
@@ -17,10 +15,10 @@ from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
 from ivid2vid_jax.weights.torch_keys import torch_key
 from tests.support import factory
 
-CONFIG = UNetConfig.from_json(factory.UNET_TINY | dict(in_channels=4))
-TARGET = dataclasses.replace(
-    CONFIG, temporal=("tune_a_video",), spatial_attention="sparse_causal", group_norm="clip"
+TUNE_A_VIDEO = dict(
+    in_channels=4, temporal=["tune_a_video"], spatial_attention="sparse_causal", group_norm="clip"
 )
+TARGET = UNetConfig.from_json(factory.UNET_TINY | TUNE_A_VIDEO)
 B, T, SIDE = 2, 5, 8
 
 
@@ -44,12 +42,13 @@ class SparseCausal:
         return attn.to_out[0](rearrange(out, "n h l d -> n l (h d)"))
 
 
-def reference(seed=5):
+def reference(seed=5, **changes):
     """Diffusers' 2D U-Net, changed as Tune-A-Video does, with random weights.
 
     Transformer blocks attend sparsely and along time; the resnets' norms pool over the frames.
+    changes: keys of the net's config.
     """
-    net = factory.unet(factory.UNET_TINY | dict(in_channels=4))
+    net = factory.unet(factory.UNET_TINY | dict(in_channels=4) | changes)
     torch.manual_seed(seed)
     for name, module in list(net.named_modules()):
         if type(module).__name__ == "BasicTransformerBlock":
@@ -132,11 +131,13 @@ def test_equals_the_original_architecture(inputs):
 def test_freshly_inflated_it_equals_the_2d_net_on_a_still_clip(inputs):
     """The doubled key cancels in the softmax, and attn_temp starts at zero, weight and bias."""
     x, t, text = inputs
-    params = jax_params(factory.unet(factory.UNET_TINY | dict(in_channels=4)), CONFIG)
-    inflated = {"params": inflate_params(params, CONFIG, TARGET, seed=0)}
+    flat_config = factory.UNET_TINY | factory.ONE_LEVEL | dict(in_channels=4)
+    config, target = (UNetConfig.from_json(flat_config | changes) for changes in ({}, TUNE_A_VIDEO))
+    params = jax_params(factory.unet(flat_config), config)
+    inflated = {"params": inflate_params(params, config, target, seed=0)}
     still = np.repeat(x[:, :1], T, axis=1)
-    actual = jax.jit(InflatedUNet3D(TARGET).apply)(inflated, still, t, text)
-    one_frame = jax.jit(InflatedUNet3D(CONFIG).apply)({"params": params}, x[:, :1], t, text)
+    actual = jax.jit(InflatedUNet3D(target).apply)(inflated, still, t, text)
+    one_frame = jax.jit(InflatedUNet3D(config).apply)({"params": params}, x[:, :1], t, text)
     assert factory.relative(actual, np.repeat(one_frame, T, axis=1)) < 1e-5
 
 

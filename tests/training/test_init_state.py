@@ -18,6 +18,7 @@ from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
+from tests.support import factory
 from tests.support.command import run_command
 from tests.support.tiny_run import tiny as tiny_config
 from tests.support.train_runs import file_contents, saved_ema
@@ -31,10 +32,10 @@ def weights_of(path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def editor(tiny, tmp_path_factory):
+def editor(tmp_path_factory):
     """The config of a finished run: two steps of new temporal layers on a model."""
     folder = tmp_path_factory.mktemp("editor")
-    model = shutil.copytree(tiny, folder / "model")
+    model = factory.save(folder / "model", factory.tiny(**factory.ONE_LEVEL))
     config = tiny_config(
         folder / "run",
         model=str(model),

@@ -19,6 +19,7 @@ from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
+from tests.support.command import start_command, wait_for
 from tests.support.train_runs import (
     WATCHED,
     assert_same_checkpoint,
@@ -29,9 +30,7 @@ from tests.support.train_runs import (
     reproducible_metrics,
     saved_ema,
     saved_state,
-    start_process,
     train_command,
-    wait_for,
     write_recipe,
 )
 
@@ -103,7 +102,7 @@ def test_nothing_compiles_after_the_first_step(uninterrupted):
 def test_a_finished_run_says_so_and_changes_nothing(reference, tmp_path):
     """By the command in a process of its own; likewise if fewer steps are asked for than done."""
     before = file_contents(reference)
-    process = start_process("--config", write_recipe(tmp_path, reference, WATCHED))
+    process = start_command("train", "--config", write_recipe(tmp_path, reference, WATCHED))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0 and "is at step 8 of 8 already; give more --steps" in output
     assert file_contents(reference) == before
@@ -175,7 +174,7 @@ def test_a_stopped_run_resumed_with_more_steps_equals_an_uninterrupted_one(
 def test_a_run_killed_within_a_save_resumes_from_the_last_complete_checkpoint(reference, tmp_path):
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, run, dict(checkpoint__wait=True))
-    process = start_process("--config", recipe)
+    process = start_command("train", "--config", recipe)
     folder = run / "checkpoints"
     wait_for(
         process,

@@ -14,6 +14,7 @@ from ivid2vid_jax.training.metrics_log import read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support import factory
+from tests.support.command import start_command, wait_for
 from tests.support.tiny_run import tiny as tiny_config
 from tests.support.train_runs import (
     assert_same_checkpoint,
@@ -22,8 +23,6 @@ from tests.support.train_runs import (
     loader_position,
     reproducible_metrics,
     saved_ema,
-    start_process,
-    wait_for,
     write_recipe,
 )
 
@@ -45,7 +44,7 @@ def test_killed_at_random_moments_a_run_resumes_from_the_last_complete_checkpoin
     run, rng, at, kills_in_saves, lost = tmp_path / "run", random.Random(wait), 0, 0, []
     path = write_recipe(tmp_path, run, dict(steps=ENDLESS, checkpoint__wait=wait))
     for _ in range(KILLS):
-        start, process = time.time(), start_process("--config", path)
+        start, process = time.time(), start_command("train", "--config", path)
         wait_for(
             process,
             lambda start=start: any(record["time"] > start for record in read_metrics(run)[-1:]),
@@ -73,7 +72,7 @@ def test_killed_at_random_moments_a_run_resumes_from_the_last_complete_checkpoin
 def test_sigterm_saves_at_the_step_reached_and_exits_with_0(tmp_path):
     run = tmp_path / "run"
     path = write_recipe(tmp_path, run, dict(steps=ENDLESS, checkpoint__every=ENDLESS))
-    process = start_process("--config", path)
+    process = start_command("train", "--config", path)
     wait_for(process, lambda: len(read_metrics(run)) > 5)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]

@@ -162,7 +162,7 @@ FILE = "diffusion_pytorch_model.safetensors"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("conv_in.bias"), r"missing conv_in.bias \[32\]"),
+        (lambda tensors: tensors.pop("conv_in.bias"), r"missing conv_in.bias \[16\]"),
         (
             lambda tensors: tensors.update({"conv_in.extra": np.zeros(3, np.float32)}),
             rf"unexpected conv_in.extra \[3\] in {FILE}",
