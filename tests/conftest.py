@@ -27,6 +27,25 @@ def pytest_configure(config):
         jax.config.update("jax_disable_most_optimizations", fast == "1")
 
 
+# Files that take longest come first, so that the workers finish together.
+LONGEST = (
+    "tests/synthesis/test_engine.py",
+    "tests/test_edit.py",
+    "tests/training/test_resume.py",
+    "tests/synthesis/test_editors.py",
+    "tests/training/test_init_state.py",
+    "tests/models/test_unet3d.py",
+    "tests/inference/test_pipeline.py",
+    "tests/conversion/test_importer.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A compilation cache for this run: of its workers and of the processes that tests start."""

@@ -29,6 +29,9 @@ def edit_arguments(model, video, output, *more):
     return [*paths, *QUICK, "--instruction", "make it snow", *more]
 
 
+@pytest.mark.parametrize(
+    "clip", [pytest.param("car", marks=pytest.mark.slow), "skiing"], indirect=True
+)
 def test_a_real_clip_keeps_length_rate_size_and_sound(tiny, clip, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     code, stderr, _ = run(capsys, *edit_arguments(tiny, clip, out))
@@ -268,7 +271,7 @@ def test_a_video_with_one_frame_is_an_error(tiny, tmp_path, capsys):
         (["--instruction", ""], "the instruction is empty"),
         (["--instruction", "  \n"], "the instruction is empty"),
         (["--size", "0"], "size 0 must be between"),
-        (["--size", "3"], "size 3 is too small"),
+        (["--size", "1"], "size 1 is too small"),
         (["--text-scale", "nan"], "text_scale nan must be"),
         (["--video-scale", "inf"], "video_scale inf must be"),
         (["--steps", "0"], "steps 0"),

@@ -24,7 +24,7 @@ from ivid2vid_jax.weights.pipeline_folder import param_initializer, save_folder
 from ivid2vid_jax.weights.random_init import init_params
 from tests.support import browser, factory
 from tests.support.command import run_command
-from tests.support.tiny_run import tiny
+from tests.support.tiny_run import ONE_LEVEL, tiny
 
 KINDS = ("colour", "remove", "grey", "identity")
 
@@ -139,7 +139,7 @@ def test_the_table_has_the_numbers(tmp_path):
 def model(tmp_path_factory):
     """An untrained tiny editor in which no output projection is zero."""
     folder = tmp_path_factory.mktemp("model")
-    config, rng = tiny(folder), np.random.default_rng(0)
+    config, rng = tiny(folder, net=ONE_LEVEL), np.random.default_rng(0)
     init_state.learn_vocabulary(config, lambda: run_folder.texts(config), folder / "tokenizer")
     source, params = init_state.from_scratch(config, folder), {}
     for name, net in source.models.items():

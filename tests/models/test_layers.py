@@ -16,9 +16,13 @@ def random_array(*shape, seed=0):
 
 def value_and_gradients(layer, params, x):
     """The layer's output, and the gradients of its randomly weighted sum."""
-    out, vjp = jax.vjp(lambda params, x: layer.apply({"params": params}, x), params, x)
-    gradients = vjp(random_array(*out.shape, seed=9).astype(out.dtype))
-    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves((out, gradients))]
+
+    def compute(params, x):
+        out, vjp = jax.vjp(lambda params, x: layer.apply({"params": params}, x), params, x)
+        return out, vjp(random_array(*out.shape, seed=9).astype(out.dtype))
+
+    leaves = jax.tree.leaves(jax.jit(compute)(params, x))
+    return [np.asarray(leaf, np.float32) for leaf in leaves]
 
 
 @pytest.mark.parametrize("device", ["tpu", "gpu"])

@@ -110,7 +110,7 @@ def test_windows_longer_than_the_positional_encoding_are_refused(tmp_path):
     x, t, context = inputs(T=5)
     short = dataclasses.replace(TINY, motion_max_seq_length=4, num_frames=4)
     with pytest.raises(ValueError, match="5 frames are more than the 4 positions"):
-        InflatedUNet3D(short).init(jax.random.key(0), x, t, context)
+        jax.eval_shape(InflatedUNet3D(short).init, jax.random.key(0), x, t, context)
     folder = open_pipeline_folder(
         factory.save(tmp_path / "base", factory.tiny(**factory.ONE_LEVEL))
     )

@@ -66,9 +66,9 @@ for shape in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (1, 2, 2)):
 UNET = """
 config = UNetConfig(
     in_channels=8,
-    block_out_channels=(32, 64),
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=(32,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",),
     layers_per_block=1,
     attention_head_dim=4,
     cross_attention_dim=32,

@@ -73,7 +73,7 @@ def test_equals_diffusers_3d(tmp_path):
     module = factory.unet3d(
         sample_size=8,
         block_out_channels=(32, 64),
-        layers_per_block=2,
+        layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=32,
         attention_head_dim=16,
@@ -124,9 +124,13 @@ def test_freshly_inflated_equals_2d_and_ignores_the_new_channels(inflated):
 def frame_dependencies(config, params, x, context):
     """[T, T]: whether output frame i changes, by a single bit, when input frame j does."""
     unet, T = InflatedUNet3D(config), x.shape[1]
-    run = jax.jit(lambda x: unet.apply({"params": params}, x, jnp.array([5.0]), context)[0])
-    original = run(x)
-    changed = [run(x.at[:, j].add(1.0)) for j in range(T)]
+
+    @jax.jit
+    def run(params, x):
+        return unet.apply({"params": params}, x, jnp.array([5.0]), context)[0]
+
+    original = run(params, x)
+    changed = [run(params, x.at[:, j].add(1.0)) for j in range(T)]
     return np.array([[bool(jnp.any(y[i] != original[i])) for y in changed] for i in range(T)])
 
 

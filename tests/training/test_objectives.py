@@ -34,7 +34,7 @@ def contrastive():
     tokens[:, -1] = 31
     tokens[3] = tokens[1]
     batch = {"clip": rng.integers(0, 256, (5, 2, 16, 16, 3), np.uint8), "tokens": tokens}
-    params = {"clip": param_initializer("clip", CLIP)(jax.random.key(1))}
+    params = {"clip": jax.jit(param_initializer("clip", CLIP))(jax.random.key(1))}
     folder = ClipFolder(None, CLIP, DEFAULT_PREPROCESSOR, None)
     return Contrastive(folder, jnp.float32), params, batch
 
@@ -42,7 +42,7 @@ def contrastive():
 def embeddings(params, batch):
     """(images, texts, logit scale) of the model, images and texts in float64."""
     pixels = batch["clip"].reshape(10, 16, 16, 3) / np.float32(127.5) - 1
-    images, texts, scale = CLIPModel(CLIP).apply(
+    images, texts, scale = jax.jit(CLIPModel(CLIP).apply)(
         {"params": params["clip"]}, jnp.asarray(pixels), batch["tokens"]
     )
     images = np.asarray(images, np.float64).reshape(5, 2, 8).mean(1)
