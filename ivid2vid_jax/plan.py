@@ -101,7 +101,6 @@ def planned_config(args: PlanArgs) -> "TrainConfig":
         mesh=mesh,
     )
     config.check()
-    config.loader.check()
     return config
 
 

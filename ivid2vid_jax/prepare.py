@@ -299,7 +299,7 @@ def write_cache(args: PrepareArgs, model: str) -> None:
         crop=args.crop,
         flip=args.flip,
     )
-    config.check()
+    config.check("--")
     folder = encode_latents.write_latent_cache(
         Path(args.data), model, config, args.augmentations, args.cache_text
     )

@@ -9,6 +9,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training import run_folder
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
 from ivid2vid_jax.utils import cli
+from tests.support.command import run_command
 from tests.support.train_runs import cheap, train_command, write_recipe
 
 REFUSED = [
@@ -20,7 +21,7 @@ REFUSED = [
     (["--seed", "-1"], "--seed -1"),
     (["--optim.lr", "1000"], "--optim.lr 1000.0 must be between"),
     (["--optim.ema", "1"], "--optim.ema 1.0"),
-    (["--optim.warmup", "9"], "--optim.warmup 9 must be between 0 and 8"),
+    (["--optim.warmup", "9"], "--optim.warmup 9 is longer than the run, --steps 8"),
     (["--drop.text", "-0.1"], "must not be negative"),
     (["--drop.text", "1"], "--drop.text + drop.both + drop.video"),
     (["--optim.accumulation", "3"], "not a multiple of --optim.accumulation 3"),
@@ -28,7 +29,7 @@ REFUSED = [
     (["--checkpoint.every", "0"], "--checkpoint.every 0"),
     (["--optim.trainable", "uned"], "'uned' matches no parameter"),
     (["--optim.trainable", "("], "nor a regular expression"),
-    (["--loader.size", "20"], "size 20 must be a multiple of 8"),
+    (["--loader.size", "20"], "--loader.size 20 must be a multiple of 8"),
     (["--data", "/no/where"], "/no/where: no such dataset folder"),
     (["--model", "/no/where"], "/no/where: no such model folder"),
     (["--resume", "3"], "--resume 3"),
@@ -43,6 +44,8 @@ def test_bad_values_are_refused_by_name(tmp_path, capsys, argv, message):
     code, err = train_command(capsys, "--config", write_recipe(tmp_path, run), *argv)
     assert code == 2 and message in err and "Traceback" not in err, err
     assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints" / "2").exists()
+    if " must be between" in message or argv[0].startswith("--loader."):
+        assert not run.exists()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,11 @@ def test_bad_recipes_are_refused_by_name(tmp_path, capsys, text, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_help_names_the_recipe_option(capsys):
+    code, _, out = run_command(capsys, TrainConfig, command.run, "--help", recipe=command.recipe)
+    assert code == 0 and "--config FILE" in out and "--optim.grad-clip" in out
+
+
 def test_a_recipe_option_without_a_path(capsys):
     code, err = train_command(capsys, "--config")
     assert code == 2 and "--config needs the path of a recipe file" in err
@@ -89,6 +97,7 @@ OLD_AND_NEW = [
     (PLAIN, "--net.fresh_temporal", "--net.reinit_temporal", "net", "reinit_temporal", True),
     (PLAIN, "--log.judge 3", "--log.benchmark 3", "log", "benchmark", 3),
     (PLAIN, "--log.judge=3", "--log.benchmark=3", "log", "benchmark", 3),
+    (PLAIN, "--optim.clip 3", "--optim.grad-clip 3", "optim", "grad_clip", 3),
 ]
 
 
@@ -121,7 +130,7 @@ def test_old_names_in_config_json_are_the_new_fields(tmp_path):
         before[part][old_field] = before[part].pop(new.partition(".")[2])
     run_folder.check_same_config(tmp_path, before, now)
     before["loss"]["clean"] = False
-    with pytest.raises(UserError, match=r"--loss\.x0_weighting was False, is True"):
+    with pytest.raises(UserError, match=r"--loss\.x0-weighting was False, is True"):
         run_folder.check_same_config(tmp_path, before, now)
 
 

@@ -56,16 +56,20 @@ class LoaderConfig:
     # shapes world: indices of the phrasings of instructions to sample; () = all
     phrasings: tuple[int, ...] = ()
 
-    def check(self) -> None:
-        """Raises UserError for a value out of range, an unknown kind or an unknown phrasing."""
+    def check(self, prefix: str = "--loader.") -> None:
+        """Raises UserError for a value out of range, an unknown kind or an unknown phrasing.
+
+        prefix: of the options' names in errors.
+        """
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UserError(f"{name} {value} must be between {low} and {high}")
+                option = prefix + name.replace("_", "-")
+                raise UserError(f"{option} {value} must be between {low} and {high}")
         if self.size % 8:
-            raise UserError(f"size {self.size} must be a multiple of 8 pixels")
+            raise UserError(f"{prefix}size {self.size} must be a multiple of 8 pixels")
         if unknown := [kind for kind in self.kinds if kind not in shapes.ALL_KINDS]:
             known = ", ".join(shapes.ALL_KINDS)
-            raise UserError(f"kinds {unknown} are unknown: choose from {known}")
+            raise UserError(f"{prefix}kinds {unknown} are unknown: choose from {known}")
         for kind in self.kinds or shapes.KINDS:
             shapes.allowed_phrasings(kind, self.phrasings)

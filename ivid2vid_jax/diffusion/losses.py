@@ -30,7 +30,8 @@ class LossConfig:
     # gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, uses 5); 0 turns it off.
     snr_gamma: float = 0.0
 
-    # Weights timesteps by the error of the predicted clean latents; excludes snr_gamma.
+    # Weights timesteps by the error of the predicted clean latents; excludes snr_gamma. match_x0 is
+    # such an error already: with x0_weighting its timesteps are weighted twice.
     x0_weighting: bool = False
 
     # Largest weight 1/SNR of match_x0 and x0_weighting with epsilon prediction.

@@ -40,11 +40,13 @@ def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> 
         pipe: the editor with the weights of that moment.
     """
     settings = EditSettings(steps=config.log.sample_steps).resolve(pipe.folder)
+    specs = list(clips(config))
+    log.info("benchmark of %d clips %s training; --log.benchmark 0 skips it", len(specs), when)
     results = file(run, config.steps if when == "after" else 0)
     with Progress(f"benchmark {when} training") as progress:
         items = shapes_benchmark.run_benchmark(
             {"model": shapes_benchmark.editor(pipe, settings)},
-            list(clips(config)),
+            specs,
             results,
             None,
             progress,

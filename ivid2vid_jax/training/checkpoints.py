@@ -290,6 +290,12 @@ def checkpoints_folder(run: Path | str) -> epath.Path:
     return folder if is_bucket(folder) else folder.absolute()
 
 
+def has_checkpoint(run: Path | str) -> bool:
+    """Whether RUN holds a checkpoint."""
+    folder = checkpoints_folder(run)
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
 def is_bucket(folder: epath.Path) -> bool:
     """Whether orbax marks complete checkpoints in this folder by the file COMMIT."""
     return str(folder).startswith("gs://")

@@ -107,7 +107,7 @@ class OptimConfig:
     b2: float = 0.99  # Adam: decay of the squared gradient's moving average
     eps: float = 1e-8  # Adam: added to the denominator
     weight_decay: float = 1e-2  # on kernels only, not on norms, biases and embeddings
-    clip: float = 1.0  # maximum global gradient norm; 0 = no clipping
+    grad_clip: float = 1.0  # maximum global gradient norm; 0 = no clipping
     # micro-batches per optimiser step; loader.batch is the size of the whole batch
     accumulation: int = 1
     # decay of the averaged weights, warmed up as min(ema, (1 + n) / (10 + n)); 0 = no average
@@ -191,14 +191,15 @@ class TrainConfig:
     def check(self) -> None:
         """Checks types and ranges. Raises UserError, which names the option and its limits."""
         check_types(self)
+        self.loader.check()
         optim, drop, checkpoint, log = self.optim, self.drop, self.checkpoint, self.log
         ranges = (
             ("steps", self.steps, 1, 10**9),
             ("seed", self.seed, 0, 2**32 - 1),
             ("optim.lr", optim.lr, 0, 100),
             ("optim.ema", optim.ema, 0, 0.999999),
-            ("optim.clip", optim.clip, 0, 1e9),
-            ("optim.warmup", optim.warmup, 0, self.steps),
+            ("optim.grad_clip", optim.grad_clip, 0, 1e9),
+            ("optim.warmup", optim.warmup, 0, 10**9),
             ("optim.final_lr", optim.final_lr, 0, 1),
             ("optim.accumulation", optim.accumulation, 1, self.loader.batch),
             ("drop.text + drop.both + drop.video", drop.text + drop.both + drop.video, 0, 1),
@@ -215,6 +216,11 @@ class TrainConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} must be between {low} and {high}"
                 )
+        if optim.warmup > self.steps:
+            raise UserError(
+                f"--optim.warmup {optim.warmup} is longer than the run, --steps {self.steps}: give "
+                "fewer steps of warm-up or more --steps"
+            )
         for name in ("text", "both", "video"):
             if getattr(drop, name) < 0:
                 raise UserError(f"--drop.{name} {getattr(drop, name)} must not be negative")
@@ -235,6 +241,7 @@ RENAMED = {
     "loss.clean": "loss.x0_weighting",
     "net.fresh_temporal": "net.reinit_temporal",
     "log.judge": "log.benchmark",
+    "optim.clip": "optim.grad_clip",
 }
 
 # Teaches the embedded editor a style that is held out of its training, in minutes on two CPU

@@ -15,7 +15,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import processes, runtime, sharding
 from ivid2vid_jax.parallel.mesh import make_mesh
 from ivid2vid_jax.training import pipeline_export, run_folder
-from ivid2vid_jax.training.checkpoints import Checkpoints
+from ivid2vid_jax.training.checkpoints import Checkpoints, has_checkpoint
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.hooks import Benchmark, Hooks, due_after
@@ -52,7 +52,7 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
     sharding.warn_if_uneven(config.loader.batch, config.optim.accumulation, mesh)
     with (
         storage.mirror_run(config.output, writes=jax.process_index() == 0) as push,
-        run_folder.locked_run(run, config),
+        run_folder.locked_run(run, config, has_checkpoint(checkpoint_root(config, run))),
         jax.set_mesh(mesh),
         Checkpoints(checkpoint_root(config, run), config.checkpoint.keep) as checkpoints,
     ):

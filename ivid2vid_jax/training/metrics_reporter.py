@@ -75,5 +75,5 @@ class MetricsReporter:
         raise UserError(
             f"{self.config.output}, step {step}: "
             f"{', '.join(f'{name} {value}' for name, value in bad.items())}: training diverged; "
-            f"{last}; lower --optim.lr, lower --optim.clip, or compute in float32 (--optim.dtype)"
+            f"{last}; lower --optim.lr or --optim.grad-clip, or compute in float32 (--optim.dtype)"
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,10 @@ def to_jsonable(config: TrainConfig) -> dict:
 
 
 @contextmanager
-def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
+def locked_run(run: Path, config: TrainConfig, has_checkpoint: bool) -> Iterator[None]:
     """Locks the run folder against a second training process; writes config.json.
+
+    A run without a checkpoint starts anew and may have another config.
 
     Raises UserError if another process trains there, or if the folder holds something else or a run
     with another config: the error names the options that differ.
@@ -66,10 +69,18 @@ def locked_run(run: Path, config: TrainConfig) -> Iterator[None]:
         "folder"
     )
     with file_lock(run / "lock", if_locked, "w"):
-        if file.exists():
+        if file.exists() and has_checkpoint:
             check_same_config(run, json.loads(file.read_text()), to_jsonable(config))
+        elif file.exists() and json.loads(file.read_text()) != to_jsonable(config):
+            discard_results(run)
         write_json(file, to_jsonable(config))
         yield
+
+
+def discard_results(run: Path) -> None:
+    """Removes what depends on the config of a run without checkpoint: vocabulary and benchmark."""
+    for name in ("tokenizer", "benchmark"):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def check_same_config(run: Path, before: dict, now: dict) -> None:
@@ -86,11 +97,13 @@ def check_same_config(run: Path, before: dict, now: dict) -> None:
     ]
     if changed:
         changes = "; ".join(
-            f"--{name} was {old.get(name)}, is {new.get(name)}" for name in changed[:8]
+            f"--{name.replace('_', '-')} was {old.get(name)}, is {new.get(name)}"
+            for name in changed[:8]
         )
+        has_weights = (run / "pipeline").is_dir()
         raise UserError(
             f"{run}: holds a run of another config ({changes}). Use the same options, or a new "
-            f"--output, with --model {run} to start from its weights"
+            f"--output{f', with --model {run} to start from its weights' if has_weights else ''}"
         )
 
 

@@ -86,7 +86,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             decay,
             optax.scale_by_learning_rate(lr),
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip), main) if config.clip else main
+    return (
+        optax.chain(optax.clip_by_global_norm(config.grad_clip), main) if config.grad_clip else main
+    )
 
 
 def ema_decay(n: jax.Array | int, limit: float) -> jax.Array:

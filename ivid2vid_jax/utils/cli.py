@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import logging
 import runpy
 import sys
@@ -15,6 +16,11 @@ from ivid2vid_jax.errors import UserError, check_types
 from ivid2vid_jax.utils import help_text
 
 log = logging.getLogger(__name__)
+
+CONFIG_HELP = (
+    "--config FILE reads a recipe, a Python file with `config = ...`, whose values are the "
+    "defaults of the options below."
+)
 
 
 def main(
@@ -48,6 +54,7 @@ def main(
         if recipe:
             path, argv = split_config(argv)
             options["default"] = recipe(path) if path else default or args_class()
+            options["description"] = f"{inspect.getdoc(args_class)}\n\n{CONFIG_HELP}"
         if {"-h", "--help", "--help-all"} & set(argv):
             print_help(args_class, argv, common, options)
             return
@@ -78,8 +85,6 @@ def print_help(
     if common and "--help-all" not in argv:
         text = help_text.common_options(text, {"-h", *common})
         text += "\n--help-all shows all options.\n"
-    if "default" in options:
-        text += "--config FILE reads the defaults from a recipe, e.g. configs/sd15.py.\n"
     print(help_text.printable(text), end="")
 
 

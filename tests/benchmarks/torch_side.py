@@ -166,7 +166,7 @@ class Training:
         torch.compiler.cudagraph_mark_step_begin()
         loss = self.loss(batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.params, self.config.optim.clip)
+        nn.utils.clip_grad_norm_(self.params, self.config.optim.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -52,7 +52,9 @@ def recipe(output, **changes) -> TrainConfig:
     All kinds of condition dropout and gradient clipping are likely to occur.
     """
     dropout = dict(drop__text=0.2, drop__both=0.2, drop__video=0.2)
-    defaults = dict(net=ONE_LEVEL, loader__batch=8, loader__frames=4, optim__clip=0.1, **dropout)
+    defaults = dict(
+        net=ONE_LEVEL, loader__batch=8, loader__frames=4, optim__grad_clip=0.1, **dropout
+    )
     return tiny(output, **defaults | changes)
 
 

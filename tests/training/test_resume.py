@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
@@ -254,6 +255,26 @@ def test_implicit_transfers_are_forbidden_in_the_loop(copy, monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_run_without_a_checkpoint_starts_anew_with_another_config(tmp_path):
+    """Its vocabulary and benchmark, which depend on the config, are discarded."""
+    run = tmp_path / "run"
+    leftovers = [run / "tokenizer" / "vocab.json", run / "benchmark" / "before.jsonl"]
+    with run_folder.locked_run(run, cheap(run), False):
+        for file in leftovers:
+            file.parent.mkdir()
+            file.touch()
+    with run_folder.locked_run(run, cheap(run), False):
+        assert all(file.exists() for file in leftovers)
+    with run_folder.locked_run(run, cheap(run, seed=1), False):
+        assert not any(file.exists() for file in leftovers)
+    assert json.loads((run / "config.json").read_text())["seed"] == 1
+    with (
+        pytest.raises(UserError, match=r"--seed was 1, is 0\). Use .* or a new --output$"),
+        run_folder.locked_run(run, cheap(run), True),
+    ):
+        pass
+
+
 def test_folders_of_other_runs_are_refused(reference, tmp_path, capsys):
     """A run with another config, a run in progress, a file, a folder with something else."""
     recipe, before = write_recipe(tmp_path, reference), file_contents(reference)
@@ -262,7 +283,7 @@ def test_folders_of_other_runs_are_refused(reference, tmp_path, capsys):
     )
     assert code == 2 and "loader" not in err, err
     assert "--optim.lr was 0.001, is 0.5; --seed was 0, is 1)" in err, err
-    with run_folder.locked_run(reference, cheap(reference, **WATCHED)):
+    with run_folder.locked_run(reference, cheap(reference, **WATCHED), True):
         code, err = train_command(capsys, "--config", recipe)
         assert code == 2 and "another process is training there" in err
     (tmp_path / "file").write_text("x")

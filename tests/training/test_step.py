@@ -40,7 +40,7 @@ class Regression:
 
 X, Y, W = RNG.standard_normal((8, 5)), RNG.standard_normal((8, 3)), RNG.standard_normal((5, 3))
 ROWS = {"x": X, "y": Y, "serial": np.arange(8, dtype=np.uint32)}
-PLAIN = OptimConfig(lr=0.1, schedule="constant", warmup=0, clip=0.0)
+PLAIN = OptimConfig(lr=0.1, schedule="constant", warmup=0, grad_clip=0.0)
 
 
 def regress(config: OptimConfig, steps: int, noise=0.0, dtype=np.float32):
@@ -115,7 +115,7 @@ def test_ema_has_a_warm_up_and_one_update_per_step():
 
 
 def test_accumulation_equals_the_whole_batch():
-    config = OptimConfig(lr=0.05, warmup=2, clip=0.5, ema=0.9)
+    config = OptimConfig(lr=0.05, warmup=2, grad_clip=0.5, ema=0.9)
     (expected, expected_metrics), *others = (
         regress(dataclasses.replace(config, accumulation=count), 4, noise=1.0)
         for count in (1, 2, 4)
@@ -133,7 +133,7 @@ def test_accumulation_equals_the_whole_batch():
 
 @pytest.mark.parametrize("clip", [0.0, 0.01, 1e6])
 def test_gradients_are_clipped_by_their_global_norm(clip):
-    states, metrics = regress(dataclasses.replace(PLAIN, clip=clip), 1)
+    states, metrics = regress(dataclasses.replace(PLAIN, grad_clip=clip), 1)
     first_moment = optax.tree_utils.tree_get(states[1].opt_state, "mu")
     size = float(optax.global_norm(first_moment)) / (1 - PLAIN.b1)
     residual = X @ W + 0.75 - Y
