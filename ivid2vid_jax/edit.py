@@ -273,7 +273,7 @@ def edit_clip(
 
         def pixels() -> Iterator["np.ndarray"]:
             with Progress("encoding") as encoding:
-                for frame in encoding.wrap(clip.frames()):
+                for frame in encoding.wrap(clip.frames(fit.inner)):
                     times.append(frame.time)
                     yield frame.pixels
             print(work(len(times), fit, settings), file=sys.stderr)

@@ -179,7 +179,7 @@ def edit_and_write(
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times: list[Fraction] = []
     edited = pipe.edit_frames(
-        frames_within_limits(clip, times, limits, progress),
+        frames_within_limits(clip, fit.inner, times, limits, progress),
         result.request.instruction,
         settings,
         fit,
@@ -202,13 +202,17 @@ def edit_and_write(
 
 
 def frames_within_limits(
-    clip: Clip, times: list[Fraction], limits: AppLimits, progress: Progress
+    clip: Clip,
+    size: tuple[int, int],
+    times: list[Fraction],
+    limits: AppLimits,
+    progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Yields the frames [H, W, 3] of a clip and appends their times to `times`.
+    """Yields the frames [H, W, 3] of a clip in `size` and appends their times to `times`.
 
     Raises UserError for a clip that is too long: its file may not state its length.
     """
-    for frame in clip.frames():
+    for frame in clip.frames(size):
         check_length(float(frame.time), limits)
         times.append(frame.time)
         progress("encoding", len(times), None)

@@ -103,6 +103,4 @@ def read_fitted(clip: "Clip", size: tuple[int, int], frames: int | None) -> np.n
 
     Each frame is resized when it is decoded: full-size frames are never held together.
     """
-    from ivid2vid_jax.video.fit import resize
-
-    return np.stack([resize(frame.pixels, size) for frame in islice(clip.frames(), frames)])
+    return np.stack([frame.pixels for frame in islice(clip.frames(size), frames)])

@@ -1,7 +1,7 @@
 """What can be given as a clip in Python: paths, arrays, tensors, lists of images."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,21 +23,24 @@ class ClipSource:
 
     Attributes:
         size: (height, width).
-        frames: [H, W, 3] uint8, iterated once.
+        frames: frames((h, w)) yields [H, W, 3] or [h, w, 3] uint8; called once. A file is decoded
+            at the smaller size, an array stays as it is.
         rate: frames per second.
         times: of the frames in seconds; those of a file are known once it has been read.
         file: the clip on disk, for its sound; None for arrays.
     """
 
     size: tuple[int, int]
-    frames: Iterable[np.ndarray]
+    frames: Callable[[tuple[int, int]], Iterable[np.ndarray]]
     rate: Fraction
     times: list[Fraction]
     file: "Clip | None" = None
 
-    def counted(self, sampling: Progress | None) -> Iterator[np.ndarray]:
+    def counted(
+        self, size: tuple[int, int], sampling: Progress | None
+    ) -> Iterator[np.ndarray]:
         """The frames; the bar of the sampling that follows then says that it compiles."""
-        yield from self.frames
+        yield from self.frames(size)
         if sampling:
             sampling.expect_compilation()
 
@@ -59,7 +62,7 @@ def as_source(video: Any, fps: float | None = None) -> ClipSource:
     frames = as_array(video)
     rate = Fraction(fps).limit_denominator(1001) if fps else DEFAULT_RATE
     times = [i / rate for i in range(len(frames))]
-    return ClipSource(frames.shape[1:3], frames, rate, times)
+    return ClipSource(frames.shape[1:3], lambda size: frames, rate, times)
 
 
 def file_source(path: str | Path, fps: float | None) -> ClipSource:
@@ -72,12 +75,12 @@ def file_source(path: str | Path, fps: float | None) -> ClipSource:
     clip = open_clip(assets.clip(Path(path)), fps=fps, limit=FrameLimit())
     times: list[Fraction] = []
 
-    def frames() -> Iterator[np.ndarray]:
-        for frame in clip.frames():
+    def frames(size: tuple[int, int]) -> Iterator[np.ndarray]:
+        for frame in clip.frames(size):
             times.append(frame.time)
             yield frame.pixels
 
-    return ClipSource((clip.height, clip.width), frames(), clip.fps or clip.rate, times, clip)
+    return ClipSource((clip.height, clip.width), frames, clip.fps or clip.rate, times, clip)
 
 
 def as_array(video: Any) -> np.ndarray:

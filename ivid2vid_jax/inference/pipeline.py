@@ -205,7 +205,8 @@ class Pipeline:
         once. The result can be iterated again, so that no edit is lost if writing it fails.
 
         Args:
-            frames: [H, W, 3] uint8 of the size that `fit` was planned for; so are the results.
+            frames: [H, W, 3] uint8 of the size that `fit` was planned for, as the results are, or
+                of the model's size, `fit.inner`.
             instruction: what to change.
             settings: how to sample.
             fit: resizes frames to the model's size and back.
@@ -252,7 +253,8 @@ class Pipeline:
         resolved = settings_from_keywords(settings).resolve(self.folder)
         clip = as_source(video)
         fit = ResizePlan.plan(clip.size, resolved.size, self.factor)
-        return np.stack(list(self.edit_frames(clip.frames, instruction, resolved, fit, progress)))
+        frames = clip.frames(fit.inner)
+        return np.stack(list(self.edit_frames(frames, instruction, resolved, fit, progress)))
 
     def __call__(
         self,
@@ -306,7 +308,7 @@ class Pipeline:
         clip = as_source(video, fps)
         fit = ResizePlan.plan(clip.size, resolved.size, self.factor)
         with Progress("sampling") if progress else contextlib.nullcontext() as bar:
-            edited = self.edit_frames(clip.counted(bar), prompt, resolved, fit, bar)
+            edited = self.edit_frames(clip.counted(fit.inner, bar), prompt, resolved, fit, bar)
         return EditResult(edited, clip.times, clip.rate, clip.file)
 
     def __repr__(self) -> str:

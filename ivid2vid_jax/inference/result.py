@@ -78,4 +78,4 @@ def save_video(frames: Any, path: str | Path, fps: float = 8.0) -> Path:
     from ivid2vid_jax.inference.clip_source import as_source
 
     clip = as_source(frames, fps)
-    return EditResult(clip.frames, clip.times, clip.rate).save(path)
+    return EditResult(clip.frames(clip.size), clip.times, clip.rate).save(path)

@@ -64,16 +64,19 @@ class FrameClock:
         return time
 
 
-def container_frames(path: Path, start: Fraction | None = None) -> Iterator[Frame]:
+def container_frames(
+    path: Path, start: Fraction | None = None, size: tuple[int, int] | None = None
+) -> Iterator[Frame]:
     """Yields the frames of a video file in order; those before `start` may be left out.
 
+    size: (height, width) of the frames; None for their own.
     Raises UserError, naming the place, where the file breaks off or cannot be decoded.
     """
     with open_container(path) as container:
         stream = best_video_stream(container)
         stream.thread_type = "AUTO"
         check_frame_size(str(path), stream.height, stream.width)
-        frames = decode_stream(path, container, stream)
+        frames = decode_stream(path, container, stream, size)
         if start is not None and start > SEEK_FROM and seek(container, stream, start):
             first = next(frames, None)
             if first is not None and first.time <= start:
@@ -82,7 +85,7 @@ def container_frames(path: Path, start: Fraction | None = None) -> Iterator[Fram
         else:
             yield from frames
             return
-    yield from container_frames(path)  # the index is wrong: decode from the beginning
+    yield from container_frames(path, size=size)  # the index is wrong: decode from the beginning
 
 
 def seek(container: InputContainer, stream: VideoStream, start: Fraction) -> bool:
@@ -98,9 +101,11 @@ def seek(container: InputContainer, stream: VideoStream, start: Fraction) -> boo
     return True
 
 
-def decode_stream(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
+def decode_stream(
+    path: Path, container: InputContainer, stream: VideoStream, size: tuple[int, int] | None
+) -> Iterator[Frame]:
     """Yields the frames of a stream from where the container stands."""
-    converter = FrameConverter(float(stream.sample_aspect_ratio or 1))
+    converter = FrameConverter(float(stream.sample_aspect_ratio or 1), size)
     clock, decoder = FrameClock(container, stream), decoder_of(stream)
     count, end = 0, Fraction(0)
     try:

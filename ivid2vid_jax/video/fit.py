@@ -35,7 +35,7 @@ class ResizePlan:
         return cls(source, (height, width), padded)
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
-        """[H, W, 3] uint8 of the source size -> padded size, the picture in the middle."""
+        """[H, W, 3] uint8, of the source or the inner size -> padded size, the picture centred."""
         (top, bottom), (left, right) = self.margins()
         return np.pad(
             resize(frame, self.inner), ((top, bottom), (left, right), (0, 0)), mode="edge"

@@ -24,6 +24,7 @@ from ivid2vid_jax.video.container import (
     open_container,
 )
 from ivid2vid_jax.video.decode import DEFAULT_RATE, Frame, container_frames
+from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.images import (
     STILLS,
@@ -78,13 +79,14 @@ class Clip:
         """Whether the chosen range is a single frame."""
         return sum(1 for _ in islice(self.frames(), 2)) == 1
 
-    def frames(self) -> Iterator[Frame]:
-        """Yields the chosen frames in order.
+    def frames(self, size: tuple[int, int] | None = None) -> Iterator[Frame]:
+        """Yields the chosen frames in order, resampled to `size` (height, width) if it is given.
 
+        Videos are resampled while their colours are converted, which is faster than afterwards.
         Raises UserError where the file breaks off, and above the limit.
         """
         started = (
-            frame for frame in decode(self) if self.start is None or frame.time >= self.start
+            frame for frame in decode(self, size) if self.start is None or frame.time >= self.start
         )
         selected = takewhile(lambda frame: self.end is None or frame.time < self.end, started)
         frames = resample(selected, self.fps) if self.fps else selected
@@ -193,13 +195,15 @@ def is_still(path: Path) -> bool:
     return path.suffix.lower() in STILLS and path.suffix.lower() not in ANIMATIONS
 
 
-def decode(clip: Clip) -> Iterator[Frame]:
+def decode(clip: Clip, size: tuple[int, int] | None) -> Iterator[Frame]:
     """Yields all frames of the file, whatever its kind; those before the start may be left out."""
+    if clip.kind == "video":
+        return container_frames(clip.path, clip.start, size)
     if clip.kind == "folder":
-        return folder_frames(clip.path, clip.rate)
-    if clip.kind == "image":
-        return image_frames(clip.path)
-    return container_frames(clip.path, clip.start)
+        frames = folder_frames(clip.path, clip.rate)
+    else:
+        frames = image_frames(clip.path)
+    return (Frame(resize(pixels, size or pixels.shape[:2]), time) for pixels, time in frames)
 
 
 def resample(frames: Iterator[Frame], fps: Fraction) -> Iterator[Frame]:

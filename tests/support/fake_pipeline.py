@@ -19,7 +19,7 @@ class NegativePipeline:
         source = list(frames)
         for done in range(settings.steps):
             progress(done + 1, settings.steps)
-        return [255 - frame for frame in source]
+        return [fit.restore(255 - fit.apply(frame)) for frame in source]
 
 
 def write_noise(path, frames=6, size=(32, 48), rate=8) -> str:

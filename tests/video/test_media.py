@@ -1,7 +1,11 @@
 """Files that people have, each with its right answer (tests/media)."""
 
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
+from itertools import islice
+from pathlib import Path
 
 import av
 import numpy as np
@@ -273,6 +277,53 @@ def test_files_are_known_by_content(name, count):
 def test_frames_that_change_size_get_the_first_ones(name):
     clip, frames, _ = read(name)
     assert {pixels.shape for pixels in frames} == {(clip.height, clip.width, 3)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("c_601_tagged_sd.mp4", "c_709_full_444.mp4", "c_709_tagged_hd.mp4", "c_hlg10.mp4"),
+        *("selfie.mp4", "interlaced.mpg", "anamorphic_pal.mp4", "alpha_vp9.webm", "alpha.gif"),
+        *("alpha_qtrle.mov", "alpha_frames", "size_change.h264", "exif6.jpg", "odd.gif"),
+    ],
+)
+def test_frames_in_a_size(name):
+    """They agree with Pillow's resampling of the frames in their own size."""
+    clip, size = open_clip(MEDIA / name), (50, 90)
+    frames, fitted = list(islice(clip.frames(), 4)), list(islice(clip.frames(size), 4))
+    assert [frame.time for frame in fitted] == [frame.time for frame in frames]
+    for frame, actual in zip(frames, fitted, strict=True):
+        image = Image.fromarray(frame.pixels).resize(size[::-1], Image.Resampling.LANCZOS)
+        assert actual.pixels.shape == (*size, 3)
+        assert np.abs(actual.pixels - np.asarray(image, int)).mean() < 4
+
+
+READ = """
+import gc, resource, sys
+from ivid2vid_jax.video.read import open_clip
+
+gc.disable()
+for count, _ in enumerate(open_clip(sys.argv[1]).frames((48, 64))):
+    if count in (20, 199):
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_frames_are_freed_at_once(tmp_path):
+    """Not by the garbage collector, which would leave hundreds of them; 200 have 184 MiB."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = 960, 640
+        for _ in range(200):
+            output.mux(stream.encode(av.VideoFrame(960, 640, "yuv420p")))
+        output.mux(stream.encode())
+    command = [sys.executable, "-c", READ, str(path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    early, late = map(int, done.stdout.split())
+    assert late < early + 20
 
 
 def test_an_odd_gif_becomes_an_mp4_that_browsers_play(tmp_path):

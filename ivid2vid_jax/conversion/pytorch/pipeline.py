@@ -303,9 +303,10 @@ def is_cover(stream):
 
 def upright(pixels, frame):
     """Applies the frame's display matrix, of turns by 90 degrees and mirrors."""
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    # frame.side_data would refer back to the frame, which then waits for the garbage collector
+    data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
     if data is None:
         return pixels
     a, b, _, c, d = np.sign(np.round(np.frombuffer(bytes(data), "<i4")[:5] / 65536))
