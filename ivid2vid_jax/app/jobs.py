@@ -26,6 +26,8 @@ from ivid2vid_jax.video.write import check_encodable, plan_sound, write_clip
 
 log = logging.getLogger(__name__)
 
+UPLOAD_PREFIX = "upload-"  # of the folders of `to_playable`
+
 Progress = Callable[[str, int, int | None], None]  # (stage, done, total)
 
 
@@ -76,6 +78,23 @@ def open_checked_clip(path: str | None, limits: AppLimits) -> Clip:
     if clip.has_one_frame():
         raise UserError(f"{file.name}: has one frame; a clip needs two")
     return clip
+
+
+def to_playable(path: str, limits: AppLimits, home: Path) -> Path:
+    """Writes a clip of any supported kind as an mp4, which browsers show, to a folder in `home`.
+
+    Raises UserError like `open_checked_clip`.
+    """
+    clip = open_checked_clip(path, limits)
+    target = Path(tempfile.mkdtemp(prefix=UPLOAD_PREFIX, dir=home)) / f"{clip.path.stem}.mp4"
+    try:
+        times = [frame.time for frame in clip.frames()]
+        pixels = (frame.pixels for frame in clip.frames())
+        write_clip(target, pixels, times, clip.rate, plan_sound(target, clip))
+    except FAULTS as error:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise without_folder(UserError(str(error)), clip.path, clip.path.name) from error
+    return target
 
 
 def without_folder(error: UserError, file: Path, name: str) -> UserError:

@@ -16,6 +16,7 @@ from ivid2vid_jax.app.jobs import (
     EditResult,
     remove_results,
     run_edit,
+    to_playable,
 )
 from ivid2vid_jax.app.limits import MAX_INSTRUCTION_LENGTH, AppLimits
 from ivid2vid_jax.errors import UserError
@@ -30,6 +31,7 @@ class Inputs:
     """The components of the left column."""
 
     clip: gr.Video
+    other: gr.UploadButton
     sample: gr.Dropdown
     instruction: gr.Textbox
     text_scale: gr.Slider
@@ -94,6 +96,13 @@ class Handlers:
                 "scales, steps and seed must be numbers", print_exception=False
             ) from error
         return self.run(request, history, progress)
+
+    def upload(self, path: str) -> str:
+        """Turns an upload that is no video by its name, such as a gif, into one."""
+        try:
+            return str(to_playable(path, self.limits, self.folder))
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     def repeat(
         self,
@@ -166,6 +175,7 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
     """The clip, the instruction and the settings. defaults: resolved EditSettings."""
     return Inputs(
         clip=gr.Video(label="Clip", sources=["upload"], height=VIDEO_HEIGHT),
+        other=gr.UploadButton("Upload a gif, webp or another file", size="sm"),
         sample=gr.Dropdown(list(samples), label="or a sample", value=None),
         instruction=gr.Textbox(
             label="Instruction",
@@ -207,6 +217,7 @@ def connect(
 ) -> None:
     """Connects the components' events with the handlers. Edits run one at a time."""
     shown = [history, outputs.past, outputs.edited, outputs.pair, outputs.files]
+    inputs.other.upload(handlers.upload, inputs.other, inputs.clip, api_name="upload")
     inputs.sample.input(lambda name: samples[name], inputs.sample, inputs.clip, api_name="sample")
     inputs.edit_button.click(
         handlers.edit,

@@ -56,10 +56,11 @@ def read_clips(
     clips = [open_to_read(path, settings) for path in (source, edited)]
     rates = [float(clip.rate) for clip in clips]
     slowest, fastest = min(rates), max(rates)
-    if all(clip.is_container for clip in clips) and fastest > (1 + MAX_LENGTH_DIFFERENCE) * slowest:
+    by_number = settings.fps is None and all(clip.is_container for clip in clips)
+    if by_number and fastest > (1 + MAX_LENGTH_DIFFERENCE) * slowest:
         raise UserError(
             f"the source runs at {rates[0]:g} frames/s and the edited clip at {rates[1]:g}: "
-            "which frames belong together is unknown"
+            "which frames belong together is unknown; resample both by time (--fps)"
         )
     size = common_size([(clip.height, clip.width) for clip in clips], settings.size)
     first, second = (read_fitted(clip, size, settings.frames) for clip in clips)

@@ -182,7 +182,7 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """The frame's display matrix [3, 3] (16.16 fixed point as float), or None."""
     # frame.side_data would refer back to the frame, so that each frame, 3 MB at 1080p, waited for
     # Python's garbage collector: 650 MiB instead of 100
-    data: Any = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+    data: Any = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     return None if data is None else np.frombuffer(bytes(data), "<i4").reshape(3, 3) / 65536
 
 

@@ -42,6 +42,7 @@ CONTAINERS = {
 ANIMATIONS = (".gif", ".webp")
 STILLS = (".png", ".jpg", ".jpeg")
 FALLBACK_TIME_BASE = 90_000  # ticks/s for times that are not a multiple of one frame
+ROUNDING = Fraction(1, 1000)  # s, to which Matroska and WebM round the times of a constant rate
 MIN_ROOM = 64 * 2**20  # bytes that must be free on the disk
 BT709, BT601 = 1, 6  # ISO/IEC 23091-2: matrix, transfer and primaries
 
@@ -192,7 +193,9 @@ def write_container(
 ) -> None:
     """Writes mp4 or webm with colour tags, and the sound of a clip from `begin` on."""
     codec, options, _, _ = CONTAINERS[path.suffix.lower()]
-    regular = all(time == i / rate for i, time in enumerate(times))
+    regular = all(abs(time - i / rate) <= ROUNDING for i, time in enumerate(times))
+    if regular:
+        times = [i / rate for i in range(len(times))]
     time_base = 1 / rate if regular else Fraction(1, FALLBACK_TIME_BASE)
     flags = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
     with av.open(str(path), "w", container_options=flags) as output:

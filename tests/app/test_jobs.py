@@ -13,6 +13,7 @@ from ivid2vid_jax.app.jobs import (
     open_checked_clip,
     remove_results,
     run_edit,
+    to_playable,
 )
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
@@ -132,6 +133,21 @@ def test_an_uploaded_playlist_is_refused(pipe, tmp_path, kind, suffix):
     with pytest.raises(UserError, match=r"^list.*can(not)? be read") as caught:
         run_edit(pipe, request(upload), AppLimits(), home, ignore_progress)
     assert str(tmp_path) not in str(caught.value) and not list(home.iterdir())
+
+
+@pytest.mark.parametrize("name", ["twitter_gif.gif", "alpha.gif", "alpha.apng", "flash_aac.mkv"])
+def test_an_upload_of_any_kind_becomes_a_video(tmp_path, name):
+    """The frames, at their times, with sound."""
+    source = open_clip(MEDIA / name)
+    path = to_playable(str(MEDIA / name), AppLimits(), tmp_path)
+    clip = open_clip(path)
+    times, expected = (np.array([f.time for f in c.frames()], float) for c in (clip, source))
+    np.testing.assert_allclose(times, expected - expected[0], atol=0.002)
+    assert clip.path.suffix == ".mp4" and clip.has_audio == source.has_audio
+    (tmp_path / "list.gif").write_text(PLAYLISTS["concat"].format(MEDIA / "flash.mp4"))
+    with pytest.raises(UserError, match=r"^list.gif.* can be read"):
+        to_playable(str(tmp_path / "list.gif"), AppLimits(), tmp_path)
+    assert path.parent.parent == tmp_path and len(list(tmp_path.glob("upload-*"))) == 1
 
 
 def test_sound_that_cannot_be_written_is_noted(pipe, tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ import pytest
 
 from ivid2vid_jax.app import __main__ as app
 from ivid2vid_jax.app.limits import AppLimits
+from ivid2vid_jax.video.read import open_clip
 from tests.support.fake_pipeline import write_noise
 from tests.support.gradio_client import edit_inputs, path_of, visitor
+from tests.support.media import MEDIA
 
 
 @pytest.fixture
@@ -44,6 +46,18 @@ def test_a_visitor_edits_repeats_and_sees_only_their_own_history(served, tmp_pat
         with pytest.raises(Exception, match="is not in the list of choices"):
             two.predict(0, api_name="/repeat")
     assert list(home.glob("job-*"))
+
+
+def test_a_visitor_uploads_a_gif(served):
+    """The browser's video field takes no gif; the button beside it does."""
+    address, _ = served
+    with visitor(address) as (client, upload):
+        clip = client.predict(upload(str(MEDIA / "twitter_gif.gif")), api_name="/upload")
+        assert len(list(open_clip(path_of(clip)).frames())) == 20
+        edited = client.predict(*edit_inputs(upload(str(path_of(clip)))), api_name="/edit")[1]
+        assert path_of(edited).stat().st_size
+        with pytest.raises(Exception, match="is not a video"):
+            client.predict(upload(__file__), api_name="/upload")
 
 
 def test_a_visitor_sees_the_error(served, tmp_path):

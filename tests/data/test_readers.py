@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from ivid2vid_jax.data import lists, readers, shapes
+from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
 from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.records import split_by_origin
+from ivid2vid_jax.errors import UserError
 from tests.data.prepared import options, read_triplets, run_prepare, write_pairs
-from tests.video.test_video import moving_square, psnr
+from tests.video.test_video import moving_square, psnr, write
 
 # ---- lists and folders ----
 
@@ -152,6 +154,16 @@ def test_shapes_in_other_processes(tmp_path, capsys):
     np.testing.assert_array_equal(triplet.edited, shapes.triplet(spec).edited)
     assert shapes.Spec.from_json(triplet.provenance) == spec
     assert 3 <= len(open_dataset(tmp_path / "out", "validation")) <= 15
+
+
+def test_pairs_of_two_rates_are_resampled_by_time(tmp_path):
+    source = write(tmp_path / "source.mp4")
+    edited = write(tmp_path / "edited.mp4", moving_square()[::2], rate=Fraction(5))
+    first, second, fps = read_pair(source, edited, ClipSettings(fps=5))
+    assert len(first) == len(second) == 6 and fps == 5
+    assert psnr(first, second) > 30
+    with pytest.raises(UserError, match=r"10 frames/s .* at 5: .*resample both by time \(--fps\)"):
+        read_pair(source, edited, ClipSettings())
 
 
 # ---- pairs that do not fit ----

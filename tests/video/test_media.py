@@ -1,6 +1,7 @@
 """Files that people have, each with its right answer (tests/media)."""
 
 import shutil
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -298,6 +299,20 @@ def test_frames_in_a_size(name):
         assert np.abs(actual.pixels - np.asarray(image, int)).mean() < 4
 
 
+def test_a_portrait_clip_in_a_size(tmp_path):
+    """The matrix of the track header turns clockwise by 90 degrees, as phones write it."""
+    data = bytearray((MEDIA / "_v.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # ISO/IEC 14496-12, 8.3.2
+    data[matrix : matrix + 20] = struct.pack(">5i", 0, 1 << 16, 0, -1 << 16, 0)
+    (tmp_path / "portrait.mp4").write_bytes(data)
+    clip, plain = open_clip(tmp_path / "portrait.mp4"), open_clip(MEDIA / "_v.mp4")
+    assert (clip.height, clip.width) == (160, 120)
+    for size in (None, (96, 64)):
+        turned = next(clip.frames(size)).pixels
+        expected = np.rot90(next(plain.frames(size and size[::-1])).pixels, -1)
+        assert np.abs(turned - expected.astype(int)).mean() < 1
+
+
 READ = """
 import gc, resource, sys
 from ivid2vid_jax.video.read import open_clip
@@ -314,7 +329,7 @@ def test_frames_are_freed_at_once(tmp_path):
     """Not by the garbage collector, which would leave hundreds of them; 200 have 184 MiB."""
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("mpeg4", rate=25)
+        stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height = 960, 640
         for _ in range(200):
             output.mux(stream.encode(av.VideoFrame(960, 640, "yuv420p")))

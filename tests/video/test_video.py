@@ -80,6 +80,13 @@ def test_fractional_rates_are_exact(tmp_path, rate):
     assert times == [i / rate for i in range(12)]
 
 
+def test_a_constant_rate_in_rounded_times_is_constant(tmp_path):
+    """Matroska and WebM round times to 1 ms."""
+    rounded = [Fraction(round(i * 1000 / 30), 1000) for i in range(12)]
+    _, _, times = read(write(tmp_path / "clip.mp4", rate=Fraction(30), times=rounded))
+    assert times == [Fraction(i, 30) for i in range(12)]
+
+
 @pytest.mark.parametrize("ending", [".mp4", ".webm"])
 def test_variable_rate_keeps_every_time(tmp_path, ending):
     shown = [

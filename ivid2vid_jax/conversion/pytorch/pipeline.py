@@ -306,7 +306,7 @@ def upright(pixels, frame):
     from av.sidedata.sidedata import SideDataContainer, Type
 
     # frame.side_data would refer back to the frame, which then waits for the garbage collector
-    data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+    data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     if data is None:
         return pixels
     a, b, _, c, d = np.sign(np.round(np.frombuffer(bytes(data), "<i4")[:5] / 65536))
