@@ -36,9 +36,7 @@ class ClipSource:
     times: list[Fraction]
     file: "Clip | None" = None
 
-    def counted(
-        self, size: tuple[int, int], sampling: Progress | None
-    ) -> Iterator[np.ndarray]:
+    def counted(self, size: tuple[int, int], sampling: Progress | None) -> Iterator[np.ndarray]:
         """The frames; the bar of the sampling that follows then says that it compiles."""
         yield from self.frames(size)
         if sampling:
