@@ -13,7 +13,7 @@ recipe = cli.recipe_loader(TrainConfig)
 # Options that --help shows.
 COMMON = (
     *("--output", "--model", "--data", "--task", "--steps"),
-    *("--loader.batch", "--loader.frames", "--loader.size", "--loader.cached"),
+    *("--loader.batch", "--loader.frames", "--loader.size"),
     *("--loss.frame-weight", "--optim.lr", "--optim.trainable"),
     *("--log.eval-every", "--log.benchmark"),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ivid2vid_jax.conversion import model_card
+from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.settings import EditSettings
 from ivid2vid_jax.models import UNetConfig
@@ -60,15 +61,9 @@ UNET_2D_KEYS = (
     "up_block_types",
 )
 # Settings that become the exported pipeline's defaults.
-DEFAULT_SETTINGS = (
-    "steps",
-    "text_scale",
-    "video_scale",
-    "sampler",
-    "size",
-    "frames",
-    "shared_noise",
-)
+DEFAULT_SETTINGS = ("steps", "text_scale", "video_scale", "size", "frames", "shared_noise")
+# Files of the exported pipeline's code.
+PIPELINE_CODE = ("pipeline.py", "clips.py", "old_names.py")
 # Entries of model_index.json that the exported pipeline does not take.
 STOCK_ONLY = ("feature_extractor", "image_encoder", "safety_checker", "requires_safety_checker")
 
@@ -209,18 +204,24 @@ def folder_finisher(
 ) -> Callable[[Path], None]:
     """The function that turns a written pipeline folder into a PyTorch folder.
 
-    It replaces the U-Net's config.json and model_index.json, and adds the code and the model card.
+    It replaces the configs of U-Net and scheduler and model_index.json, and adds the code and the
+    model card.
     """
 
     def finish(path: Path) -> None:
         write_json(path / "unet" / "config.json", target.config)
         index = model_index(folder)
         if target.class_name != "UNet2DConditionModel":
+            settings = EditSettings().resolve(folder)
+            scheduler = scheduler_config(folder, settings.sampler)
+            write_json(path / "scheduler" / "scheduler_config.json", scheduler)
+            index["scheduler"] = ["diffusers", scheduler["_class_name"]]
             index["_class_name"] = ["pipeline", "InstructVid2VidPipeline"]
-            index |= sampling_defaults(folder)
+            index |= {name: getattr(settings, name) for name in DEFAULT_SETTINGS}
             for name in STOCK_ONLY:
                 del index[name]
-            copy_code("pipeline.py", path)
+            for name in PIPELINE_CODE:
+                copy_code(name, path)
         module = "diffusers" if target.stock else "inflated_unet"
         index["unet"] = [module, target.class_name]
         if not target.stock:
@@ -231,10 +232,11 @@ def folder_finisher(
     return finish
 
 
-def sampling_defaults(folder: PipelineFolder) -> dict[str, Any]:
-    """The defaults of the exported pipeline: those of our own edits with this folder."""
-    settings = EditSettings().resolve(folder)
-    return {name: getattr(settings, name) for name in DEFAULT_SETTINGS}
+def scheduler_config(folder: PipelineFolder, sampler: str) -> dict[str, Any]:
+    """The config of the diffusers scheduler that samples as our sampler does with this folder."""
+    classes = {name: class_name for class_name, name in SCHEDULER_CLASSES.items()}
+    # clip_sample: on by default in diffusers, also in schedulers that replace this one later
+    return folder.scheduler | {"_class_name": classes[sampler], "clip_sample": False}
 
 
 def copy_code(name: str, folder: Path) -> None:

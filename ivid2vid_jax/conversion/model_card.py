@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 UNKNOWN = "not recorded: name it before you publish this"
 LOAD_PIPELINE = """\
 from diffusers import DiffusionPipeline
+from diffusers.utils import export_to_video
 
 pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-edited = pipe("clip.mp4", "make it snow")      # uint8 [T, H, W, 3]"""
+frames = pipe("clip.mp4", "make it snow").frames[0]      # PIL images
+export_to_video(frames, "edited.mp4", fps=8)"""
 LOAD_STOCK_PIPELINE = """\
 from diffusers import DiffusionPipeline
 

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 
+from ivid2vid_jax.conversion import exporter
 from tests.conversion import checkpoints
+from tests.conversion.edits import NETS, save_random_net
 from tests.support import factory, foreign
 
 
@@ -29,3 +33,44 @@ def motion_file(tmp_path):
     state = checkpoints.state_dict(checkpoints.motion_adapter())
     torch.save(foreign.animatediff(state), tmp_path / "mm.ckpt")
     return tmp_path / "mm.ckpt"
+
+
+@pytest.fixture(scope="session")
+def code_cache(tmp_path_factory):
+    """Where diffusers puts the code of loaded folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("code"))
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def load_exported(code_cache):
+    """Loads an exported folder as its users do; it shows no progress bar."""
+
+    def load(folder, **options):
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def motion_source(tiny, tmp_path_factory):
+    """A pipeline folder with the tiny "motion" net, random weights."""
+    return save_random_net(tmp_path_factory.mktemp("motion"), "source", NETS["motion"][0], tiny)
+
+
+@pytest.fixture(scope="session")
+def exported(motion_source, tmp_path_factory):
+    """Its export: a folder with diffusers' UNetMotionModel."""
+    folder = tmp_path_factory.mktemp("exported") / "motion"
+    exporter.export_folder(motion_source, folder)
+    return folder
+
+
+@pytest.fixture
+def pipe(exported, load_exported):
+    """The loaded export."""
+    return load_exported(exported)

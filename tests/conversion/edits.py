@@ -60,16 +60,21 @@ for job in json.loads(sys.argv[1]):
         job["folder"], trust_remote_code=True, torch_dtype=getattr(torch, job["dtype"])
     )
     pipe.set_progress_bar_config(disable=True)
-    decode, decoded = pipe.decode, []
-    pipe.decode = lambda latents: decoded.append(latents) or decode(latents)
-    inputs = np.load(job["input"])
-    options = {name: job[name] for name in ("steps", "size", "frames")}
-    noise = torch.from_numpy(inputs["noise"])
-    frames = pipe(inputs["clip"], job["instruction"], noise=noise, **options)
+    inputs, scaled = np.load(job["input"]), {}
+    output = pipe(
+        inputs["clip"],
+        job["instruction"],
+        num_inference_steps=job["steps"],
+        size=job["size"],
+        frames=job["frames"],
+        latents=torch.from_numpy(inputs["noise"]),
+        output_type="np",
+        callback_on_step_end=lambda pipe, i, t, tensors: scaled.update(tensors),
+    )
     np.savez(
         job["output"],
-        latents=decoded[0].float().numpy(),
-        frames=frames,
+        latents=scaled["latents"].numpy() / pipe.vae.config.scaling_factor,
+        frames=np.rint(output.frames[0] * 255),
         unet=type(pipe.unet).__name__,
     )
     assert not {"jax", "flax"} & set(sys.modules)
