@@ -217,7 +217,10 @@ def folder_finisher(
             write_json(path / "scheduler" / "scheduler_config.json", scheduler)
             index["scheduler"] = ["diffusers", scheduler["_class_name"]]
             index["_class_name"] = ["pipeline", "InstructVid2VidPipeline"]
-            index |= {name: getattr(settings, name) for name in DEFAULT_SETTINGS}
+            defaults = {name: getattr(settings, name) for name in DEFAULT_SETTINGS}
+            index |= defaults
+            # for this package: a stock class does not record the frames that it was trained on
+            write_json(path / "sampling.json", folder.sampling | defaults)
             for name in STOCK_ONLY:
                 del index[name]
             for name in PIPELINE_CODE:

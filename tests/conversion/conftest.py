@@ -9,6 +9,15 @@ from tests.conversion.edits import NETS, save_random_net
 from tests.support import factory, foreign
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny nets are slower with several threads, far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The tiny pipeline with a U-Net of two levels, as the foreign checkpoints of these tests."""
