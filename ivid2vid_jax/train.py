@@ -25,7 +25,7 @@ def run(config: TrainConfig) -> None:
     from ivid2vid_jax.training.loop import train
 
     training_benchmark.check_config(config)
-    run_folder = train(config, training_benchmark.run_benchmark if config.log.benchmark else None)
+    run_folder = train(config, training_benchmark.BENCHMARK if config.log.benchmark else None)
     if config.log.benchmark:
         print(training_benchmark.table(run_folder))
     if config.task == "edit" and (run_folder / "pipeline").is_dir():

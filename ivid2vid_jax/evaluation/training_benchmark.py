@@ -13,6 +13,7 @@ from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.training.config import TrainConfig
+from ivid2vid_jax.training.hooks import Benchmark
 from ivid2vid_jax.utils.intervals import wilson_interval
 from ivid2vid_jax.utils.progress import Progress
 
@@ -53,6 +54,14 @@ def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> 
         )
     passed = sum(item.passed for item in items)
     log.info("%s training %d of %d edits pass (%s)", when, passed, len(items), results)
+
+
+def is_missing(config: TrainConfig, run: Path) -> bool:
+    """Whether some clip of the benchmark after the last step has no result yet."""
+    return len(shapes_benchmark.read(file(run, config.steps))) < len(list(clips(config)))
+
+
+BENCHMARK = Benchmark(run_benchmark, is_missing)
 
 
 def folder(run: Path) -> Path:

@@ -14,8 +14,19 @@ from ivid2vid_jax.training.step import TrainState
 from ivid2vid_jax.training.train_setup import VIEWS, TrainSetup
 from ivid2vid_jax.training.validation import Validation
 
-# benchmark(config, run, when, pipeline) measures an editor; when: "before" or "after" training.
-Benchmark = Callable[[TrainConfig, Path, str, Pipeline], None]
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The measurement of an editor before and after its training.
+
+    Attributes:
+        measure: measure(config, run, when, pipeline); when: "before" or "after".
+        is_missing: is_missing(config, run): whether the measurement after the last step is not
+            complete.
+    """
+
+    measure: Callable[[TrainConfig, Path, str, Pipeline], None]
+    is_missing: Callable[[TrainConfig, Path], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +35,11 @@ class Due:
 
     validate: bool
     sample: bool
-    benchmark: bool
     save: bool
 
     def __bool__(self) -> bool:
         """Whether anything is due."""
-        return self.validate or self.sample or self.benchmark or self.save
+        return self.validate or self.sample or self.save
 
 
 def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
@@ -42,7 +52,6 @@ def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
     return Due(
         validate=is_due(config.log.eval_every, done and not stop),
         sample=is_due(config.log.sample_every, done and not stop),
-        benchmark=done,
         save=is_due(config.checkpoint.every, done or stop),
     )
 
@@ -86,8 +95,6 @@ class Hooks:
         if due.sample:
             for sheet in self.samples(step, pipeline_export.ema_params(state), self.frozen):
                 metrics_log.images(step, "samples", sheet)
-        if due.benchmark:
-            self.run_benchmark("after", state)
         if due.save:
             self.checkpoints.save(step, state, position, self.checkpoint_meta)
             if self.config.checkpoint.wait:
@@ -111,4 +118,5 @@ class Hooks:
         pipe = self.samples.pipeline(pipeline_export.ema_params(state), self.frozen)
         if pipe is not None:
             with single_process_mesh():
-                self.benchmark(self.config, self.run, when, pipe)
+                self.benchmark.measure(self.config, self.run, when, pipe)
+            self.push()

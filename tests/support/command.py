@@ -38,11 +38,16 @@ def run_command(capsys, args_class, run, *words, recipe=None) -> tuple[int, str,
     return code, output.err, output.out
 
 
-def start_command(name: str, *argv) -> subprocess.Popen:
-    """Starts `python -m ivid2vid_jax.<name>` in a process of its own."""
+def start_command(name: str, *argv, group: bool = False) -> subprocess.Popen:
+    """Starts `python -m ivid2vid_jax.<name>` in a process, or in a process group, of its own."""
     words = [sys.executable, "-m", f"ivid2vid_jax.{name}", *map(str, argv)]
     return subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=group,
     )
 
 

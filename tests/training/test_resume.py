@@ -1,6 +1,7 @@
 """What a run leaves behind; stopped, killed and damaged runs resume bit for bit or are refused."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -16,9 +17,11 @@ from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.compiled_step import CompiledStep
+from ivid2vid_jax.training.hooks import Benchmark
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
+from ivid2vid_jax.training.samples import Samples
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support.command import start_command, wait_for
 from tests.support.train_runs import (
@@ -114,14 +117,14 @@ def test_a_finished_run_says_so_and_changes_nothing(reference, tmp_path):
     assert after == before
 
 
-def stop_when_logging(patch, step):
-    """Sends SIGTERM to this process when a step is logged, that is while the next one runs."""
+def stop_when_logging(patch, step, number=signal.SIGTERM):
+    """Sends a signal to this process when a step is logged, that is while the next one runs."""
     write = MetricsLog.write
 
     def write_and_stop(self, at, values, kind="train"):
         write(self, at, values, kind)
         if at == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     patch.setattr(MetricsLog, "write", write_and_stop)
 
@@ -170,6 +173,52 @@ def test_a_stopped_run_resumed_with_more_steps_equals_an_uninterrupted_one(
     for step in (4, 6, 8):
         assert_same_checkpoint(run, reference, step)
     assert reproducible_metrics(run) == reproducible_metrics(reference)
+
+
+def test_the_last_checkpoint_is_saved_before_the_benchmark_which_is_made_up_for(
+    tmp_path, monkeypatch
+):
+    """A kill within the benchmark after training loses nothing of the training."""
+    run, moments = tmp_path / "run", []
+
+    def measure(config, folder, when, pipe):
+        moments.append((when, complete_steps(run)))
+        if moments.count(("after", [2])) == 1:
+            raise KeyboardInterrupt
+
+    benchmark = Benchmark(measure, lambda config, folder: moments.count(("after", [2])) < 2)
+    monkeypatch.setattr(Samples, "pipeline", lambda self, params, frozen: "the editor")
+    with pytest.raises(KeyboardInterrupt):
+        train(cheap(run, steps=2), benchmark)
+    assert moments == [("before", []), ("after", [2])]
+    train(cheap(run, steps=2), benchmark)
+    assert moments == [("before", []), ("after", [2]), ("after", [2])]
+    train(cheap(run, steps=2), benchmark)
+    assert len(moments) == 3
+
+
+def test_ctrl_c_saves_and_the_next_run_goes_on(reference, tmp_path, monkeypatch, caplog):
+    run, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        stop_when_logging(patch, 5, signal.SIGINT)
+        train(cheap(run, checkpoint__every=100))
+    assert complete_steps(run) == [6] and "saved at step 6" in caplog.text
+    assert "Ctrl-C again ends at once" in caplog.text
+    assert signal.getsignal(signal.SIGINT) == handler
+    train(cheap(run))
+    assert_same_checkpoint(run, reference, 8)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, monkeypatch):
+    def press_twice(self, at, values, kind="train"):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "write", press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(cheap(tmp_path / "run"))
+    assert complete_steps(tmp_path / "run") == []
 
 
 def test_a_run_killed_within_a_save_resumes_from_the_last_complete_checkpoint(reference, tmp_path):

@@ -1,5 +1,6 @@
 """Training runs that take minutes: many kills, every kind of start and task, host memory."""
 
+import os
 import random
 import shutil
 import signal
@@ -69,13 +70,19 @@ def test_killed_at_random_moments_a_run_resumes_from_the_last_complete_checkpoin
     assert reproducible_metrics(run) == reproducible_metrics(tmp_path / "other")
 
 
-def test_sigterm_saves_at_the_step_reached_and_exits_with_0(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_saves_at_the_step_reached_and_exits_with_0(tmp_path, number):
+    """Ctrl-C reaches the workers too, which are of the same process group."""
     run = tmp_path / "run"
-    path = write_recipe(tmp_path, run, dict(steps=ENDLESS, checkpoint__every=ENDLESS))
-    process = start_command("train", "--config", path)
+    options = dict(steps=ENDLESS, checkpoint__every=ENDLESS, loader__workers=2)
+    process = start_command("train", "--config", write_recipe(tmp_path, run, options), group=True)
     wait_for(process, lambda: len(read_metrics(run)) > 5)
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     output = process.communicate(timeout=60)[0]
+    assert "Traceback" not in output
     (at,) = complete_steps(run)
     assert process.returncode == 0 and f"saved at step {at}" in output
     assert read_metrics(run)[-1]["step"] == at

@@ -319,7 +319,8 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         else:
             text_scale, clip_scale = self.guidance_scale, self.image_guidance_scale
             weights = (1 - clip_scale, clip_scale - text_scale, text_scale)
-            branches = zip(weights, (no_clip, clip, clip), prompt_embeds.chunk(3), strict=True)
+            sources = (no_clip, clip, clip)
+            branches = list(zip(weights, sources, prompt_embeds.chunk(3), strict=True))
         weights, sources, texts = zip(*(b for b in branches if b[0]), strict=True)
         text = torch.cat(texts)
         if type(self.unet).__name__ == "UNetMotionModel":  # it takes the text once per frame
