@@ -73,7 +73,7 @@ class ImportArgs:
         base = hub.resolve_model(self.base) if self.base else None
         checkpoint = foreign_formats.open_checkpoint(self.source)
         report = importer.import_checkpoint(checkpoint, base, self.output, options)
-        print("\n".join([*importer.lines(report), f"wrote {self.output}"]))
+        print("\n".join([*importer.format_report(report), f"wrote {self.output}"]))
 
 
 @dataclasses.dataclass

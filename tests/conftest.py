@@ -72,8 +72,8 @@ def tiny(tmp_path_factory):
     """
     from tests.support import factory
 
-    return factory.save(
-        tmp_path_factory.mktemp("models") / "tiny", factory.tiny(**factory.ONE_LEVEL)
+    return factory.save_pipeline(
+        tmp_path_factory.mktemp("models") / "tiny", factory.tiny_parts(**factory.ONE_LEVEL)
     )
 
 

@@ -83,7 +83,9 @@ def base(tmp_path_factory):
     """A tiny folder like Stable Diffusion's, with 4 input channels."""
     from tests.support import factory
 
-    return factory.save(tmp_path_factory.mktemp("base") / "sd", factory.tiny(in_channels=4))
+    return factory.save_pipeline(
+        tmp_path_factory.mktemp("base") / "sd", factory.tiny_parts(in_channels=4)
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

@@ -296,7 +296,9 @@ def test_engine_editors_are_evaluated_on_the_same_clips(words, tmp_path, capsys,
         return lambda tasks: [[task.clip] for task in tasks]
 
     monkeypatch.setitem(EDITORS, "shared_noise", load_editor)
-    base = factory.save(tmp_path / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL))
+    base = factory.save_pipeline(
+        tmp_path / "base", factory.tiny_parts(in_channels=4, **factory.ONE_LEVEL)
+    )
     recipe = tmp_path / "engine.py"
     recipe.write_text(
         "from ivid2vid_jax.synthesis.config import *\n"

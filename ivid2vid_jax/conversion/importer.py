@@ -181,7 +181,7 @@ def make_report(
     }
 
 
-def lines(report: dict[str, Any]) -> list[str]:
+def format_report(report: dict[str, Any]) -> list[str]:
     """The lines of the report that `convert import` prints."""
     output = [f"{report['source']}: {report['family']}"]
     for name, origins in report["tensors"].items():

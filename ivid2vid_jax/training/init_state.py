@@ -313,7 +313,7 @@ def load_weights(
             param_shapes(name, net),
             flax.traverse_util.flatten_dict(dtype_trees[name]),
             sharding_trees[name],
-            skip=source.skip(name),
+            skip=source.key_filter(name),
         )
         if name == "unet":
             assert isinstance(source, PipelineFolder) and isinstance(folder, PipelineFolder)

@@ -85,7 +85,7 @@ def stored_weights(
                     component,
                     source.component_dir(component),
                     param_shapes(component, config),
-                    skip=source.skip(component),
+                    skip=source.key_filter(component),
                 )
             )
             weights |= flatten({component: flax.traverse_util.unflatten_dict(tree)})

@@ -71,7 +71,7 @@ class PipelineFolder:
         """The folder of a component's files."""
         return self.path / component
 
-    def skip(self, component: str) -> Callable[[str], bool] | None:
+    def key_filter(self, component: str) -> Callable[[str], bool] | None:
         """The argument `skip` of `components.load_component` for a component."""
         return self.is_excluded if component == "unet" else None
 
@@ -128,8 +128,8 @@ class ClipFolder:
         """The folder of the weights."""
         return self.path
 
-    def skip(self, component: str) -> None:
-        """No key is skipped; see `PipelineFolder.skip`."""
+    def key_filter(self, component: str) -> None:
+        """No key is skipped; see `PipelineFolder.key_filter`."""
 
     @property
     def text_length(self) -> int:

@@ -74,7 +74,7 @@ def unet_evaluation(pipe, stock, size, repeats):
         lambda params, x, cond: net.apply({"params": params}, x, jnp.full((K,), 500.0), cond.text)
     )
     cond = jax.device_put(Condition(text, x))
-    x_torch = factory.frames_first(x).to(stock.device, stock.dtype)
+    x_torch = factory.to_torch_frames(x).to(stock.device, stock.dtype)
     text_torch = torch.from_numpy(np.repeat(text, T, axis=0)).to(stock.device, stock.dtype)
 
     def theirs():
@@ -88,7 +88,7 @@ def unet_evaluation(pipe, stock, size, repeats):
 
     times = turns(ours, theirs, repeats)
     reference = theirs().float().cpu().numpy().transpose(0, 2, 3, 1)
-    difference = factory.relative(ours().reshape(K * T, side, side, 4), reference)
+    difference = factory.relative_difference(ours().reshape(K * T, side, side, 4), reference)
     return times | {"relative_difference": difference}
 
 
@@ -163,7 +163,7 @@ def main(argv=None):
         text_encoder=factory.text_encoder(size["text"]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        path = factory.save(Path(folder) / "model", parts | dict(scheduler=factory.ddim()))
+        path = factory.save_pipeline(Path(folder) / "model", parts | dict(scheduler=factory.ddim()))
         pipe = ivid2vid_jax.load(path)
         stock = StableDiffusionInstructPix2PixPipeline(
             **parts,

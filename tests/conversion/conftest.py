@@ -21,7 +21,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The tiny pipeline with a U-Net of two levels, as the foreign checkpoints of these tests."""
-    return factory.save(tmp_path_factory.mktemp("models") / "tiny", factory.tiny())
+    return factory.save_pipeline(tmp_path_factory.mktemp("models") / "tiny", factory.tiny_parts())
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def wide(tmp_path_factory):
         text_encoder=factory.text_encoder(checkpoints.TEXT),
         scheduler=factory.ddim(),
     )
-    return factory.save(tmp_path_factory.mktemp("wide") / "folder", parts)
+    return factory.save_pipeline(tmp_path_factory.mktemp("wide") / "folder", parts)
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def save_random_net(work, name, changes, base):
     folder = open_pipeline_folder(base)
     params = load_params(folder)
     unet = UNetConfig.from_json(factory.UNET_TINY | dict(num_frames=8) | changes)
-    params["unet"] = factory.noisy(param_shapes("unet", unet), scale=0.1)
+    params["unet"] = factory.random_params(param_shapes("unet", unet), scale=0.1)
     folder = dataclasses.replace(folder, unet=unet, sampling=dict(steps=7, size=16))
     save_folder(work / name, folder, params)
     return work / name
@@ -131,7 +131,7 @@ def assert_same_edit(label, actual, reference):
     actual: (latents, frames) of JAX; reference: output of PyTorch.
     """
     latents, frames = actual
-    difference = factory.relative(reference["latents"], latents)
+    difference = factory.relative_difference(reference["latents"], latents)
     decibels = psnr(reference["frames"], frames)
     print(f"{label}: latents differ by {difference:.1e}, frames agree to {decibels:.0f} dB")
     assert np.abs(latents).max() > 0.1 and frames.std() > 5

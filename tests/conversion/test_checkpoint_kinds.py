@@ -239,7 +239,7 @@ def make_folder(path, kind):
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=64,
         )
-        factory.save(path, factory.tiny() | dict(unet=net))
+        factory.save_pipeline(path, factory.tiny_parts() | dict(unet=net))
         return "is Stable Diffusion XL; only"
     if kind == "Stable Diffusion 3":
         net = diffusers.SD3Transformer2DModel(**SMALL, sample_size=8, caption_projection_dim=16)
@@ -265,7 +265,7 @@ def make_folder(path, kind):
         ).save_pretrained(path)
         return "is a ControlNet"
     if kind == "inpainting":
-        factory.save(path, factory.tiny(in_channels=9))
+        factory.save_pipeline(path, factory.tiny_parts(in_channels=9))
         return "is an inpainting model (9 input channels)"
     path.mkdir()
     if kind == "LoRA of diffusers":

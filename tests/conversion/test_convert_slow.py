@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 def test_import_train_export_import(tmp_path):
     """AnimateDiff's modules, two training steps, PyTorch and back: the EMA, bit for bit."""
-    base = factory.save(tmp_path / "base", factory.tiny())
+    base = factory.save_pipeline(tmp_path / "base", factory.tiny_parts())
     torch.save(animatediff(state_dict(motion_adapter())), tmp_path / "mm.ckpt")
     start = tmp_path / "start"
     import_to(tmp_path / "mm.ckpt", start, base, motion_group_norm="clip")
@@ -137,14 +137,16 @@ def test_edit_at_real_size(tmp_path, name):
         vae=factory.vae(factory.VAE_SD),
         text_encoder=factory.text_encoder(factory.TEXT_SD15),
     )
-    base = factory.save(tmp_path / "base", parts | dict(scheduler=factory.ddim()))
+    base = factory.save_pipeline(tmp_path / "base", parts | dict(scheduler=factory.ddim()))
     folder = open_pipeline_folder(base)
     params = load_params(folder)
     changes = {field: tuple(value) for field, value in NETS[name][0].items()}
     unet = dataclasses.replace(folder.unet, **changes)
     inflated = flax.traverse_util.flatten_dict(inflate_params(params["unet"], folder.unet, unet, 0))
     # random values instead of the zeros in temporal layers, so that the layers have an effect
-    random = flax.traverse_util.flatten_dict(factory.noisy(param_shapes("unet", unet), scale=0.02))
+    random = flax.traverse_util.flatten_dict(
+        factory.random_params(param_shapes("unet", unet), scale=0.02)
+    )
     params["unet"] = flax.traverse_util.unflatten_dict(
         {
             path: random[path]

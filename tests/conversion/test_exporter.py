@@ -126,14 +126,14 @@ def test_edit_with_the_embedded_model_is_the_same(tmp_path, steps):
 def test_windows_are_the_same(edits):
     edit = edits["windows"]
     assert_same_edit("motion, in windows of 4 frames", edit.jax, edit.torch)
-    assert factory.relative(edits["motion"].jax[0], edit.jax[0]) > 1e-3
+    assert factory.relative_difference(edits["motion"].jax[0], edit.jax[0]) > 1e-3
 
 
 @pytest.mark.slow
 def test_half_precision_is_close(edits):
     """The error of float16 is printed (-rP); frames agree to 30 dB."""
     _, _, (latents, frames), reference = edits["float16"]
-    difference = factory.relative(reference["latents"], latents)
+    difference = factory.relative_difference(reference["latents"], latents)
     decibels = psnr(reference["frames"], frames)
     print(f"float16: latents differ by {difference:.1e}, frames agree to {decibels:.1f} dB")
     assert difference < 0.05 and decibels >= 30

@@ -185,7 +185,7 @@ def test_insv2v(wide, tmp_path):
 
     The resnets' norms pool over the clip, the motion modules' norms work frame by frame.
     """
-    unet = factory.motion(norm_num_groups=32, cross_attention_dim=64, num_attention_heads=8)
+    unet = factory.motion_unet(norm_num_groups=32, cross_attention_dim=64, num_attention_heads=8)
     vae, text = factory.vae(VAE), factory.text_encoder(TEXT)
     motion_state = foreign.animatediff(state_dict(unet))
     tensors = {f"unet.{key}": value for key, value in motion_state.items()}
@@ -219,7 +219,7 @@ def test_insv2v(wide, tmp_path):
     actual = jax.jit(InflatedUNet3D(folder.unet).apply)(
         {"params": params["unet"]}, x, np.float32([300]), context
     )
-    assert factory.relative(np.moveaxis(np.asarray(actual), -1, 1), expected) <= 1e-5
+    assert factory.relative_difference(np.moveaxis(np.asarray(actual), -1, 1), expected) <= 1e-5
 
 
 def test_modelscope_folders_with_bin_files(tmp_path):
@@ -233,7 +233,7 @@ def test_modelscope_folders_with_bin_files(tmp_path):
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
     )
-    source = factory.save(tmp_path / "modelscope", factory.tiny() | dict(unet=unet))
+    source = factory.save_pipeline(tmp_path / "modelscope", factory.tiny_parts() | dict(unet=unet))
     for component, stem in (
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),

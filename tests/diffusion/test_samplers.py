@@ -71,7 +71,7 @@ def compare(name, scheduler, steps, monkeypatch, eta=0.0):
     np.testing.assert_allclose(table.steps.t, scheduler.timesteps, atol=1e-3)
     assert len(actual) == len(expected) == steps
     for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
-        assert factory.relative(ours, theirs) <= 2e-4, f"step {i}"
+        assert factory.relative_difference(ours, theirs) <= 2e-4, f"step {i}"
 
 
 SPACINGS = [

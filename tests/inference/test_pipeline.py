@@ -262,7 +262,9 @@ def test_invalid_edits_are_rejected(pipe, tmp_path):
         pipe.edit(np.zeros((2, 4)), INSTRUCTION)
     with pytest.raises(TypeError, match="unknown setting 'strength'"):
         pipe.edit(clip(2), INSTRUCTION, strength=0.5)
-    base = ivid2vid_jax.load(factory.save(tmp_path / "base", factory.tiny(in_channels=4)))
+    base = ivid2vid_jax.load(
+        factory.save_pipeline(tmp_path / "base", factory.tiny_parts(in_channels=4))
+    )
     message = "takes 4 latent channels and no source clip; an editor takes 8"
     with pytest.raises(UserError, match=message):
         base.edit(clip(2), INSTRUCTION, steps=1, size=16)
@@ -295,7 +297,7 @@ def test_bfloat16_is_close_to_float32(tiny, pipe):
 
 @pytest.mark.slow
 def test_text_to_image_equals_diffusers(tmp_path, pipe):
-    folder = factory.save(tmp_path / "base", factory.tiny(in_channels=4))
+    folder = factory.save_pipeline(tmp_path / "base", factory.tiny_parts(in_channels=4))
     stock_pipe = StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )

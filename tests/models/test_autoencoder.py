@@ -40,9 +40,9 @@ def check_parity(module, folder, side, tolerance):
     )
     ours = encode({"params": params}, pixels)
     mean, std = (tensor.numpy().transpose(0, 2, 3, 1) for tensor in (posterior.mean, posterior.std))
-    assert factory.relative(ours.mode(), mean) <= tolerance
-    assert factory.relative(ours.std, std) <= tolerance
-    assert factory.relative(decode({"params": params}, mean), decoded) <= tolerance
+    assert factory.relative_difference(ours.mode(), mean) <= tolerance
+    assert factory.relative_difference(ours.std, std) <= tolerance
+    assert factory.relative_difference(decode({"params": params}, mean), decoded) <= tolerance
 
 
 def test_samples_have_the_posteriors_deviation():

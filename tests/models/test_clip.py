@@ -27,7 +27,7 @@ def check_parity(module, folder, length, tolerance):
     with torch.no_grad():
         reference = module(torch.from_numpy(ids)).last_hidden_state.numpy()
     ours = jax.jit(CLIPTextModel(config).apply)({"params": params}, jnp.asarray(ids, jnp.int32))
-    assert factory.relative(ours, reference) <= tolerance
+    assert factory.relative_difference(ours, reference) <= tolerance
 
 
 @pytest.mark.parametrize("config", [factory.TEXT_TINY, TINY_H], ids=["quick_gelu", "gelu"])
@@ -117,9 +117,9 @@ def check_towers(folder, module, tolerance, length=12):
         {"params": params}, pixels, jnp.asarray(ids)
     )
     expected_images, expected_texts, expected_logits = reference(module, pixels, ids)
-    assert factory.relative(images, expected_images) <= tolerance
-    assert factory.relative(texts, expected_texts) <= tolerance
-    assert factory.relative(scale * images @ texts.T, expected_logits) <= tolerance
+    assert factory.relative_difference(images, expected_images) <= tolerance
+    assert factory.relative_difference(texts, expected_texts) <= tolerance
+    assert factory.relative_difference(scale * images @ texts.T, expected_logits) <= tolerance
 
 
 @pytest.fixture(scope="module")

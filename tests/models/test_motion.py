@@ -38,7 +38,7 @@ def apply(config, params, x, t, context):
 
 @pytest.mark.parametrize("mid_block", [False, True], ids=["v1 and v3", "v2"])
 def test_equals_diffusers_motion_model(tmp_path, mid_block):
-    module = factory.motion(use_motion_mid_block=mid_block, motion_max_seq_length=24)
+    module = factory.motion_unet(use_motion_mid_block=mid_block, motion_max_seq_length=24)
     module.save_pretrained(tmp_path)
     config = UNetConfig.from_json(read_json(tmp_path / "config.json"))
     assert config.temporal == ("motion",) and config.motion_max_seq_length == 24
@@ -50,16 +50,16 @@ def test_equals_diffusers_motion_model(tmp_path, mid_block):
         clip = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
         expected = module(clip, torch.from_numpy(t), text).sample.numpy()
     actual = apply(config, params, x, t, context)
-    assert factory.relative(actual, np.moveaxis(expected, 1, -1)) <= 1e-5
+    assert factory.relative_difference(actual, np.moveaxis(expected, 1, -1)) <= 1e-5
 
 
 def test_norms_by_frame_differ_from_norms_over_the_clip():
-    params = factory.noisy(unet_param_shapes(TINY))
+    params = factory.random_params(unet_param_shapes(TINY))
     over_clip, by_frame = (
         apply(dataclasses.replace(TINY, motion_group_norm=pooled), params, *inputs())
         for pooled in ("clip", "frame")
     )
-    assert factory.relative(by_frame, over_clip) > 1e-3
+    assert factory.relative_difference(by_frame, over_clip) > 1e-3
 
 
 def test_freshly_inflated_equals_2d(tmp_path):
@@ -75,7 +75,7 @@ def test_freshly_inflated_equals_2d(tmp_path):
 def test_the_positional_encoding_equals_diffusers_and_is_never_trained():
     expected = {
         name: value.numpy()
-        for name, value in factory.motion().state_dict().items()
+        for name, value in factory.motion_unet().state_dict().items()
         if name.endswith(".pe")
     }
     config = UNetConfig.from_json(factory.UNET_TINY | dict(temporal=["motion"]))
@@ -93,7 +93,7 @@ def test_the_positional_encoding_equals_diffusers_and_is_never_trained():
 
 def test_only_the_positional_encoding_knows_the_order_of_frames():
     """Without it, reversed frames give the reversed result."""
-    params = factory.noisy(unet_param_shapes(TINY))
+    params = factory.random_params(unet_param_shapes(TINY))
     x, t, context = inputs()
     without_encoding = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0 * leaf if path[-1].key == "pe" else leaf, params
@@ -112,7 +112,7 @@ def test_windows_longer_than_the_positional_encoding_are_refused(tmp_path):
     with pytest.raises(ValueError, match="5 frames are more than the 4 positions"):
         jax.eval_shape(InflatedUNet3D(short).init, jax.random.key(0), x, t, context)
     folder = open_pipeline_folder(
-        factory.save(tmp_path / "base", factory.tiny(**factory.ONE_LEVEL))
+        factory.save_pipeline(tmp_path / "base", factory.tiny_parts(**factory.ONE_LEVEL))
     )
     params = load_params(folder)
     params["unet"] = inflate_params(params["unet"], folder.unet, short, 0)

@@ -42,7 +42,7 @@ def apply_2d_reference(module, x, t, context):
     B, T, h, w, _ = x.shape
     with torch.no_grad():
         out = module(
-            factory.frames_first(x),
+            factory.to_torch_frames(x),
             torch.tensor(np.repeat(t, T)),
             torch.from_numpy(np.repeat(context, T, axis=0)),
         ).sample
@@ -56,7 +56,7 @@ def test_equals_diffusers_2d_frame_by_frame(tmp_path, config, t, tokens):
     ours, params = load(module, tmp_path)
     x, context = random_inputs(ours, tokens=tokens)
     expected = apply_2d_reference(module, x, t, context)
-    assert factory.relative(apply(ours, params, x, t, context), expected) <= 2e-5
+    assert factory.relative_difference(apply(ours, params, x, t, context), expected) <= 2e-5
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_equals_diffusers_2d_at_real_size(tmp_path, config):
     ours, params = load(module, tmp_path)
     x, context = random_inputs(ours, B=1, T=2, side=32, tokens=77)
     expected = apply_2d_reference(module, x, (321.0,), context)
-    assert factory.relative(apply(ours, params, x, (321.0,), context), expected) <= 1e-4
+    assert factory.relative_difference(apply(ours, params, x, (321.0,), context), expected) <= 1e-4
 
 
 def test_equals_diffusers_3d(tmp_path):
@@ -87,7 +87,9 @@ def test_equals_diffusers_3d(tmp_path):
         clip = torch.from_numpy(x.transpose(0, 4, 1, 2, 3).copy())
         output = module(clip, torch.tensor([7.0, 800.0]), torch.from_numpy(context))
     expected = output.sample.numpy().transpose(0, 2, 3, 4, 1)
-    assert factory.relative(apply(ours, params, x, (7.0, 800.0), context), expected) <= 2e-5
+    assert (
+        factory.relative_difference(apply(ours, params, x, (7.0, 800.0), context), expected) <= 2e-5
+    )
 
 
 def test_temporal_convolution_of_a_still_image_pads_with_zeros():
@@ -222,7 +224,7 @@ def test_bfloat16_stays_close(inflated):
     expected = apply(target, params, x, (10.0, 700.0), context)
     actual = apply(target, params, x, (10.0, 700.0), context, dtype=jnp.bfloat16)
     assert actual.dtype == np.float32
-    assert 0 < factory.relative(actual, expected) < 0.03
+    assert 0 < factory.relative_difference(actual, expected) < 0.03
 
 
 @pytest.mark.parametrize(

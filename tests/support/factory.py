@@ -123,7 +123,7 @@ def unet3d(**config) -> UNet3DConditionModel:
     return randomise(UNet3DConditionModel(**config), 2)
 
 
-def motion(**changes) -> UNetMotionModel:
+def motion_unet(**changes) -> UNetMotionModel:
     """The tiny U-Net with motion modules."""
     torch.manual_seed(5)
     config = UNET_TINY | dict(num_attention_heads=4, use_motion_mid_block=False)
@@ -133,7 +133,7 @@ def motion(**changes) -> UNetMotionModel:
     return randomise(UNetMotionModel(**config | changes), 5)
 
 
-def noisy(tree, seed=0, scale=0.2):
+def random_params(tree, seed=0, scale=0.2):
     """Random parameters with the shapes of a tree; scale: their standard deviation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -158,7 +158,7 @@ def ddim() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULER)
 
 
-def tiny(scheduler=None, **changes) -> dict:
+def tiny_parts(scheduler=None, **changes) -> dict:
     """The parts of a tiny folder: unet, vae, text_encoder and scheduler.
 
     changes: keys of the U-Net's config.
@@ -169,7 +169,7 @@ def tiny(scheduler=None, **changes) -> dict:
     return parts | dict(scheduler=scheduler or ddim())
 
 
-def save(path: Path, parts: dict, **options) -> Path:
+def save_pipeline(path: Path, parts: dict, **options) -> Path:
     """Writes the parts as a pipeline folder by their `save_pretrained`.
 
     options: arguments of the models' `save_pretrained` (max_shard_size, variant).
@@ -268,7 +268,7 @@ def blip(path: Path) -> Path:
     return path
 
 
-def relative(actual, reference) -> float:
+def relative_difference(actual, reference) -> float:
     """Max |actual - reference| / max |reference|, also printed (shown by `pytest -rP`)."""
     actual, reference = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
     assert actual.shape == reference.shape, (actual.shape, reference.shape)
@@ -277,7 +277,7 @@ def relative(actual, reference) -> float:
     return value
 
 
-def frames_first(clip):
+def to_torch_frames(clip):
     """[B, T, h, w, C] numpy -> [B*T, C, h, w] torch."""
     B, T, h, w, C = clip.shape
     return torch.from_numpy(clip.reshape(B * T, h, w, C).transpose(0, 3, 1, 2).copy())

@@ -16,7 +16,7 @@ from tests.synthesis.runs import KEEP_ALL
 def models(tmp_path_factory):
     """A folder with a random base and a random CLIP."""
     folder = tmp_path_factory.mktemp("models")
-    factory.save(folder / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL))
+    factory.save_pipeline(folder / "base", factory.tiny_parts(in_channels=4, **factory.ONE_LEVEL))
     save_clip(folder / "clip", factory.TEXT_TINY, VISION_TINY, 40)
     return folder
 

@@ -48,8 +48,9 @@ QUICK = TuneAVideoConfig(steps=3, inversion=2, sampling=2, lr=1e-3)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny random text-to-image folder."""
-    return factory.save(
-        tmp_path_factory.mktemp("models") / "base", factory.tiny(in_channels=4, **factory.ONE_LEVEL)
+    return factory.save_pipeline(
+        tmp_path_factory.mktemp("models") / "base",
+        factory.tiny_parts(in_channels=4, **factory.ONE_LEVEL),
     )
 
 
@@ -102,12 +103,12 @@ def test_tuning_steps_equal_pytorchs(pipe):
         alpha_bar = pipe.schedule.alphas_cumprod[t]
         x_t = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * noise
         prediction = net(
-            factory.frames_first(np.float32(x_t)[None]),
+            factory.to_torch_frames(np.float32(x_t)[None]),
             torch.full((5,), t),
             torch.from_numpy(text).expand(5, -1, -1),
         ).sample
         adamw.zero_grad()
-        torch.nn.functional.mse_loss(prediction, factory.frames_first(noise[None])).backward()
+        torch.nn.functional.mse_loss(prediction, factory.to_torch_frames(noise[None])).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
         adamw.step()
     assert max(norms) > config.clip, f"clipping must act, {norms}"

@@ -119,13 +119,13 @@ def test_equals_the_original_architecture(inputs):
     net = reference()
     with torch.no_grad():
         expected = net(
-            factory.frames_first(x),
+            factory.to_torch_frames(x),
             torch.from_numpy(repeat(t, "b -> (b f)", f=T)),
             torch.from_numpy(repeat(text, "b k d -> (b f) k d", f=T)),
         ).sample
     actual = jax.jit(InflatedUNet3D(TARGET).apply)({"params": jax_params(net)}, x, t, text)
     actual = rearrange(np.asarray(actual), "b f h w c -> (b f) c h w")
-    assert factory.relative(actual, expected.numpy()) < 1e-5
+    assert factory.relative_difference(actual, expected.numpy()) < 1e-5
 
 
 def test_freshly_inflated_it_equals_the_2d_net_on_a_still_clip(inputs):
@@ -138,7 +138,7 @@ def test_freshly_inflated_it_equals_the_2d_net_on_a_still_clip(inputs):
     still = np.repeat(x[:, :1], T, axis=1)
     actual = jax.jit(InflatedUNet3D(target).apply)(inflated, still, t, text)
     one_frame = jax.jit(InflatedUNet3D(config).apply)({"params": params}, x[:, :1], t, text)
-    assert factory.relative(actual, np.repeat(one_frame, T, axis=1)) < 1e-5
+    assert factory.relative_difference(actual, np.repeat(one_frame, T, axis=1)) < 1e-5
 
 
 def test_a_frame_attends_to_the_first_and_the_previous_one_only():

@@ -35,7 +35,7 @@ def weights_of(path) -> dict[str, np.ndarray]:
 def editor(tmp_path_factory):
     """The config of a finished run: two steps of new temporal layers on a model."""
     folder = tmp_path_factory.mktemp("editor")
-    model = factory.save(folder / "model", factory.tiny(**factory.ONE_LEVEL))
+    model = factory.save_pipeline(folder / "model", factory.tiny_parts(**factory.ONE_LEVEL))
     config = tiny_config(
         folder / "run",
         model=str(model),

@@ -140,7 +140,9 @@ def test_host_memory_is_constant_over_2000_steps(tmp_path):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A folder like Stable Diffusion's: 4 input channels."""
-    return factory.save(tmp_path_factory.mktemp("models") / "plain", factory.tiny(in_channels=4))
+    return factory.save_pipeline(
+        tmp_path_factory.mktemp("models") / "plain", factory.tiny_parts(in_channels=4)
+    )
 
 
 def weights_of(path) -> dict[str, np.ndarray]:
@@ -200,5 +202,5 @@ def test_text_to_image_from_a_model_and_from_scratch(plain, tmp_path):
         )
         assert all(np.isfinite(record["loss"]) for record in read_metrics(run, "train"))
     with pytest.raises(UserError, match=r"trains a 2D U-Net of 4 channels; this one has 8"):
-        wide = factory.save(tmp_path / "wide", factory.tiny())
+        wide = factory.save_pipeline(tmp_path / "wide", factory.tiny_parts())
         train(tiny_config(tmp_path / "none", task="text_to_image", model=str(wide)))

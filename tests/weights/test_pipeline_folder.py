@@ -77,7 +77,7 @@ def round_trip(path, work, **options):
 )
 def test_round_trip_is_bit_exact(tmp_path, changes, options):
     shard_size = {"max_shard_size": "60KB"} if options else {}
-    source = factory.save(tmp_path / "in", factory.tiny(**changes), **shard_size)
+    source = factory.save_pipeline(tmp_path / "in", factory.tiny_parts(**changes), **shard_size)
     assert (len(list((source / "unet").glob("*.safetensors"))) > 1) == bool(options)
     output = round_trip(source, tmp_path, **options)
     assert (len(list((output / "unet").glob("*.safetensors"))) > 1) == bool(options)
@@ -117,16 +117,16 @@ def test_round_trip_at_real_size(tmp_path, kind):
         scheduler=factory.ddim(),
     )
     shard_size = {"max_shard_size": "1GB"} if kind == "sd21" else {}
-    source = factory.save(tmp_path / "in", parts, **shard_size)
+    source = factory.save_pipeline(tmp_path / "in", parts, **shard_size)
     del parts
     round_trip(source, tmp_path, max_shard_bytes=10**9 if kind == "sd15" else 5 * 10**9)
 
 
 def test_half_precision_and_variants(tmp_path):
-    parts = factory.tiny()
+    parts = factory.tiny_parts()
     for name in ("unet", "vae", "text_encoder"):
         parts[name].half()
-    source = factory.save(tmp_path / "fp16", parts, variant="fp16")
+    source = factory.save_pipeline(tmp_path / "fp16", parts, variant="fp16")
     assert (source / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     folder = open_pipeline_folder(source)
     assert jax.tree.leaves(load_params(folder, variant="fp16"))[0].dtype == np.float16
@@ -294,7 +294,7 @@ def test_error_names_the_damaged_part(tiny, tmp_path, damage, message):
 
 
 def test_error_names_a_missing_shard(tmp_path):
-    folder = factory.save(tmp_path / "in", factory.tiny(), max_shard_size="60KB")
+    folder = factory.save_pipeline(tmp_path / "in", factory.tiny_parts(), max_shard_size="60KB")
     shard = sorted((folder / "unet").glob("*-of-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=f"names the shard {shard.name}, which is not in"):
@@ -342,7 +342,7 @@ def test_memory_while_loading_sd15(tmp_path):
         vae=factory.vae(factory.VAE_SD),
         text_encoder=factory.text_encoder(factory.TEXT_SD15),
     )
-    folder = factory.save(tmp_path / "sd15", parts | dict(scheduler=factory.ddim()))
+    folder = factory.save_pipeline(tmp_path / "sd15", parts | dict(scheduler=factory.ddim()))
     del parts
     process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, check=True
