@@ -6,7 +6,7 @@
 Clips of 8 frames at 256x256. Checkpoints go to Google Drive: after a disconnect, run the same cell
 again to resume.
 
-Hardware: TPU v5e-1. Memory: 15.0 GiB of 16 (compiler estimate, by `python -m ivid2vid_jax.plan
+Hardware: TPU v5e-1. Memory: 14.5 GiB of 16 (compiler estimate, by `python -m ivid2vid_jax.plan
 --config configs/colab_v5e1.py --topology v5e:1x1 --full`, see docs/tpu-plan.md). An EMA of the
 weights does not fit (16.8 GiB); instead the learning rate decays to zero.
 Time and quality: not measured.

@@ -12,7 +12,7 @@ from ivid2vid_jax.synthesis.config import SynthesisConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.fingerprints import hashed_settings
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.synthesis.sources import open_source
+from ivid2vid_jax.synthesis.sources import open_clip_source
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.json_files import write_json
 
@@ -78,7 +78,7 @@ def working_config(
     engine = dataclasses.replace(triplets.engine, output=shared / triplets.engine.output)
     if not triplets.captions:
         return engine, {}
-    captions = {id: triplets.captions(id) for id in open_source(engine).fingerprints()}
+    captions = {id: triplets.captions(id) for id in open_clip_source(engine).fingerprints()}
     file = shared / f"{triplets.engine.output}-captions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(

@@ -22,7 +22,7 @@ from ivid2vid_jax.diffusion.samplers import (
     update,
 )
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import FRAMES_AXIS, WINDOWS_AXIS, DeviceGroup
+from ivid2vid_jax.parallel.device_group import BATCH_AXIS, FRAMES_AXIS, DeviceGroup
 
 
 class Guidance(NamedTuple):
@@ -132,7 +132,7 @@ class SamplingLoop:
         self.devices = devices or DeviceGroup(1)
         jit = self.devices.jit
         self.initial_noise = jit(initial_noise)
-        self.predict = jit(partial(guided_prediction, denoise), WINDOWS_AXIS)
+        self.predict = jit(partial(guided_prediction, denoise), BATCH_AXIS)
         self.update = jit(
             partial(sampler_update, prediction_type=prediction_type), donate_argnums=0
         )
@@ -263,7 +263,7 @@ class SamplingLoop:
             padded_group = group + group[-1:] * (count - len(group))
             inputs = self.devices.put(
                 tuple(np.stack([clip[window] for window in padded_group]) for clip in (x, source)),
-                WINDOWS_AXIS,
+                BATCH_AXIS,
             )
             predictions = jax.device_get(self.predict(params, *inputs, step, guidance))
             yield from predictions[: len(group)]

@@ -11,12 +11,12 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.mesh import build_mesh
 
-# Mesh axes, by the names that models/sharded_reshape.py uses.
-FRAMES_AXIS, WINDOWS_AXIS = "frames", "data"
+# Mesh axes, by the names that models/sharded_reshape.py uses. BATCH_AXIS splits windows or clips.
+FRAMES_AXIS, BATCH_AXIS = "frames", "data"
 
 
 class DeviceGroup:
-    """Some local devices, with a mesh to split frames and one to split windows.
+    """Some local devices, with a mesh to split frames and one to split windows or clips.
 
     With one device there are no meshes, and all methods are plain jit and device_put.
 
@@ -39,7 +39,7 @@ class DeviceGroup:
         if count > 1:
             self.meshes = {
                 FRAMES_AXIS: build_mesh((1, 1, count), devices[:count]),
-                WINDOWS_AXIS: build_mesh((count, 1, 1), devices[:count]),
+                BATCH_AXIS: build_mesh((count, 1, 1), devices[:count]),
             }
 
     def jit(self, function: Callable, by: str = FRAMES_AXIS, **options) -> Callable:

@@ -23,7 +23,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.inference.sampling_loop import Guidance, NoiseSource, SamplerState, full_clip_step
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.parallel.device_group import WINDOWS_AXIS, DeviceGroup
+from ivid2vid_jax.parallel.device_group import BATCH_AXIS, DeviceGroup
 from ivid2vid_jax.synthesis.edit_schedule import (
     inversion_schedule,
     sampling_schedule,
@@ -136,9 +136,9 @@ class ClipEditor(ABC):
                 return vectorised(base, *args)
             return jax.shard_map(
                 vectorised,
-                mesh=self.device_group.meshes[WINDOWS_AXIS],
-                in_specs=(P(), *(P(WINDOWS_AXIS),) * batched, *(P(),) * shared),
-                out_specs=P(WINDOWS_AXIS),
+                mesh=self.device_group.meshes[BATCH_AXIS],
+                in_specs=(P(), *(P(BATCH_AXIS),) * batched, *(P(),) * shared),
+                out_specs=P(BATCH_AXIS),
                 check_vma=False,
             )(base, *args)
 
@@ -146,7 +146,7 @@ class ClipEditor(ABC):
 
     def put(self, tree: Any) -> Any:
         """Host arrays to the devices, each of which gets its own rows (one per clip)."""
-        return self.device_group.put(tree, by=WINDOWS_AXIS)
+        return self.device_group.put(tree, by=BATCH_AXIS)
 
     @cached_property
     def base_on_devices(self) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ before any of them starts the next stage, and all stages before shard 0 starts "
 from pathlib import Path
 
 from ivid2vid_jax.synthesis.config import SynthesisConfig
-from ivid2vid_jax.synthesis.sources import open_source
+from ivid2vid_jax.synthesis.sources import open_clip_source
 from ivid2vid_jax.synthesis.stages.captions import CaptionsStage
 from ivid2vid_jax.synthesis.stages.clips import ClipsStage
 from ivid2vid_jax.synthesis.stages.edits import EditsStage
@@ -31,7 +31,7 @@ class Engine:
         config.check()
         self.config = config
         self.workspace = work = Workspace(Path(config.output), config.shard_part())
-        source = open_source(config)
+        source = open_clip_source(config)
         work.check()
         self.clips = ClipsStage(config, work, source)
         self.captions = CaptionsStage(config, work, self.clips)

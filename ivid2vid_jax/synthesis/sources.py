@@ -36,7 +36,7 @@ class Source(Protocol):
         """Clip id -> id of the clip it duplicates, from the manifest lines of accepted videos."""
 
 
-def open_source(config: SynthesisConfig) -> Source:
+def open_clip_source(config: SynthesisConfig) -> Source:
     """The source that --videos names. Raises UserError for a folder that holds no video."""
     folder = config.output / "clips"
     if config.videos == SHAPES:

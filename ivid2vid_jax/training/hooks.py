@@ -11,7 +11,7 @@ from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.metrics_log import MetricsLog
 from ivid2vid_jax.training.samples import Samples, single_process_mesh
 from ivid2vid_jax.training.step import TrainState
-from ivid2vid_jax.training.train_setup import VIEWS, TrainSetup
+from ivid2vid_jax.training.train_setup import TASK_VIEWS, TrainSetup
 from ivid2vid_jax.training.validation import Validation
 
 
@@ -81,7 +81,7 @@ class Hooks:
         self.checkpoints, self.checkpoint_meta, self.push = checkpoints, checkpoint_meta, push
         self.benchmark = benchmark
         self.validation = Validation(
-            self.config, setup.tokenize, VIEWS[self.config.task], setup.objective, setup.mesh
+            self.config, setup.tokenize, TASK_VIEWS[self.config.task], setup.objective, setup.mesh
         )
         self.samples = Samples(self.config, self.run, setup.folder)
 

@@ -26,7 +26,12 @@ from ivid2vid_jax.weights.tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 # What the loader yields for each task, see `data/loader.py`.
-VIEWS = {"edit": "edit", "text_to_image": "caption", "autoencoder": "pixels", "clip": "caption"}
+TASK_VIEWS = {
+    "edit": "edit",
+    "text_to_image": "caption",
+    "autoencoder": "pixels",
+    "clip": "caption",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ def make_setup(config: TrainConfig, run: Path, mesh: Mesh) -> TrainSetup:
     optimizer = make_optimizer(config.optim, config.steps)
     cache = latent_cache_keys(config, folder, trained) if config.loader.cached else ()
     loader = Loader(
-        config.loader, config.data, VIEWS[config.task], tokenize, config.seed, cache=cache
+        config.loader, config.data, TASK_VIEWS[config.task], tokenize, config.seed, cache=cache
     )
     return TrainSetup(
         config, run, mesh, folder, source, weights, tokenize, objective, optimizer, loader

@@ -23,7 +23,7 @@ from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.filter import FilterConfig
 from ivid2vid_jax.synthesis.fingerprints import fingerprint, hashed_settings
 from ivid2vid_jax.synthesis.run_stages import run_stages
-from ivid2vid_jax.synthesis.sources import DIGEST_BYTES, ShapesSource, digest, open_source
+from ivid2vid_jax.synthesis.sources import DIGEST_BYTES, ShapesSource, digest, open_clip_source
 from ivid2vid_jax.synthesis.workspace import write_array
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
@@ -210,9 +210,9 @@ def test_another_video_under_the_same_name_is_noticed(config, tmp_path):
     run = dataclasses.replace(
         config, videos=str(tmp_path), captions=CaptionsConfig(), instructions="rules"
     )
-    before = open_source(run).fingerprints()
+    before = open_clip_source(run).fingerprints()
     file.write_bytes(data[:-2] + b"x")
-    after = open_source(run).fingerprints()
+    after = open_clip_source(run).fingerprints()
     assert before.keys() == after.keys()
     assert before != after
 
