@@ -59,7 +59,7 @@ class ImportArgs:
     group_norm: Literal["frame", "clip"] | None = None
     # replaces the group norm statistics of the motion modules: per frame or over the clip
     motion_group_norm: Literal["frame", "clip"] | None = None
-    # dtype of the written weights (default: as stored)
+    # dtype of the written weights; None = as stored
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
     def run(self) -> None:

@@ -30,11 +30,11 @@ class PlanArgs:
     The options from --size to --steps replace values of the recipe.
     """
 
-    config: Path | None = None  # recipe file (default: the shapes world)
-    # chip (v4, v5e, v5p, v6e) and sides of the slice (default: v5e:4x4, with --edit v5e:2x2)
+    config: Path | None = None  # recipe file; None = the shapes world
+    # chip (v4, v5e, v5p, v6e) and sides of the slice; None = v5e:4x4, with --edit v5e:2x2
     topology: str | None = None
-    # sizes of the mesh axes, e.g. data=1,fsdp=16,frames=1; -1: all remaining chips
-    # (default: the recipe's; with --edit all chips on frames)
+    # sizes of the mesh axes, e.g. data=1,fsdp=16,frames=1; -1: all remaining chips; None = the
+    # recipe's, with --edit all chips on frames
     mesh: str | None = None
     edit: bool = False  # plan one sampling step of one clip instead of the training step
     # compile the whole step instead of layer by layer; this proves the memory, and takes tens of
