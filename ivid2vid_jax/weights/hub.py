@@ -6,7 +6,11 @@ from pathlib import Path
 from ivid2vid_jax import assets
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import storage
+from ivid2vid_jax.weights.checkpoint_kinds import check_folder_kind
 
+# Small files that tell what a model is. They are downloaded first, so that gigabytes of a model of
+# an unsupported kind are not.
+HUB_CONFIGS = ["model_index.json", "config.json", "adapter_config.json", "unet/config.json"]
 # Files that are downloaded from the hub.
 HUB_PATTERNS = [
     "model_index.json",
@@ -58,15 +62,25 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
 
 
 def download_from_hub(repo_id: str, variant: str | None = None) -> Path:
-    """Downloads a model into the hub's cache, or finds it there without a network."""
+    """Downloads a model into the hub's cache, or finds it there without a network.
+
+    Raises UserError if that fails, and for a model of an unsupported kind.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
     ignored = [] if variant else ["*.fp16.*", "*.non_ema.*"]
     try:
-        folder = huggingface_hub.snapshot_download(
-            repo_id, allow_patterns=HUB_PATTERNS, ignore_patterns=ignored
-        )
+        for patterns in (HUB_CONFIGS, HUB_PATTERNS):
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repo_id, allow_patterns=patterns, ignore_patterns=ignored
+                )
+            )
+            if (folder / "model_index.json").is_file():  # not a CLIP model
+                check_folder_kind(folder)
+    except UserError:
+        raise
     except (
         errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
@@ -79,4 +93,4 @@ def download_from_hub(repo_id: str, variant: str | None = None) -> Path:
             f"{repo_id}: no such folder, and the download from the Hugging Face hub failed "
             f"({reason})"
         ) from error
-    return Path(folder)
+    return folder

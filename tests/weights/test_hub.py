@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import hub
 
 
@@ -16,3 +17,30 @@ def test_resolve_model(tiny, tmp_path):
         hub.resolve_model(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"nobody/such-a-model: .*Hugging Face hub failed"):
         hub.resolve_model("nobody/such-a-model")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}),
+        ("config.json", {"architectures": ["CLIPModel"]}),
+    ],
+)
+def test_weights_of_an_unsupported_kind_are_not_downloaded(tmp_path, monkeypatch, name, config):
+    downloads = []
+
+    def download(repo_id, allow_patterns, ignore_patterns):
+        downloads.append(allow_patterns)
+        write_json(tmp_path / name, config)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    unsupported = "XL" in str(config)
+    if unsupported:
+        with pytest.raises(UserError, match=r"is Stable Diffusion XL .*; only"):
+            hub.resolve_model("owner/name")
+    else:
+        assert hub.resolve_model("owner/name") == tmp_path
+    weights = [any("safetensors" in pattern for pattern in patterns) for patterns in downloads]
+    assert weights == ([False] if unsupported else [False, True])
