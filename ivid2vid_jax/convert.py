@@ -1,6 +1,6 @@
 """`python -m ivid2vid_jax.convert`: export to PyTorch, import of published weights, inspection.
 
-python -m ivid2vid_jax.convert export RUN OUT --dtype float16
+python -m ivid2vid_jax.convert export RUN OUT --dtype float16 --push owner/name
 python -m ivid2vid_jax.convert import insv2v.pth OUT --base timbrooks/instruct-pix2pix
 python -m ivid2vid_jax.convert inspect v3_sd15_mm.ckpt
 """
@@ -24,20 +24,27 @@ class ExportArgs:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # dtype of the written weights
     base_licence: str = ""  # licence of the base model, for the model card
     data_licence: str = ""  # licence of the training data, for the model card
+    push: str | None = None  # Hugging Face model "owner/name" to upload the folder to
+    private: bool = False  # a repository that --push creates is private
 
     def run(self) -> None:
-        """Exports the model."""
+        """Exports the model, and uploads it if asked to."""
         from ivid2vid_jax.conversion import exporter, model_card
         from ivid2vid_jax.weights import hub
 
         source = hub.resolve_model(self.source)
-        facts = model_card.collect_facts(source, self.base_licence, self.data_licence)
+        facts = model_card.collect_facts(source, self.base_licence, self.data_licence, self.push)
+        if self.push:
+            model_card.check_publishable(facts)
+            hub.create_repo(self.push, self.private)
         layout, files = exporter.export_folder(source, self.output, self.dtype, facts)
         gigabytes = sum(file.stat().st_size for file in files) / 1e9
         print(
             f"wrote {self.output}: the U-Net as {layout.class_name}, {gigabytes:.2f} GB; "
             "its README.md shows how to use it"
         )
+        if self.push:
+            print(f"uploaded it to {self.push}: {hub.upload_folder(self.output, self.push)}")
 
 
 @dataclasses.dataclass

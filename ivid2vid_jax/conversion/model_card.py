@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivid2vid_jax.data.shapes import WORLDS
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 
@@ -18,13 +19,13 @@ LOAD_PIPELINE = """\
 from diffusers import DiffusionPipeline
 from diffusers.utils import export_to_video
 
-pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
 frames = pipe("clip.mp4", "make it snow").frames[0]      # PIL images
 export_to_video(frames, "edited.mp4", fps=8)"""
 LOAD_STOCK_PIPELINE = """\
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("FOLDER")"""
+pipe = DiffusionPipeline.from_pretrained("{folder}")"""
 CARD = """\
 ---
 library_name: diffusers
@@ -58,16 +59,19 @@ class ModelCardFacts:
     data: tuple[str, ...] = ()  # names of the datasets
     base_licence: str = ""
     data_licence: str = ""
+    repo_id: str | None = None  # "owner/name" on the hub, where it is published
 
 
-def collect_facts(folder: Path, base_licence: str = "", data_licence: str = "") -> ModelCardFacts:
+def collect_facts(
+    folder: Path, base_licence: str = "", data_licence: str = "", repo_id: str | None = None
+) -> ModelCardFacts:
     """Reads the facts of a training run's RUN/pipeline from the run's records.
 
-    Without records only the licences are known, as given.
+    Without records only what is given is known.
     """
     config_file, training_file = folder.parent / "config.json", folder / "training.json"
     if not (config_file.is_file() and training_file.is_file()):
-        return ModelCardFacts(base_licence=base_licence, data_licence=data_licence)
+        return ModelCardFacts(base_licence=base_licence, data_licence=data_licence, repo_id=repo_id)
     config = read_json(config_file)
     optim, loader, loss = (config.get(name, {}) for name in ("optim", "loader", "loss"))
     training = {
@@ -92,7 +96,18 @@ def collect_facts(folder: Path, base_licence: str = "", data_licence: str = "") 
         data,
         base_licence or ("" if config.get("model") else "Apache-2.0 (trained from scratch)"),
         data_licence,
+        repo_id,
     )
+
+
+def check_publishable(facts: ModelCardFacts) -> None:
+    """UserError if a licence that a published model must name is not known."""
+    options = {"--base-licence": facts.base_licence, "--data-licence": facts.data_licence}
+    if missing := [option for option, licence in options.items() if not licence]:
+        raise UserError(
+            "a published model names the licences of its base and of its training data; give "
+            f"{' and '.join(missing)}"
+        )
 
 
 def render_card(
@@ -104,12 +119,13 @@ def render_card(
 ) -> str:
     """The content of README.md."""
     is_custom = target.class_name != "UNet2DConditionModel"
+    usage = LOAD_PIPELINE if is_custom else LOAD_STOCK_PIPELINE
     rows = table_rows(folder, target, dtype, facts)
     notes = "".join(f"- {warning}\n" for warning in warnings)
     return CARD.format(
         pipeline_tag="video-to-video" if is_custom else "image-to-image",
-        name=folder.path.name,
-        usage=LOAD_PIPELINE if is_custom else LOAD_STOCK_PIPELINE,
+        name=facts.repo_id.split("/")[1] if facts.repo_id else folder.path.name,
+        usage=usage.format(folder=facts.repo_id or "FOLDER"),
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         notes=f"\nNote:\n\n{notes}" if warnings else "",
     )

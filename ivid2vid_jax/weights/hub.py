@@ -1,4 +1,4 @@
-"""Resolves `--model`: a folder, a training run, an embedded model or a Hugging Face hub id."""
+"""Resolves `--model`: a folder, a run, an embedded model or a hub id; uploads models to the hub."""
 
 import re
 from pathlib import Path
@@ -35,8 +35,9 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
 
     Args:
         model: a model folder; a training run (its RUN/pipeline); an embedded model's name (None:
-            shapes-edit); a bucket's folder (gs://...), or a hub id "owner/name". The last two are
-            downloaded into a cache.
+            shapes-edit); a bucket's folder (gs://...), or a hub id "owner/name" or
+            "owner/name@revision" (a branch, tag or commit). The last two are downloaded into a
+            cache.
         variant: "fp16" also downloads the fp16 files.
 
     Raises:
@@ -54,43 +55,97 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
         return path
     if str(model) in assets.MODELS:
         return assets.folder() / str(model)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(model))
+    if not hub_id:
         raise UserError(
             f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}"
         )
-    return download_from_hub(str(model), variant)
+    return download_from_hub(hub_id[1], hub_id[2], variant)
 
 
-def download_from_hub(repo_id: str, variant: str | None = None) -> Path:
+def download_from_hub(
+    repo_id: str, revision: str | None = None, variant: str | None = None
+) -> Path:
     """Downloads a model into the hub's cache, or finds it there without a network.
 
     Raises UserError if that fails, and for a model of an unsupported kind.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     ignored = [] if variant else ["*.fp16.*", "*.non_ema.*"]
     try:
         for patterns in (HUB_CONFIGS, HUB_PATTERNS):
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    repo_id, allow_patterns=patterns, ignore_patterns=ignored
+                    repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
                 )
             )
             if (folder / "model_index.json").is_file():  # not a CLIP model
                 check_folder_kind(folder)
     except UserError:
         raise
-    except (
+    except hub_errors() as error:
+        name = f"{repo_id}@{revision}" if revision else repo_id
+        raise UserError(
+            f"{name}: no such folder, and the download from the Hugging Face hub failed "
+            f"({first_line(error)})"
+        ) from error
+    return folder
+
+
+def create_repo(repo_id: str, private: bool = False) -> None:
+    """Creates a model repository on the hub, if there is none.
+
+    Raises:
+        UserError: `repo_id` is not "owner/name", or the hub refuses.
+    """
+    import huggingface_hub
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(f"{repo_id} must be owner/name, a model repository of the hub")
+    try:
+        huggingface_hub.HfApi().create_repo(repo_id, private=private, exist_ok=True)
+    except hub_errors() as error:
+        raise UserError(
+            f"{repo_id}: the Hugging Face hub refused or was not reached ({first_line(error)}); "
+            "log in with `hf auth login`, and name a repository that you may write to"
+        ) from error
+
+
+def upload_folder(folder: Path, repo_id: str) -> str:
+    """Uploads a folder into a repository of the hub; returns the commit's address.
+
+    Raises:
+        UserError: the upload failed; the folder stays.
+    """
+    import huggingface_hub
+
+    try:
+        commit = huggingface_hub.HfApi().upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Export of ivid2vid_jax"
+        )
+    except hub_errors() as error:
+        raise UserError(
+            f"{folder} is complete, but its upload to {repo_id} failed ({first_line(error)}); "
+            f"try again with `hf upload {repo_id} {folder}`"
+        ) from error
+    return commit.commit_url
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises for a fault of the hub, the network or the request."""
+    from huggingface_hub import errors
+
+    return (
         errors.HfHubHTTPError,
+        errors.HTTPError,  # of the HTTP client: no connection, a timeout
         errors.LocalEntryNotFoundError,
         errors.OfflineModeIsEnabled,
         OSError,
         ValueError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{repo_id}: no such folder, and the download from the Hugging Face hub failed "
-            f"({reason})"
-        ) from error
-    return folder
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

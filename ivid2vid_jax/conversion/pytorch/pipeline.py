@@ -314,21 +314,19 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         Branches of weight zero are not evaluated. prompt_embeds [B, K, D] means no guidance.
         """
         clip, no_clip = source.expand_as(x), torch.zeros_like(x)
+        text_scale, clip_scale = self.guidance_scale, self.image_guidance_scale
+        weights = [1 - clip_scale, clip_scale - text_scale, text_scale]
+        sources, texts = [no_clip, clip, clip], prompt_embeds.chunk(3)
         if len(prompt_embeds) == len(x):
-            branches = [(1.0, clip, prompt_embeds)]
-        else:
-            text_scale, clip_scale = self.guidance_scale, self.image_guidance_scale
-            weights = (1 - clip_scale, clip_scale - text_scale, text_scale)
-            sources = (no_clip, clip, clip)
-            branches = list(zip(weights, sources, prompt_embeds.chunk(3), strict=True))
-        weights, sources, texts = zip(*(b for b in branches if b[0]), strict=True)
-        text = torch.cat(texts)
+            weights, sources, texts = [1.0], [clip], [prompt_embeds]
+        used = [i for i, weight in enumerate(weights) if weight]
+        text = torch.cat([texts[i] for i in used])
         if type(self.unet).__name__ == "UNetMotionModel":  # it takes the text once per frame
             text = text.repeat_interleave(x.shape[2], dim=0)
-        model_input = torch.cat([torch.cat([x, source], dim=1) for source in sources])
+        model_input = torch.cat([torch.cat([x, sources[i]], dim=1) for i in used])
         predictions = self.unet(model_input.to(self.unet.dtype), t, text).sample.float()
-        chunks = predictions.chunk(len(weights))
-        return sum(weight * chunk for weight, chunk in zip(weights, chunks, strict=True))
+        chunks = predictions.chunk(len(used))
+        return sum(weights[i] * chunk for i, chunk in zip(used, chunks, strict=True))
 
     def encode(self, clip):
         """uint8 [T, H, W, 3] -> posterior modes [1, C, T, h, w], unscaled, float32."""
