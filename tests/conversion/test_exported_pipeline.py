@@ -228,7 +228,9 @@ def test_models_are_offloaded_in_order(pipe):
             order.append(name),
             call(*args, **kwargs),
         )[1]
+    hooks = pipe._all_hooks
     edit(pipe, num_inference_steps=1)
+    assert pipe._all_hooks is not hooks  # they were renewed, so that all models are offloaded
     assert list(dict.fromkeys(order)) == ["text_encoder", "vae", "unet"]
     assert order[-1] == "vae" and not order.count("unet") > 1
 
