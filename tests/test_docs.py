@@ -15,6 +15,7 @@ import pytest
 import tyro
 from PIL import Image
 
+from ivid2vid_jax.utils import names as option_names
 from ivid2vid_jax.utils.cli import config_classes, split_config
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,15 @@ COMMANDS = {
     "synthesis.calibrate": "CalibrateArgs",
 }
 # Options of every command, of the launchers, of TensorBoard, of the benchmarks, and of tools.
-OTHER_OPTIONS = {"--help", "--dry-run", "--config", "--logdir", "--compile", "--repeats"}
+OTHER_OPTIONS = {
+    "--help",
+    "--help-all",
+    "--dry-run",
+    "--config",
+    "--logdir",
+    "--compile",
+    "--repeats",
+}
 TOOL_OPTIONS = {"--check", "--strict"}
 README_MAX_LINES = 120
 PICTURE_MAX_BYTES = 1_500_000
@@ -126,6 +135,9 @@ def options(kind, prefix: str = "") -> set[str]:
 def test_options_exist(page):
     known = OTHER_OPTIONS | TOOL_OPTIONS
     known |= {option for command in COMMANDS for option in options(arguments(command))}
+    known |= {
+        f"--{name.replace('_', '-')}" for name in (*option_names.SETTINGS, *option_names.TRAINING)
+    }
     for script in (ROOT / "launch").glob("*.sh"):
         known |= set(re.findall(r"--[a-z-]+", script.read_text()))
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
