@@ -41,6 +41,9 @@ class EditRequest:
     video_scale: float
     steps: int
     seed: int
+    negative: str = ""
+    sampler: str | None = None  # None: the model's
+    size: int | None = None  # pixels of the longer side inside the model; None: the model's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,13 @@ def check_request(request: EditRequest, limits: AppLimits) -> None:
         )
     if not 1 <= request.steps <= limits.steps:
         raise UserError(f"steps {request.steps} must be between 1 and {limits.steps}")
+    if len(request.negative) > MAX_INSTRUCTION_LENGTH:
+        raise UserError(
+            f"the negative prompt has {len(request.negative)} characters, the limit is "
+            f"{MAX_INSTRUCTION_LENGTH}"
+        )
+    if request.size is not None and not 1 <= request.size <= limits.side:
+        raise UserError(f"size {request.size} must be between 1 and {limits.side}")
 
 
 def run_edit(

@@ -19,6 +19,7 @@ from ivid2vid_jax.app.jobs import (
     to_playable,
 )
 from ivid2vid_jax.app.limits import MAX_INSTRUCTION_LENGTH, AppLimits
+from ivid2vid_jax.diffusion.samplers import SAMPLERS
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 
@@ -38,7 +39,11 @@ class Inputs:
     video_scale: gr.Slider
     steps: gr.Slider
     seed: gr.Number
+    negative: gr.Textbox
+    sampler: gr.Dropdown
+    size: gr.Number
     edit_button: gr.Button
+    cancel_button: gr.Button
 
     @property
     def request(self) -> list[gr.components.Component]:
@@ -50,6 +55,9 @@ class Inputs:
             self.video_scale,
             self.steps,
             self.seed,
+            self.negative,
+            self.sampler,
+            self.size,
         ]
 
 
@@ -69,6 +77,7 @@ class Handlers:
 
     def __init__(self, pipe: Pipeline, limits: AppLimits, folder: Path):
         self.pipe, self.limits, self.folder = pipe, limits, folder
+        self.cancelled: set[str | None] = set()  # sessions whose running edit is to end
 
     def edit(
         self,
@@ -78,7 +87,11 @@ class Handlers:
         video_scale: float,
         steps: float,
         seed: float,
+        negative: str | None,
+        sampler: str | None,
+        size: float | None,
         history: list[EditResult],
+        visitor: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio fills it in
     ) -> tuple:
         """Runs a new edit and appends it to the history."""
@@ -90,12 +103,19 @@ class Handlers:
                 float(video_scale),
                 int(steps),
                 int(seed),
+                negative or "",
+                sampler or None,
+                int(size) if size else None,
             )
         except (TypeError, ValueError) as error:
             raise gr.Error(
-                "scales, steps and seed must be numbers", print_exception=False
+                "scales, steps, seed and size must be numbers", print_exception=False
             ) from error
-        return self.run(request, history, progress)
+        return self.run(request, history, visitor, progress)
+
+    def cancel(self, visitor: gr.Request) -> None:
+        """Ends the visitor's running edit at its next sampler step."""
+        self.cancelled.add(visitor.session_hash)
 
     def upload(self, path: str) -> str:
         """Turns an upload that is no video by its name, such as a gif, into one."""
@@ -108,17 +128,28 @@ class Handlers:
         self,
         index: int | None,
         history: list[EditResult],
+        visitor: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio fills it in
     ) -> tuple:
         """Runs an edit of the history again."""
         if not isinstance(index, int) or not 0 <= index < len(history):
             raise gr.Error("there is nothing to repeat yet", print_exception=False)
-        return self.run(history[index].request, history, progress)
+        return self.run(history[index].request, history, visitor, progress)
 
-    def run(self, request: EditRequest, history: list[EditResult], progress: gr.Progress) -> tuple:
+    def run(
+        self,
+        request: EditRequest,
+        history: list[EditResult],
+        visitor: gr.Request,
+        progress: gr.Progress,
+    ) -> tuple:
         """Runs an edit, appends it to the history and shows it."""
+        session = visitor.session_hash
+        self.cancelled.discard(session)
 
         def show_progress(stage: str, done: int, total: int | None) -> None:
+            if session in self.cancelled and stage != "writing":  # a finished edit is written
+                raise UserError("cancelled")
             progress((done, total), desc=stage)
 
         try:
@@ -160,7 +191,8 @@ def build_page(pipe: Pipeline, limits: AppLimits, folder: Path) -> gr.Blocks:
         history = gr.State([], time_to_live=SECONDS_KEPT, delete_callback=remove_results)
         gr.Markdown(
             "## Edit a clip by an instruction\n"
-            f"Up to {limits.seconds:g} s, {limits.side} pixels a side, {limits.megabytes} MB."
+            f"{about_model(pipe)} Clips of up to {limits.seconds:g} s, {limits.side} pixels a "
+            f"side, {limits.megabytes} MB."
         )
         with gr.Row():
             with gr.Column():
@@ -169,6 +201,14 @@ def build_page(pipe: Pipeline, limits: AppLimits, folder: Path) -> gr.Blocks:
                 outputs = build_outputs()
         connect(handlers, inputs, outputs, history, samples)
     return blocks
+
+
+def about_model(pipe: Pipeline) -> str:
+    """The model's name, and what it can edit if that is known."""
+    name = f"Model: **{pipe.folder.path.name}**."
+    if pipe.folder.path.parent == assets.folder():
+        return f"{name} It knows only moving shapes; start the app with --model for real clips."
+    return name
 
 
 def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> Inputs:
@@ -198,7 +238,19 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
         ),
         steps=gr.Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
         seed=gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+        negative=gr.Textbox(
+            label="Negative prompt: what to avoid", max_length=MAX_INSTRUCTION_LENGTH
+        ),
+        sampler=gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler"),
+        size=gr.Number(
+            defaults.size,
+            precision=0,
+            minimum=1,
+            maximum=limits.side,
+            label="Size: pixels of the longer side inside the model",
+        ),
         edit_button=gr.Button("Edit", variant="primary"),
+        cancel_button=gr.Button("Cancel", size="sm"),
     )
 
 
@@ -225,6 +277,9 @@ def connect(
         shown,
         api_name="edit",
         concurrency_id="sampling",
+    )
+    inputs.cancel_button.click(
+        handlers.cancel, None, None, api_name="cancel", queue=False, show_progress="hidden"
     )
     outputs.repeat_button.click(
         handlers.repeat,

@@ -57,6 +57,9 @@ def test_an_edit_writes_its_results_to_a_new_folder(pipe, tmp_path):
         "video_scale": 1.5,
         "steps": 2,
         "seed": 0,
+        "negative": "",
+        "sampler": None,
+        "size": None,
     }
     assert record["settings"]["sampler"] == "ddim" and record["frames"] == 6
     assert record["weights"] and record["versions"]["jax"]

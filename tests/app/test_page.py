@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ivid2vid_jax import assets
 from ivid2vid_jax.app import __main__ as app
 from ivid2vid_jax.app.limits import AppLimits
+from ivid2vid_jax.app.page import about_model
 from ivid2vid_jax.video.read import open_clip
 from tests.support.fake_pipeline import write_noise
 from tests.support.gradio_client import edit_inputs, path_of, visitor
@@ -105,6 +109,39 @@ def test_of_ten_requests_one_runs_at_a_time_and_a_full_queue_rejects(
     assert 0 < len(failures) < 10, failures
     for failure in failures:
         assert "queue" in failure.lower() and "full" in failure.lower()
+
+
+def test_a_visitor_cancels_their_own_edit_only(served, pipe, tmp_path, monkeypatch):
+    address, home = served
+    clip, started = write_noise(tmp_path / "in.mp4"), threading.Event()
+    edit_frames = pipe.edit_frames
+
+    def slow_edit(frames, instruction, settings, fit, progress):
+        frames = list(frames)
+        started.set()
+        for _ in range(100):
+            time.sleep(0.05)
+            progress(1, 2)
+        return edit_frames(frames, instruction, settings, fit, progress)
+
+    with visitor(address) as (one, upload), visitor(address) as (two, _):
+        monkeypatch.setattr(pipe, "edit_frames", slow_edit)
+        job = one.submit(*edit_inputs(upload(clip)), api_name="/edit")
+        assert started.wait(60)
+        two.predict(api_name="/cancel")
+        time.sleep(0.3)
+        assert not job.done()
+        one.predict(api_name="/cancel")
+        assert "cancelled" in str(job.exception(timeout=4))
+        assert not list(home.glob("job-*"))
+        monkeypatch.setattr(pipe, "edit_frames", edit_frames)
+        assert one.predict(*edit_inputs(upload(clip)), api_name="/edit")[1]
+
+
+def test_the_page_names_the_model_and_what_it_knows(pipe):
+    assert about_model(pipe) == "Model: **tiny**."
+    embedded = SimpleNamespace(folder=SimpleNamespace(path=assets.folder() / "shapes-edit"))
+    assert about_model(embedded).startswith("Model: **shapes-edit**. It knows only moving shapes")
 
 
 @pytest.mark.slow

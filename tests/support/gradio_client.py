@@ -18,7 +18,7 @@ def visitor(address):
 
 
 def edit_inputs(clip, instruction="make it blue", seed=0):
-    return [clip, instruction, 5.0, 1.5, 2, seed]
+    return [clip, instruction, 5.0, 1.5, 2, seed, "", None, None]
 
 
 def path_of(value) -> Path:
