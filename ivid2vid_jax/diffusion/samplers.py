@@ -140,7 +140,9 @@ def sampler_timesteps(
     elif spacing == "leading":
         t = np.arange(steps)[::-1] * (N // steps) + float(schedule.steps_offset)
     else:
-        t = np.round(np.arange(N, 0, -N / steps)) - 1
+        # By rounding, arange has one value too many for 62 of the counts up to 1,000. Diffusers
+        # keeps it, and samples at timestep -1.
+        t = np.round(np.arange(N, 0, -N / steps)[:steps]) - 1
     return np.minimum(np.round(t) if rounded else t, N - 1)
 
 
@@ -204,6 +206,7 @@ def dpm_solver_pp(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTab
         t = np.round(np.linspace(0, N - 1, steps + 1))[::-1][:-1]
     elif spacing == "leading":
         t = np.arange(steps + 1)[::-1][:-1] * (N // (steps + 1)) + float(schedule.steps_offset)
+        t = np.minimum(t, N - 1)
     else:
         t = sampler_timesteps(schedule, steps, spacing)
     a = np.append(alpha_bar[t.astype(int)], 1.0)
@@ -213,7 +216,8 @@ def dpm_solver_pp(schedule: NoiseSchedule, steps: int, eta: float) -> SamplerTab
     h = np.diff(lam)
     r = np.append(np.inf, np.diff(lam)[:-1]) / np.where(np.isinf(h), 1.0, h)
     # x_next = sigma_next / sigma x + gain ((1 + half) x0 - half previous_x0), half = 1 / (2 r)
-    half = 0.5 / r
+    with np.errstate(divide="ignore"):
+        half = np.where(r > 0, 0.5 / r, 0.0)  # r = 0 after a timestep that occurs twice
     half[0] = half[-1] = 0.0
     gain = alpha[1:] * -np.expm1(-h)
     table = SamplerStep(

@@ -74,6 +74,11 @@ def compare(name, scheduler, steps, monkeypatch, eta=0.0):
         assert factory.relative_difference(ours, theirs) <= 2e-4, f"step {i}"
 
 
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+}
 SPACINGS = [
     dict(timestep_spacing="leading", steps_offset=1),
     dict(timestep_spacing="linspace"),
@@ -106,17 +111,10 @@ def test_dpm_solver(spacing, prediction, steps, monkeypatch):
     compare("dpm++", scheduler, steps, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("name", "cls"),
-    [
-        ("ddim", DDIMScheduler),
-        ("euler_ancestral", EulerAncestralDiscreteScheduler),
-        ("dpm++", DPMSolverMultistepScheduler),
-    ],
-)
-def test_zero_terminal_snr(name, cls, monkeypatch):
-    options = dict(clip_sample=False) if cls is DDIMScheduler else {}
-    scheduler = cls(
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_zero_terminal_snr(name, monkeypatch):
+    options = dict(clip_sample=False) if name == "ddim" else {}
+    scheduler = SCHEDULERS[name](
         **SD,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
@@ -124,6 +122,25 @@ def test_zero_terminal_snr(name, cls, monkeypatch):
         **options,
     )
     compare(name, scheduler, 10, monkeypatch)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: s["timestep_spacing"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_timesteps_for_every_number_of_steps(name, spacing):
+    """Diffusers' own, without the timestep -1 that it adds to "trailing" for 62 counts."""
+    options = dict(clip_sample=False) if name == "ddim" else {}
+    scheduler = SCHEDULERS[name](**SD, **spacing, **options)
+    schedule = NoiseSchedule.from_json(dict(scheduler.config))
+    too_long = 0
+    for steps in range(1, 1001):
+        scheduler.set_timesteps(steps)
+        theirs = np.minimum(np.asarray(scheduler.timesteps), 999)  # "leading" reaches 1000
+        too_long += len(theirs) > steps
+        table = make_sampler(name, schedule, steps).steps
+        np.testing.assert_allclose(table.t, theirs[:steps], atol=1e-3, err_msg=f"{steps} steps")
+        assert len(theirs) == steps or theirs[steps:].tolist() == [-1]
+        assert all(np.isfinite(column).all() for column in table), steps
+    assert too_long == (62 if spacing["timestep_spacing"] == "trailing" else 0)
 
 
 def test_linear_betas(monkeypatch):
