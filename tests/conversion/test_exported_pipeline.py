@@ -144,7 +144,7 @@ def test_batches_are_single_edits(pipe):
             generator=seeded(i),
             output_type="latent",
         )
-        assert factory.relative(batch[i], single[0]) < 1e-5
+        assert factory.relative_difference(batch[i], single[0]) < 1e-5
 
 
 def test_embeddings_replace_prompts(pipe):
