@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import gpu, gpu_parts, torch_side
+from tests.benchmarks import gpu, gpu_parts, gpu_timing, torch_side
 from tests.support.devices import FAST_COMPILE_FLAGS
 
 ABSENT_PACKAGES = ("diffusers", "grain", "tensorflow_datasets", "av", "tyro")
@@ -66,7 +66,7 @@ def test_a_mode_that_fails_is_recorded_and_the_others_are_timed(monkeypatch):
     monkeypatch.setattr(torch_side, "compiled", compiled)
     monkeypatch.setitem(gpu_parts.PARTS, "editing", part)
     args = Namespace(part="editing", modes=("max-autotune", "default"), repeats=2, profile=False)
-    *_, record = gpu_parts.measure(None, args)
+    *_, record = gpu_timing.measure(None, args)
     assert record["torch"]["max-autotune"] == {"failed": "RuntimeError: no max-autotune here"}
     assert record["torch_s"] == min(record["torch"][mode]["s"] for mode in ("none", "default"))
 

@@ -295,16 +295,15 @@ class Pipeline:
             raise TypeError("give a seed or a generator, not both")
         if generator is not None:
             seed = int(generator.initial_seed()) % 2**32
-        resolved = settings_from_keywords(
-            settings
-            | {
-                "steps": num_inference_steps,
-                "text_scale": guidance_scale,
-                "video_scale": image_guidance_scale,
-                "negative": negative_prompt,
-                "seed": seed or 0,
-            }
-        ).resolve(self.folder)
+        given = {
+            "steps": num_inference_steps,
+            "text_scale": guidance_scale,
+            "video_scale": image_guidance_scale,
+            "negative": negative_prompt or None,
+            "seed": seed,
+        }
+        settings |= {name: value for name, value in given.items() if value is not None}
+        resolved = settings_from_keywords(settings).resolve(self.folder)
         clip = as_source(video, fps)
         fit = ResizePlan.plan(clip.size, resolved.size, self.factor)
         with Progress("sampling") if progress else contextlib.nullcontext() as bar:

@@ -11,10 +11,8 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +23,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ivid2vid_jax.errors import UserError
-
-log = logging.getLogger(__name__)
+from ivid2vid_jax.utils.signals import set_on_interrupt
 
 policies = ocp.checkpoint_managers
 COMMIT = "commit_success.txt"  # written last by orbax: in a bucket it marks a complete checkpoint
@@ -197,27 +194,12 @@ class Checkpoints:
             return self.manager.reached_preemption(step)
         return self.stop.is_set()
 
-    @contextlib.contextmanager
-    def stop_on_interrupt(self) -> Iterator[None]:
+    def stop_on_interrupt(self) -> contextlib.AbstractContextManager:
         """Within the block a first Ctrl-C stops the run as SIGTERM does; a second ends it at once.
 
         Several processes are stopped by SIGTERM only.
         """
-        if not self.handles_sigterm:
-            yield
-            return
-        previous = signal.getsignal(signal.SIGINT)
-
-        def stop(*_: object) -> None:
-            log.warning("saving after this step; Ctrl-C again ends at once")
-            self.stop.set()
-            signal.signal(signal.SIGINT, previous)
-
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        return set_on_interrupt(self.stop) if self.handles_sigterm else contextlib.nullcontext()
 
     def wait(self) -> None:
         """Blocks until the last save is on disk."""

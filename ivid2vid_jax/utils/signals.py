@@ -1,10 +1,30 @@
 """Signals that wait until something short is complete."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def set_on_interrupt(stop: threading.Event) -> Iterator[None]:
+    """Within the block a first Ctrl-C sets an event; a second acts as it did before the block."""
+    previous = signal.getsignal(signal.SIGINT)
+
+    def set_once(*_: object) -> None:
+        log.warning("saving after this step; Ctrl-C again ends at once")
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, set_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import torch
 
-from tests.benchmarks import gpu_parts, torch_side
+from tests.benchmarks import gpu_timing, torch_side
 from tests.benchmarks.gpu_parts import PARTS, SIZES, Bench
 
 # Dense bfloat16 operations per second, by part of the device name; the first match counts. Source:
@@ -84,7 +84,7 @@ def measure_part(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = jax.devices()[0].device_kind
     peak = peak_of(device)
     about = {"part": args.part, "pixels": args.pixels, "frames": bench.config.loader.frames}
-    for times in gpu_parts.measure(bench, args):
+    for times in gpu_timing.measure(bench, args):
         point = about | {"dtype": bench.dtype} | times
         for side in ("ours", "torch"):
             point[f"{side}_utilisation"] = (

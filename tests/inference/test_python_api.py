@@ -57,6 +57,18 @@ def test_diffusers_names_mean_our_settings(pipe, frames):
         size=16,
     )
     np.testing.assert_array_equal(theirs.frames, ours)
+    mixed = pipe(
+        frames,
+        "make it snow",
+        steps=1,
+        text_scale=3.0,
+        video_scale=2.0,
+        negative="rain",
+        seed=5,
+        size=16,
+        progress=False,
+    )
+    np.testing.assert_array_equal(mixed.frames, ours)
 
 
 def test_all_kinds_of_clips_are_the_same_clip(frames):
