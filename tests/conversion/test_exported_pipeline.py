@@ -10,6 +10,7 @@ from PIL import Image
 
 from ivid2vid_jax.conversion import exporter
 from ivid2vid_jax.inference.settings import EditSettings
+from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 from ivid2vid_jax.weights.tokenizer import load_tokenizer
 from tests.conversion.edits import INSTRUCTION, NETS, psnr, save_random_net
@@ -264,6 +265,10 @@ def test_saved_folder_loads_as_the_exported_one(any_export, tmp_path, load_expor
     np.testing.assert_array_equal(edit(saved), expected)
     assert saved.config.steps == 7
     assert code_files(tmp_path / "saved") == code_files(exported)
+    before, after = (
+        read_json(path / "model_index.json") for path in (exported, tmp_path / "saved")
+    )
+    assert after["unet"] == before["unet"] and after["_class_name"] == before["_class_name"]
     for folder in (exported, tmp_path / "saved"):  # this package reads both, with the same defaults
         load_tokenizer(folder / "tokenizer")
         settings = EditSettings().resolve(open_pipeline_folder(folder))
