@@ -2,7 +2,7 @@
 
 python -m ivid2vid_jax.convert export RUN OUT --dtype float16 --push owner/name
 python -m ivid2vid_jax.convert import insv2v.pth OUT --base timbrooks/instruct-pix2pix
-python -m ivid2vid_jax.convert inspect v3_sd15_mm.ckpt
+python -m ivid2vid_jax.convert inspect v3_sd15_mm.ckpt    # or a model folder, or a RUN
 """
 
 import dataclasses
@@ -90,14 +90,14 @@ class InspectArgs:
     Reads headers only.
     """
 
-    source: tyro.conf.Positional[Path]  # checkpoint file or folder
+    # checkpoint file, model folder, training run or embedded model
+    source: tyro.conf.Positional[str]
 
     def run(self) -> None:
         """Prints the description."""
-        from ivid2vid_jax.conversion import foreign_formats, inspector
+        from ivid2vid_jax.conversion import inspector
 
-        checkpoint = foreign_formats.open_checkpoint(self.source)
-        print("\n".join(inspector.describe_checkpoint(checkpoint)))
+        print("\n".join(inspector.describe(self.source)))
 
 
 COMMANDS = (

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import cli
+from ivid2vid_jax.utils.versions import install_command
 
 if TYPE_CHECKING:
     from ivid2vid_jax.inference.pipeline import Pipeline
@@ -70,7 +71,7 @@ def check_gradio() -> None:
     try:
         import gradio  # noqa: F401  # only to see whether it can be imported
     except ImportError as error:
-        raise UserError(f"the app needs gradio ({error}): pip install -e '.[app]'") from error
+        raise UserError(f"the app needs gradio ({error}): {install_command('app')}") from error
 
 
 @contextlib.contextmanager

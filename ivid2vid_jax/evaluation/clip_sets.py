@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 
 from ivid2vid_jax.data.lists import TEXT_SUFFIXES, read_csv, read_json, unique_name
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.versions import install_command
 from ivid2vid_jax.video.read import ANIMATIONS
 from ivid2vid_jax.video.write import CONTAINERS
 
@@ -243,7 +244,7 @@ def xlsx_rows(path: Path) -> Iterator[list[str]]:
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError as error:
         raise UserError(
-            f"{path}: reading spreadsheets needs openpyxl: pip install -e '.[evaluation]', "
+            f"{path}: reading spreadsheets needs openpyxl: {install_command('evaluation')}, "
             "or save it as CSV in the same folder"
         ) from error
     try:

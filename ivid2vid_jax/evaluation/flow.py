@@ -12,6 +12,7 @@ import numpy as np
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.temporal import grey, moving
+from ivid2vid_jax.utils.versions import install_command
 
 FARNEBACK: dict[str, Any] = dict(
     pyr_scale=0.5, levels=4, winsize=15, iterations=5, poly_n=7, poly_sigma=1.5, flags=0
@@ -131,6 +132,6 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise UserError(
-            "optical flow and SSIM need OpenCV: pip install -e '.[evaluation]'"
+            f"optical flow and SSIM need OpenCV: {install_command('evaluation')}"
         ) from error
     return cv2

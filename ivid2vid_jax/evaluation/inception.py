@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.versions import install_command
 from ivid2vid_jax.weights.pipeline_folder import file_sha256
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -168,5 +169,5 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError("FID and KID need PyTorch: pip install -e '.[evaluation]'") from error
+        raise UserError(f"FID and KID need PyTorch: {install_command('evaluation')}") from error
     return torch

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.versions import install_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def find_libtpu() -> None:
     """Checks that the TPU compiler (libtpu) is installed and configures it; else UserError."""
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "the TPU compiler (libtpu) is not installed; it needs no TPU: pip install -e '.[tpu]'"
+            "the TPU compiler (libtpu) is not installed; it needs no TPU: " + install_command("tpu")
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query the cloud's metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

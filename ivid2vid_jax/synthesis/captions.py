@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.versions import install_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Blip:
             from transformers import BlipForConditionalGeneration, BlipProcessor
         except ImportError as error:
             raise UserError(
-                f'captions by BLIP need torch ({error}): pip install -e ".[synthesis]", '
+                f"captions by BLIP need torch ({error}): {install_command('synthesis')}, "
                 "or give --captions.source FILE"
             ) from error
         self.config, self.torch = config, torch

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.versions import install_command
 
 if TYPE_CHECKING:
     import tenacity
@@ -75,7 +76,7 @@ class Chat:
             import tenacity
         except ImportError as error:
             raise UserError(
-                f'a chat model needs the package {error.name}: pip install -e ".[synthesis]"'
+                f"a chat model needs the package {error.name}: {install_command('synthesis')}"
             ) from error
         if config.base_url is None and not os.environ.get(config.key):
             raise UserError(

@@ -13,6 +13,7 @@ from PIL import Image
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.synthesis.manifest import ACCEPTED, FAILED, REJECTED, Outcome
 from ivid2vid_jax.synthesis.workspace import write_array
+from ivid2vid_jax.utils.versions import install_command
 from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.read import ANIMATIONS, open_clip
 from ivid2vid_jax.weights.pipeline_folder import file_sha256
@@ -110,7 +111,7 @@ def check_scenedetect() -> None:
         import scenedetect  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'cutting videos needs PySceneDetect ({error}): pip install -e ".[synthesis]"'
+            f"cutting videos needs PySceneDetect ({error}): {install_command('synthesis')}"
         ) from error
 
 

@@ -17,6 +17,7 @@ import fsspec
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.locks import file_lock
+from ivid2vid_jax.utils.versions import install_command
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class BucketMirror:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"{url}: cannot be reached ({error}); for gs:// pip install -e '.[gcs]'"
+                f"{url}: cannot be reached ({error}); for gs:// {install_command('gcs')}"
             ) from error
         self.index_file = self.folder.with_name(f"{self.folder.name}.json")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import pytest
 
 from ivid2vid_jax import assets
 from ivid2vid_jax.app import __main__ as app
+from ivid2vid_jax.utils import versions
 from tests.support.command import run_command
 from tests.support.gradio_client import edit_inputs, path_of, visitor
 
@@ -44,7 +45,16 @@ def test_an_invalid_option_is_a_one_line_error(capsys, options, message):
 def test_without_gradio_the_error_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, stderr, _ = run_command(capsys, app.AppArgs, app.run)
-    assert code == 2 and "pip install -e '.[app]'" in stderr
+    assert code == 2 and 'pip install -e ".[app]"' in stderr
+
+
+def test_the_install_hint_fits_where_the_package_is(monkeypatch, tmp_path):
+    """A clone, from its folder or from another; an installed wheel."""
+    assert versions.install_command("app") == 'pip install -e ".[app]"'
+    monkeypatch.chdir(tmp_path)
+    assert versions.install_command("app") == f'pip install -e "{ROOT}[app]"'
+    monkeypatch.setattr(versions, "__file__", f"{tmp_path}/ivid2vid_jax/utils/versions.py")
+    assert versions.install_command("app") == 'pip install "ivid2vid_jax[app]"'
 
 
 def test_by_default_it_listens_on_this_machine_only():

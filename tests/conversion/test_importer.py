@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import tarfile
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ from tests.conversion.checkpoints import (
 )
 from tests.conversion.edits import save_random_net
 from tests.support import factory, foreign
-from tests.support.command import run_command
+from tests.support.command import ROOT, run_command
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
@@ -304,9 +305,37 @@ def test_inspect_shows_what_a_file_is_and_lacks(motion_file, tiny, capsys, tmp_p
         "8 input channels",
         "predicts: epsilon",
         "temporal layers: none",
-        "edit clips with --model OUT",
+        f"--model {tiny} takes it as it is, to edit clips",
         "text_encoder: ",
     ):
         assert text in out
+    assert "convert import" not in out
+    code, _, out = run("shapes-edit")
+    assert code == 0 and "temporal layers: conv, attention" in out
     code, err, _ = run(tmp_path / "none")
     assert code == 2 and "no such file" in err
+
+
+def test_inspect_describes_a_training_run(tiny, capsys, tmp_path):
+    """A run that exported its pipeline, and one that has only checkpoints."""
+
+    def run():
+        return run_command(capsys, convert.COMMANDS, convert.run, "inspect", tmp_path / "run")
+
+    with tarfile.open(ROOT / "tests" / "fixtures" / "run_0_1.tar.gz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    code, _, out = run()
+    checkpoint = tmp_path / "run" / "checkpoints" / "2"
+    assert code == 0 and f"its newest checkpoint is {checkpoint}\n  step 2 of 4" in out
+    assert "trained from scratch" in out and "unet: 1,868 trained parameters" in out
+
+    shutil.copytree(tiny, tmp_path / "run" / "pipeline")
+    write_json(tmp_path / "run" / "pipeline" / "training.json", {"step": 2})
+    code, _, out = run()
+    assert code == 0 and f"of step 2 are in {tmp_path}/run/pipeline" in out
+    assert f"--model {tmp_path}/run takes it as it is" in out
+
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    shutil.rmtree(checkpoint.parent)
+    code, err, _ = run()
+    assert code == 2 and "without a checkpoint" in err
