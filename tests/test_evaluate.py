@@ -193,7 +193,9 @@ def test_the_command_writes_a_report_and_resumes(words, tmp_path, capsys):
     assert report["report"]["copy"]["all"]["psnr_outside"]["db"] == "inf"
     page = (output / "index.html").read_text()
     assert page.count("data:image/gif") == 2 and page.count("data:image/png") == 1
-    assert not re.search(r'(src|href)="(?!data:)', page) and "<h2>Definitions</h2>" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<summary>Definitions</summary>" in page
+    assert "<span>source</span><span>edit</span><span>truth</span>" in page
     assert "<td>per frame</td><td>2</td>" in page and "<td>colour</td><td>1</td>" in page
     with (output / "items.csv").open() as file:
         rows = [(row["editor"], row["kind"]) for row in csv.DictReader(file)]
@@ -225,7 +227,12 @@ def test_the_page_opens_in_a_browser(tmp_path):
     with browser.page() as page:
         page.goto((tmp_path / "index.html").as_uri())
         assert browser.pictures(page) == [True] * 2 and page.errors == []
-        assert page.get_by_text("<perfect>").is_visible()
+        settings = page.get_by_text("<perfect>")
+        assert not settings.is_visible(), "settings are folded"
+        page.get_by_text("Settings and weights").click()
+        assert settings.is_visible()
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 @pytest.mark.slow

@@ -137,6 +137,8 @@ class ClipEvaluator:
             message = f"{task.where}: {error}" if task.where else str(error)
             return ClipItem(task.id, "", error=message)
         values, reasons = measure(pair, missing)
+        earlier = previous.reasons if previous else {}  # of metrics that are not measured now
+        reasons |= {name: earlier[name] for name in earlier if name not in missing}
         features = previous.features if previous else ()
         if needs_features:
             try:

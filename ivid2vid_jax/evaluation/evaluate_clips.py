@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def run(args: EvaluateArgs) -> None:
     }
     record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
     edit_clip = None if args.edited else load_editor(args, record)
-    bind_to_settings(args.output, record, MERGEABLE)
+    record = bind_to_settings(args.output, record, MERGEABLE)
     if edit_clip:
         write_edits(edit_clip, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
     evaluator = ClipEvaluator(
@@ -244,7 +244,10 @@ class ReportWriter:
 
     def write(self, items: list[ClipItem]) -> dict[str, dict]:
         """Writes the report of these items; returns what it says of each metric."""
-        output, measured = self.evaluator.output, self.evaluator.names
+        output = self.evaluator.output
+        earlier = earlier_metrics(output)
+        shown = [name for name in METRICS if name in {*self.names, *earlier}]
+        measured = [name for name in shown if name not in self.models.errors]
         distances, notes = clip_metrics.distances(
             items, output, [name for name in measured if name in SET_METRICS]
         )
@@ -252,13 +255,9 @@ class ReportWriter:
         summaries = clip_metrics.summary(
             items, [name for name in measured if name not in SET_METRICS], sources
         )
+        notes |= self.models.errors | outdated_notes(items, earlier - set(self.names))
         metrics = report.metric_entries(
-            items,
-            self.names,
-            summaries,
-            distances,
-            notes | self.models.errors,
-            self.models.fingerprints(),
+            items, shown, summaries, distances, notes, self.record["weights"]
         )
         record = self.record | {"versions": versions()}
         report.write(output, record, self.tasks, items, metrics, self.pictures(items))
@@ -278,6 +277,30 @@ class ReportWriter:
             edited_path = clip_sets.find_edited(self.evaluator.edited, tasks[i].id)
             source, edited, fps = read_pair(tasks[i].source, edited_path, self.evaluator.clips)
             yield tasks[i], np.concatenate([source, edited], axis=2), fps
+
+
+def earlier_metrics(output: Path) -> set[str]:
+    """The metrics with values in the report that a folder has; a new report keeps them."""
+    file = output / "report.json"
+    entries = json.loads(file.read_text())["metrics"] if file.is_file() else {}
+    return {name for name, entry in entries.items() if entry["numbers"]["clips"]}
+
+
+def outdated_notes(items: Sequence[ClipItem], names: Iterable[str]) -> dict[str, str]:
+    """Notes on earlier metrics that lack values of clips which have changed or are new since."""
+    notes = {}
+    for name in set(names) - set(SET_METRICS):
+        lacking = [
+            item
+            for item in items
+            if not item.error and name not in item.values and name not in item.reasons
+        ]
+        if lacking:
+            notes[name] = (
+                f"not measured for {len(lacking)} clips that are new or have changed; run again "
+                f"with --metrics {name}"
+            )
+    return notes
 
 
 def print_summary(tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], page: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ivid2vid_jax.errors import UserError
 
 
-def bind_to_settings(folder: Path, record: dict, mergeable: Sequence[str] = ()) -> None:
+def bind_to_settings(folder: Path, record: dict, mergeable: Sequence[str] = ()) -> dict:
     """Writes the record to folder/run.json, or checks that the folder was made with the same.
 
     Args:
@@ -15,6 +15,9 @@ def bind_to_settings(folder: Path, record: dict, mergeable: Sequence[str] = ()) 
         record: JSON-like settings.
         mergeable: entries of the record that are dicts, compared only on the keys that both runs
             have; run.json keeps the union.
+
+    Returns:
+        The record as run.json keeps it.
 
     Raises:
         UserError: the folder holds results of other settings, or something else.
@@ -39,3 +42,4 @@ def bind_to_settings(folder: Path, record: dict, mergeable: Sequence[str] = ()) 
     text = json.dumps(record, indent=2) + "\n"
     if not file.is_file() or file.read_text() != text:  # another process may be reading it
         file.write_text(text)
+    return record

@@ -7,14 +7,12 @@ file to read and to look at.
 import collections
 import csv
 import html
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ivid2vid_jax.evaluation import page_parts
 from ivid2vid_jax.evaluation.clip_metrics import SET_METRICS, ClipItem, summary
@@ -164,25 +162,35 @@ def page(
     clips: Iterable[tuple[EvaluationTask, np.ndarray, float]],
 ) -> str:
     """The HTML page; notes: heading -> id -> remark."""
-    parts = [
-        f"<h1>Evaluation of {sum(not item.error for item in items)} edits</h1>",
-        page_parts.record_table(record),
-        f"<h2>Metrics</h2>{metrics_table(metrics)}<p>{METHOD.format(**record['clips'])}</p>",
-    ]
+    results = f"<h2>Metrics</h2>{metrics_table(metrics)}<p>{METHOD.format(**record['clips'])}</p>"
+    parts = [results]
     if types:
         parts.append(f"<h2>Metrics by edit type</h2>{types_table(types)}")
-    if columns := [name for name in metrics if any(name in item.values for item in items)]:
-        plots = page_parts.image_tag(histograms(items, columns), "histograms of the metrics")
-        parts.append(f"<h2>Distribution over edits</h2>{plots}")
-    parts.append("<h2>Clips: source and edit</h2>")
+    parts.append("<h2>Clips</h2>")
     for task, clip, fps in clips:
         source = page_parts.data_uri(page_parts.animation(clip, fps), "webp")
-        parts.append(page_parts.clip_section(task.instruction, task.id, source))
+        labels = ("source", "edit")
+        parts.append(page_parts.clip_section(task.instruction, task.id, source, labels))
+    if columns := [name for name in metrics if any(name in item.values for item in items)]:
+        parts.append(f"<h2>Distribution over edits</h2>{histograms(items, columns)}")
     for heading, remarks in notes.items():
         if remarks:
             table = page_parts.definition_table(remarks)
             parts.append(f"<h2>{heading}: {len(remarks)}</h2>{table}")
-    return page_parts.html_page(parts)
+    parts.append(page_parts.folded("Definitions of the metrics", definitions_table(metrics)))
+    parts.append(page_parts.folded("Settings and weights", page_parts.record_table(record)))
+    judged = sum(not item.error for item in items)
+    return page_parts.html_page(f"Evaluation of {judged} edits", parts)
+
+
+def definitions_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """A row per metric: definition, reference and hashes of the weights."""
+    rows = []
+    for entry in metrics.values():
+        weights = entry["weights"] or {}
+        hashes = ", ".join(f"{file} {digest[:12]}" for file, digest in weights.items())
+        rows.append((entry["title"], entry["definition"], entry["reference"], hashes))
+    return page_parts.table(("metric", "definition", "reference", "weights"), rows)
 
 
 def types_table(types: dict[str, dict]) -> str:
@@ -193,7 +201,8 @@ def types_table(types: dict[str, dict]) -> str:
     for name in names:
         values = (summaries.get(name, {}).get("edited") for summaries in types.values())
         lines.append(f"<tr><td>{METRICS[name].title}</td>{''.join(map(cell, values))}</tr>")
-    return f"<table><tr><th>metric of the edited clips</th>{head}</tr>{''.join(lines)}</table>"
+    table = f"<table><tr><th>metric of the edited clips</th>{head}</tr>{''.join(lines)}</table>"
+    return page_parts.scroll_box(table)
 
 
 def metrics_table(metrics: dict[str, dict[str, Any]]) -> str:
@@ -204,11 +213,11 @@ def metrics_table(metrics: dict[str, dict[str, Any]]) -> str:
         "source clips",
         "difference [95% interval]",
         "number of clips",
-        "definition",
+        "remarks",
     )
     head = "".join(f"<th>{column}</th>" for column in columns)
     rows = "".join(metric_row(name, entry) for name, entry in metrics.items())
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return page_parts.scroll_box(f"<table><tr>{head}</tr>{rows}</table>")
 
 
 def metric_row(name: str, entry: dict[str, Any]) -> str:
@@ -219,14 +228,7 @@ def metric_row(name: str, entry: dict[str, Any]) -> str:
         f"<br>better: {html.escape(entry['better'])}"
     )
     values = "".join(cell(numbers.get(key)) for key in ("edited", "source", "gap"))
-    weights = entry["weights"] or {}
-    texts = [
-        entry["definition"],
-        f"reference: {entry['reference']}",
-        *(f"weights {file} {digest[:12]}" for file, digest in weights.items()),
-        *missing_values(entry),
-        *filter(None, [entry["note"]]),
-    ]
+    texts = [*missing_values(entry), *filter(None, [entry["note"]])]
     about = "<br>".join(map(html.escape, texts))
     return (
         f'<tr id="{name}"><td>{title}</td>{values}'
@@ -286,16 +288,16 @@ def text(metrics: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def histograms(items: Sequence[ClipItem], names: Sequence[str]) -> Image.Image:
-    """A histogram per metric, of the edits and, where it has them, of the sources."""
+def histograms(items: Sequence[ClipItem], names: Sequence[str]) -> str:
+    """A chart: a histogram per metric, of the edits and, where it has them, of the sources."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = -(-len(names) // 4)
+    rows = -(-len(names) // 3)
     figure, axes = pyplot.subplots(
-        rows, 4, figsize=(12, 2.6 * rows), layout="constrained", squeeze=False
+        rows, 3, figsize=(11, 2.6 * rows), layout="constrained", squeeze=False
     )
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
@@ -303,13 +305,11 @@ def histograms(items: Sequence[ClipItem], names: Sequence[str]) -> Image.Image:
         groups = finite_values(items, name)
         if groups:
             axis.hist(list(groups.values()), bins=20, label=list(groups))
-            axis.legend(fontsize=7)
-        axis.set_title(METRICS[name].title, fontsize=9)
-        axis.set_xlabel(METRICS[name].unit, fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=90)
-    pyplot.close(figure)
-    return Image.open(out)
+            axis.legend(fontsize=8)
+        axis.set_title(METRICS[name].title, fontsize=10)
+        axis.set_xlabel(METRICS[name].unit, fontsize=9)
+        axis.set_ylabel("clips", fontsize=9)
+    return page_parts.chart(figure, "histograms of the metrics")
 
 
 def finite_values(items: Sequence[ClipItem], name: str) -> dict[str, list[float]]:

@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import html
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,24 +118,24 @@ def page(
     plots: Sequence[Path],
 ) -> str:
     """The HTML page; count: of the edits."""
-    passed = page_parts.image_tag(bar_plots(results), "shares of edits that pass")
     parts = [
-        f"<h1>Evaluation of {count} edits of the shapes world</h1>",
-        page_parts.record_table(record),
         f"<h2>Results</h2>{html_tables(shapes_benchmark.table(results))}",
-        f"<h2>Share of edits that pass, with 95% intervals</h2>{passed}",
+        f"<h2>Share of edits that pass, with 95% intervals</h2>{bar_plots(results)}",
     ]
     for file in plots:
         with Image.open(file) as image:
             parts.append(page_parts.image_tag(image, file.stem))
-    parts.append("<h2>Clips: source, edit and true edit</h2>" if clips else "")
-    parts += [
-        page_parts.clip_section(title, file.stem, page_parts.data_uri(file.read_bytes(), "gif"))
-        for title, file in clips
-    ]
+    parts.append("<h2>Clips</h2>" if clips else "")
+    for title, file in clips:
+        picture = page_parts.data_uri(file.read_bytes(), "gif")
+        labels = ("source", "edit", "truth")
+        parts.append(page_parts.clip_section(title, file.stem, picture, labels))
     definitions = {definition.title: definition.text for definition in DEFINITIONS}
-    parts.append(f"<h2>Definitions</h2>{page_parts.definition_table(definitions)}")
-    return page_parts.html_page(parts)
+    parts += [
+        page_parts.folded("Definitions", page_parts.definition_table(definitions)),
+        page_parts.folded("Settings and weights", page_parts.record_table(record)),
+    ]
+    return page_parts.html_page(f"Evaluation of {count} edits of the shapes world", parts)
 
 
 def html_tables(markdown: str) -> str:
@@ -147,18 +145,12 @@ def html_tables(markdown: str) -> str:
         head, _, *body = (
             [cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()
         )
-        lines = [table_row(head, "th"), *(table_row(row, "td") for row in body)]
-        tables.append(f"<p><table>{''.join(lines)}</table></p>")
+        tables.append(f"{page_parts.table(head, body)}<br>")
     return "".join(tables)
 
 
-def table_row(cells: Sequence[str], tag: str) -> str:
-    """A row of an HTML table."""
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def bar_plots(results: dict[str, dict[str, Any]]) -> Image.Image:
-    """Shares of passed edits, by editor and by kind of edit of the first editor."""
+def bar_plots(results: dict[str, dict[str, Any]]) -> str:
+    """A chart: shares of passed edits, by editor and by kind of edit of the first editor."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -180,10 +172,7 @@ def bar_plots(results: dict[str, dict[str, Any]]) -> Image.Image:
         axis.barh(list(group), 100 * shares, xerr=100 * errors, capsize=3)
         axis.set(xlim=(0, 100), xlabel="passed, %", title=title)
         axis.invert_yaxis()
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=90)
-    pyplot.close(figure)
-    return Image.open(out)
+    return page_parts.chart(figure, "shares of edits that pass")
 
 
 def clips(

@@ -91,7 +91,7 @@ def write_dataset(engine: Engine) -> None:
     folder = make_dataset(engine, best)
     statistics = make_statistics(engine, selected, dropped)
     write_json(engine.folder / "statistics.json", statistics)
-    write_report(engine, selected, dropped, statistics)
+    write_report(engine, selected, dropped, statistics, frame_rate(engine))
     print(
         f"write: {len(best)} triplets in {folder}, {len(dropped)} left out because others by the "
         f"same instruction score higher; look at {engine.folder / 'index.html'}"
@@ -112,13 +112,18 @@ def check_stages_are_done(engine: Engine) -> None:
             )
 
 
+def frame_rate(engine: Engine) -> float:
+    """Frames per second of the clips."""
+    return SHAPES_FPS if engine.config.videos == SHAPES else engine.config.clips.fps
+
+
 def make_dataset(engine: Engine, lines: list[dict]) -> Path:
     """Writes the edits of these manifest lines, unless the dataset holds exactly them already.
 
     A new dataset is written to a folder of its own, which then replaces the old one.
     """
     config, target = engine.config, engine.folder / "dataset"
-    fps = SHAPES_FPS if config.videos == SHAPES else config.clips.fps
+    fps = frame_rate(engine)
     arguments = {
         "edits": fingerprint([(line["id"], line["mark"]) for line in lines]),
         "codec": config.codec,

@@ -9,6 +9,7 @@ decides the result. An item whose fingerprint has changed is processed again.
 import concurrent.futures
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,14 @@ from ivid2vid_jax.utils import jsonl
 from ivid2vid_jax.utils.locks import file_lock
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+# An item's own values in a reason, and what stands for them in its criterion.
+OWN_VALUES = (
+    (r" (-?[\d.]+|-?inf|nan) below ", " below "),
+    (r"^\d+x\d+ pixels: ", ""),
+    (r"ends after \d+ of ", "ends before "),
+    (r"nearly the same as (['\"]).*?\1(?=;|$)", "nearly the same as another"),
+    (r"^/\S+: ", ""),
+)
 Outcome = tuple[str, dict[str, Any]]  # status, and facts for the manifest's line
 
 
@@ -84,15 +93,37 @@ class Manifest:
             if self.is_done(id, fingerprints[id]) and self.lines[id]["status"] == ACCEPTED
         ]
 
+    def count(self, fingerprints: Mapping[str, str], status: str) -> int:
+        """The number of items with a status under their present fingerprint."""
+        lines = [self.lines.get(id, {}) for id in fingerprints]
+        return sum(
+            line.get("mark") == mark and line["status"] == status
+            for line, mark in zip(lines, fingerprints.values(), strict=True)
+        )
+
     def reasons(self, fingerprints: Mapping[str, str]) -> dict[str, int]:
-        """Counts of "status: reason" of the items that were not accepted, most frequent first."""
+        """Counts of "status: criterion" of the items that were not accepted, most frequent first.
+
+        An item that misses several criteria counts for each of them.
+        """
         counts: dict[str, int] = {}
         for id, fingerprint in fingerprints.items():
             line = self.lines.get(id)
             if line is not None and line["mark"] == fingerprint and line["status"] != ACCEPTED:
-                key = f"{line['status']}: {line.get('reason', '')}"
-                counts[key] = counts.get(key, 0) + 1
+                for criterion in criteria(line.get("reason", "")):
+                    key = f"{line['status']}: {criterion}"
+                    counts[key] = counts.get(key, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def criteria(reason: str) -> list[str]:
+    """The criteria of a reason, without an item's own values.
+
+    "image 0.312 below 0.5; direction 0.1 below 0.2" -> ["image below 0.5", "direction below 0.2"]
+    """
+    for pattern, replacement in OWN_VALUES:
+        reason = re.sub(pattern, replacement, reason)
+    return list(dict.fromkeys(reason.split("; ")))
 
 
 def manifest_path(folder: Path, stage: str, shard: tuple[int, int]) -> Path:

@@ -1,31 +1,24 @@
-"""The HTML report of a data-engine run: score histograms, and contact sheets of edits."""
+"""The HTML report of a data-engine run: counts, reasons, score histograms, clips of edits."""
 
-import base64
-import html
-import io
-import json
+import collections
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ivid2vid_jax.evaluation import page_parts
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.utils.atomic import atomic_write_text
-from ivid2vid_jax.video import compare
 
-MAX_SHEETS = 24  # per group
-FRAMES_PER_SHEET = 8
-STYLE = """
-body { font: 14px sans-serif; max-width: 1100px; margin: 2em auto }
-section { border-top: 1px solid #ccc; padding: 1em 0 }
-p { margin: .2em 0 }
-img { max-width: 100% }
-"""
+MAX_CLIPS = 24  # per group
 
 
 def write_report(
-    engine: Engine, selected: set[str], dropped: Mapping[str, str], statistics: dict[str, Any]
+    engine: Engine,
+    selected: set[str],
+    dropped: Mapping[str, str],
+    statistics: dict[str, Any],
+    fps: float,
 ) -> None:
     """Writes OUTPUT/index.html, one file with all images in it.
 
@@ -33,7 +26,8 @@ def write_report(
         engine: the run.
         selected: ids of the edits in the dataset.
         dropped: accepted edits that are not in the dataset: id -> reason.
-        statistics: printed as JSON.
+        statistics: of `dataset_writer.make_statistics`.
+        fps: frames per second of the clips.
     """
     manifest = engine.scores.manifest()
     lines = [
@@ -43,37 +37,43 @@ def write_report(
         "Accepted": [line for line in lines if line["id"] in selected],
         "Rejected": [line for line in lines if line["id"] not in selected],
     }
+    stages = statistics["stages"]
+    counts = [(name, stage["items"], stage["accepted"]) for name, stage in stages.items()]
+    reasons = [
+        (name, *reason.split(": ", 1), count)
+        for name, stage in stages.items()
+        for reason, count in stage["others"].items()
+    ]
+    left_out = collections.Counter(dropped.values())
+    reasons += [("write", "left out", reason, count) for reason, count in left_out.items()]
     parts = [
-        f"<h1>{html.escape(str(engine.folder))}</h1>",
-        f"<pre>{html.escape(json.dumps(statistics, indent=1))}</pre>",
-        f"<h2>Scores</h2>{img_tag(histograms(*groups.values()))}",
+        f"<h2>Stages</h2>{page_parts.table(('stage', 'items', 'accepted'), counts)}",
+        "<h2>Why items were not accepted</h2>",
+        page_parts.table(("stage", "status", "criterion", "items"), reasons)
+        if reasons
+        else "<p>All items were accepted.</p>",
+        f"<h2>Scores</h2>{histograms(*groups.values())}",
     ]
     for title, group in groups.items():
         parts.append(f"<h2>{title}: {len(group)}</h2>")
-        for index in evenly_spaced(len(group), MAX_SHEETS):
+        for index in evenly_spaced(len(group), MAX_CLIPS):
             line = group[index]
             reason = line.get("reason") or dropped.get(line["id"], "")
-            parts.append(edit_section(engine, line, reason))
-    atomic_write_text(
-        engine.folder / "index.html",
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Synthesised triplets</title>'
-        f"<style>{STYLE}</style>{''.join(parts)}</html>\n",
-    )
+            parts.append(edit_section(engine, line, reason, fps))
+    parts.append(page_parts.folded("All statistics", page_parts.record_table(statistics)))
+    title = f"{engine.folder}: {len(selected)} triplets"
+    atomic_write_text(engine.folder / "index.html", page_parts.html_page(title, parts))
 
 
-def edit_section(engine: Engine, line: dict, reason: str) -> str:
-    """The HTML of one edit: its contact sheet, captions, scores, and why it was rejected."""
+def edit_section(engine: Engine, line: dict, reason: str, fps: float) -> str:
+    """The HTML of one edit: its clips, captions, scores, and why it was rejected."""
     edit = engine.edits.edits[line["id"]]
     clips = engine.workspace.read_clip(edit.clip), engine.workspace.read_edit(edit.id)
-    frames = evenly_spaced(len(clips[0]), FRAMES_PER_SHEET)
-    sheet = compare.contact_sheet(
-        [tuple(clip[frame] for clip in clips) for frame in frames], edit.instruction
-    )
+    picture = page_parts.animation(np.concatenate(clips, axis=2), fps)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in line["scores"].items())
-    texts = (edit.id, f"{edit.caption} → {edit.edited_caption}", scores, reason)
-    paragraphs = " ".join(f"<p>{html.escape(text)}</p>" for text in texts if text)
-    title = html.escape(edit.instruction)
-    return f"<section><h3>{title}</h3>{img_tag(sheet)}{paragraphs}</section>"
+    remarks = filter(None, (f"{edit.caption} → {edit.edited_caption}", scores, reason))
+    source = page_parts.data_uri(picture, "webp")
+    return page_parts.clip_section(edit.instruction, edit.id, source, ("source", "edit"), remarks)
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:
@@ -81,30 +81,23 @@ def evenly_spaced(length: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 
-def histograms(accepted: list[dict], rejected: list[dict]) -> Image.Image:
-    """A histogram of each score, with both groups stacked."""
+def histograms(accepted: list[dict], rejected: list[dict]) -> str:
+    """A chart: a histogram of each score, with both groups stacked."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     names = list((accepted or rejected)[0]["scores"])
+    rows = -(-len(names) // 3)
     figure, axes = pyplot.subplots(
-        1, len(names), figsize=(3 * len(names), 2.6), layout="constrained"
+        rows, 3, figsize=(11, 2.6 * rows), layout="constrained", squeeze=False
     )
-    for axis, name in zip(axes, names, strict=True):
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, names, strict=False):
         values = [[line["scores"][name] for line in group] for group in (accepted, rejected)]
         axis.hist(values, bins=20, stacked=True, label=["accepted", "rejected"])
-        axis.set_title(name)
-    axes[0].legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    pyplot.close(figure)
-    return Image.open(file)
-
-
-def img_tag(image: Image.Image) -> str:
-    """An <img> element with the image as a data URL."""
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        axis.set(title=name, xlabel="cosine similarity", ylabel="edits")
+    axes[0, 0].legend()
+    return page_parts.chart(figure, "histograms of the scores")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,11 @@ def test_metrics_with_weights_are_added_later(world, words, capsys, tiny_clip, f
     assert code == 0, err
     record = json.loads((output / "run.json").read_text())
     assert set(record["weights"]) == {"clip", "inception"}
+    page = (output / "index.html").read_text()
+    for name in ("ssim", "clip_frames", "kid"):
+        entry = read_report(output)["metrics"][name]
+        assert entry["numbers"]["clips"] == 3 and f'<tr id="{name}">' in page
+        assert entry["weights"] == record["weights"].get(METRICS[name].needs)
     assert record["arithmetic"] == {"clip": "float32"}
     code, err, _ = command(capsys, *words, *clip_frames, "--dtype", "bfloat16")
     assert code == 2 and "another evaluation (arithmetic differ)" in err
@@ -72,6 +78,33 @@ def test_metrics_with_weights_are_added_later(world, words, capsys, tiny_clip, f
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     code, err, _ = command(capsys, *words, *clip_frames)
     assert code == 2 and "another evaluation (weights differ)" in err
+
+
+def test_earlier_metrics_of_a_changed_clip_are_missing(world, words, capsys):
+    """The report keeps them for the other clips, and says which command measures the changed."""
+    _, edited, output = world
+    assert command(capsys, *words, "--metrics", "ssim", "psnr_outside")[0] == 0
+    shutil.rmtree(edited / "clip1")
+    save(edited / "clip1", EDITS[0])
+    assert command(capsys, *words, "--metrics", "psnr")[0] == 0
+    metrics = read_report(output)["metrics"]
+    assert metrics["psnr"]["numbers"]["clips"] == 3
+    assert metrics["ssim"]["numbers"]["clips"] == 2
+    assert "not measured for 1 clips" in metrics["ssim"]["note"]
+    assert "run again with --metrics ssim" in metrics["ssim"]["note"]
+    assert metrics["psnr_outside"]["without"] == {"the set gives no mask of the edit": 1}
+
+
+def test_results_come_first_and_hashes_last(world, words, capsys, tiny_clip):
+    """Clips are labelled and have their ids; settings and hashes are folded."""
+    output = world[2]
+    options = ("--metrics", "clip_frames", "--clip-model", tiny_clip, "--shown", 2)
+    assert command(capsys, *words, *options)[0] == 0
+    page = (output / "index.html").read_text()
+    digest = json.loads((output / "run.json").read_text())["weights"]["clip"]["model.safetensors"]
+    assert page.index("<h2>Metrics</h2>") < page.index("<h2>Clips</h2>") < page.index("<details>")
+    assert page.index(digest[:12]) > page.index("<details>")
+    assert "<span>source</span><span>edit</span>" in page and '<p class="id">clip0</p>' in page
 
 
 def test_clip_scores_do_not_depend_on_the_machine(tiny_clip, monkeypatch):

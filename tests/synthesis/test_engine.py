@@ -40,7 +40,7 @@ def test_the_shapes_world_from_nothing_to_triplets(config, capsys):
         assert not shapes.held_out(spec.scene, spec.edit)
         assert spec.edit.kind != "identity"
     page = (config.output / "index.html").read_text()
-    assert page.count("<section>") == 8
+    assert page.count("<section>") == page.count("<span>source</span><span>edit</span>") == 8
     assert page.count("<img") == 9
     assert all(f"<h3>{triplet.instruction}</h3>" in page for triplet in triplets)
     statistics = json.loads((config.output / "statistics.json").read_text())

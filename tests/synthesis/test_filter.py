@@ -12,6 +12,7 @@ from ivid2vid_jax.synthesis.filter import (
     keep_best,
     rejection_reason,
 )
+from ivid2vid_jax.synthesis.manifest import REJECTED, Manifest, criteria
 
 E = np.eye(4)
 GOOD = CLIPScores(0.6, 0.3, 0.3, 0.3, 0.9)
@@ -102,3 +103,36 @@ def test_the_clip_model_is_called_once_per_clip():
     scores = clip_scorer(FakeEmbedder())(dark, light, "a dark clip", "a light clip")
     assert scores == CLIPScores(0.0, 1.0, 1.0, pytest.approx(1.0), 1.0)
     assert batches == [6]
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (
+            "image 0.312 below 0.5; direction -0.100 below 0.2",
+            ["image below 0.5", "direction below 0.2"],
+        ),
+        ("64x48 pixels: the shorter side is below 65", ["the shorter side is below 65"]),
+        (
+            "the shot ends after 3 of 8 frames; the shot ends after 5 of 8 frames; nothing moves",
+            ["the shot ends before 8 frames", "nothing moves"],
+        ),
+        ("nearly the same as 'make it; blue'", ["nearly the same as another"]),
+        ("/videos/a.mp4: has no frame", ["has no frame"]),
+    ],
+)
+def test_reasons_are_grouped_by_criterion(reason, expected):
+    assert criteria(reason) == expected
+
+
+def test_an_item_with_two_missed_criteria_is_one_rejected_item(tmp_path):
+    manifest = Manifest(tmp_path, "scores")
+    for i in range(3):
+        reason = f"image 0.{i}00 below 0.5" + "; direction 0.100 below 0.2" * (i == 0)
+        manifest.add(f"edit{i}", "1", REJECTED, reason=reason)
+    fingerprints = {f"edit{i}": "1" for i in range(4)}
+    assert manifest.reasons(fingerprints) == {
+        "rejected: image below 0.5": 3,
+        "rejected: direction below 0.2": 1,
+    }
+    assert manifest.count(fingerprints, REJECTED) == 3

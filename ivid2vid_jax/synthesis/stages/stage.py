@@ -69,8 +69,7 @@ class Stage(ABC):
         accepted = len(manifest.accepted(self.fingerprints))
         reasons = manifest.reasons(self.fingerprints)
         rejected, failed = (
-            sum(count for reason, count in reasons.items() if reason.startswith(status))
-            for status in (REJECTED, FAILED)
+            manifest.count(self.fingerprints, status) for status in (REJECTED, FAILED)
         )
         print(
             f"{self.name}: {accepted} accepted, {rejected} rejected, {failed} failed, "
