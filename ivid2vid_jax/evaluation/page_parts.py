@@ -26,6 +26,7 @@ STYLE = (
     "details td{overflow-wrap:anywhere}details td:first-child{overflow-wrap:normal}"
     "summary{cursor:pointer;font-weight:bold;margin:1em 0}"
     "section{display:inline-block;vertical-align:top;margin:.7em 1em .7em 0;max-width:100%}"
+    "h1,h3,p{overflow-wrap:anywhere}"
     "h3{font-size:1em;margin:.2em 0}p{margin:.3em 0;max-width:60em}.id{color:#666}"
     ".panels{display:inline-block;max-width:100%}.panels img{display:block;max-width:100%}"
     ".labels{display:flex}.labels span{flex:1;text-align:center}"

@@ -223,10 +223,8 @@ def metrics_table(metrics: dict[str, dict[str, Any]]) -> str:
 def metric_row(name: str, entry: dict[str, Any]) -> str:
     """A metric's row of the HTML table."""
     numbers = entry["numbers"]
-    title = (
-        f"<b>{html.escape(entry['title'])}</b><br>{html.escape(entry['unit'])}"
-        f"<br>better: {html.escape(entry['better'])}"
-    )
+    facts = filter(None, [entry["unit"], f"better: {entry['better']}"])
+    title = "<br>".join([f"<b>{html.escape(entry['title'])}</b>", *map(html.escape, facts)])
     values = "".join(cell(numbers.get(key)) for key in ("edited", "source", "gap"))
     texts = [*missing_values(entry), *filter(None, [entry["note"]])]
     about = "<br>".join(map(html.escape, texts))

@@ -60,8 +60,9 @@ def write_report(
             line = group[index]
             reason = line.get("reason") or dropped.get(line["id"], "")
             parts.append(edit_section(engine, line, reason, fps))
-    parts.append(page_parts.folded("All statistics", page_parts.record_table(statistics)))
-    title = f"{engine.folder}: {len(selected)} triplets"
+    record = {"folder": str(engine.folder.resolve())} | statistics
+    parts.append(page_parts.folded("All statistics", page_parts.record_table(record)))
+    title = f"{len(selected)} synthesised triplets"
     atomic_write_text(engine.folder / "index.html", page_parts.html_page(title, parts))
 
 
@@ -99,5 +100,7 @@ def histograms(accepted: list[dict], rejected: list[dict]) -> str:
         values = [[line["scores"][name] for line in group] for group in (accepted, rejected)]
         axis.hist(values, bins=20, stacked=True, label=["accepted", "rejected"])
         axis.set(title=name, xlabel="cosine similarity", ylabel="edits")
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.locator_params(axis="x", nbins=4)
     axes[0, 0].legend()
     return page_parts.chart(figure, "histograms of the scores")

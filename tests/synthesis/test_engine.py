@@ -17,7 +17,7 @@ from ivid2vid_jax.synthesis.editors import SharedNoiseConfig, TuneAVideoConfig
 from ivid2vid_jax.synthesis.engine import Engine
 from ivid2vid_jax.synthesis.run_stages import run_stages
 from ivid2vid_jax.synthesis.sources import ShapesSource
-from tests.support import factory
+from tests.support import browser, factory
 from tests.support.chat_server import EDITS, Server, completion
 from tests.synthesis.runs import manifest_lines, read_triplets, run_output, write_json_lines
 from tests.video.test_video import write as write_video
@@ -51,6 +51,27 @@ def test_the_shapes_world_from_nothing_to_triplets(config, capsys):
     times = [path.stat().st_mtime_ns for path in files]
     run_output(capsys, config)
     assert [path.stat().st_mtime_ns for path in files] == times, "a second run does nothing"
+
+
+def test_the_page_groups_rejections_and_fits_a_phone(config, capsys):
+    """Only the edit with the highest image score is accepted: the others miss one criterion."""
+    run = dataclasses.replace(config, editor="truth", base="/nowhere")
+    run_output(capsys, run)
+    scores = [line["scores"]["image"] for line in manifest_lines(run.output, "scores")]
+    threshold = dataclasses.replace(run.filter, image=max(scores))
+    output = run_output(capsys, dataclasses.replace(run, filter=threshold))
+    rejected = sum(score < max(scores) for score in scores)
+    assert rejected and f"scores: {8 - rejected} accepted, {rejected} rejected" in output
+    statistics = json.loads((run.output / "statistics.json").read_text())
+    criterion = f"image below {max(scores)}"
+    assert statistics["stages"]["scores"]["others"] == {f"rejected: {criterion}": rejected}
+    row = f"<td>scores</td><td>rejected</td><td>{criterion}</td><td>{rejected}</td>"
+    assert row in (run.output / "index.html").read_text()
+    with browser.page() as page:
+        page.set_viewport_size({"width": 400, "height": 800})
+        page.goto((run.output / "index.html").as_uri())
+        assert all(browser.pictures(page)) and page.errors == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_the_true_editor_makes_true_edits_without_a_base(config, capsys):
@@ -202,6 +223,9 @@ def test_the_best_of_several_samples_is_kept(config, capsys):
     scores = {line["id"]: line["scores"] for line in manifest_lines(config.output, "scores")}
     kept = {triplet.id for triplet in read_triplets(run)}
     assert len(kept) == 8
+    reason = "1 edits by the same instruction have a higher direction score"
+    row = f"<td>write</td><td>left out</td><td>{reason}</td><td>16</td>"
+    assert row in (config.output / "index.html").read_text()
     assert not kept <= set(single)
     for id in single:
         samples = [id, f"{id}-1", f"{id}-2"]
