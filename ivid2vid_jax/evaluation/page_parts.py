@@ -23,7 +23,7 @@ STYLE = (
     "table{border-collapse:collapse}"
     "td,th{padding:.3em .7em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}"
     "td.number{text-align:right;white-space:nowrap}"
-    "details td{overflow-wrap:anywhere}details td:first-child{overflow-wrap:normal}"
+    "details td{overflow-wrap:anywhere;min-width:8em}"
     "summary{cursor:pointer;font-weight:bold;margin:1em 0}"
     "section{display:inline-block;vertical-align:top;margin:.7em 1em .7em 0;max-width:100%}"
     "h1,h3,p{overflow-wrap:anywhere}"

@@ -307,6 +307,7 @@ def histograms(items: Sequence[ClipItem], names: Sequence[str]) -> str:
         axis.set_title(METRICS[name].title, fontsize=10)
         axis.set_xlabel(METRICS[name].unit, fontsize=9)
         axis.set_ylabel("clips", fontsize=9)
+        axis.locator_params(axis="x", nbins=4)
     return page_parts.chart(figure, "histograms of the metrics")
 
 
