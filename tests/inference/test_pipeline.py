@@ -258,7 +258,7 @@ def test_settings_out_of_range(pipe, settings, message):
 def test_invalid_edits_are_rejected(pipe, tmp_path):
     with pytest.raises(UserError, match="the instruction is empty"):
         pipe.edit(clip(2), "  ", steps=1, size=16)
-    with pytest.raises(UserError, match=r"uint8 \[T, H, W, 3\] with T >= 1, got float64 \[2, 4\]"):
+    with pytest.raises(UserError, match=r"with T >= 1, got \[2, 4\]"):
         pipe.edit(np.zeros((2, 4)), INSTRUCTION)
     with pytest.raises(TypeError, match="unknown setting 'strength'"):
         pipe.edit(clip(2), INSTRUCTION, strength=0.5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.video import rescue, write
+from ivid2vid_jax.video import write
 from ivid2vid_jax.video.read import open_clip
 from ivid2vid_jax.video.rescue import write_clip_safely
 from tests.support.media import MEDIA
@@ -75,7 +75,11 @@ def test_a_folder_that_is_gone(tmp_path, monkeypatch):
 
 def test_frames_of_an_earlier_rescue_stay(tmp_path):
     (tmp_path / "a").mkdir()
-    assert rescue.free_name(tmp_path / "a") == tmp_path / "a-2"
+    assert write.unused_path(tmp_path / "a") == tmp_path / "a"  # an empty folder
+    (tmp_path / "a" / "0.png").touch()
+    (tmp_path / "b.x.mp4").touch()
+    assert write.unused_path(tmp_path / "a") == tmp_path / "a-2"
+    assert write.unused_path(tmp_path / "b.x.mp4") == tmp_path / "b.x-2.mp4"
 
 
 SCRIPT = """

@@ -30,7 +30,7 @@ def test_resolve_model(tiny, tmp_path):
 def test_weights_of_an_unsupported_kind_are_not_downloaded(tmp_path, monkeypatch, name, config):
     downloads = []
 
-    def download(repo_id, allow_patterns, ignore_patterns):
+    def download(repo_id, revision, allow_patterns, ignore_patterns):
         downloads.append(allow_patterns)
         write_json(tmp_path / name, config)
         return str(tmp_path)
