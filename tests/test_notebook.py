@@ -23,8 +23,9 @@ def test_the_cells_have_no_output_valid_code_and_existing_configs():
         for cell in cells
         if cell["cell_type"] == "code"
     }
-    tags = ["parameters", "install", "embedded", "shapes", "curve", "own", "export"]
-    assert list(sources) == tags
+    set_up, edits = ["parameters", "install"], ["embedded", "upload"]
+    assert list(sources) == [*set_up, *edits, "shapes", "curve", "loggers", "own", "export"]
+    assert "OWNER" not in "".join(sources.values())
     for tag, source in sources.items():
         compile(source, tag, "exec")
     for config in re.findall(r"--config (\S+)", "".join(sources.values())):
@@ -32,25 +33,39 @@ def test_the_cells_have_no_output_valid_code_and_existing_configs():
 
 
 @pytest.mark.slow
-def test_all_cells_run(tiny, tmp_path):
-    """With tiny models and clips."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+def test_all_cells_run_and_run_again_after_a_restart(tiny, tmp_path):
+    """With tiny models and clips.
+
+    After the restart the cells run in reverse order: each needs the set-up cells and Drive only.
+    """
+    nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(NOTEBOOK, 4)
     code = {cell.metadata.tags[0]: cell for cell in notebook.cells if cell.cell_type == "code"}
     values = tiny_values(tiny, tmp_path)
     code["parameters"].source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     code["install"].source = environment_code() + code["install"].source
+    pictures = run_all(notebook)
+    drive = tmp_path / "drive"
+    assert (drive / "shapes" / "pipeline" / "unet" / "config.json").is_file()
+    assert (drive / "own" / "pipeline").is_dir()
+    assert pictures == 4  # the embedded edit, one's own, the edit after training, the loss curve
+    (steps,) = (drive / "shapes" / "checkpoints").glob("*")
+
+    notebook.cells = [*list(code.values())[:2], *list(code.values())[:1:-1]]
+    assert run_all(notebook) == 4
+    assert (steps,) == tuple((drive / "shapes" / "checkpoints").glob("*")), "trained again"
+    shutil.rmtree(drive)
+
+
+def run_all(notebook) -> int:
+    """Runs the cells in a new kernel; returns the number of pictures that they show."""
+    nbclient = pytest.importorskip("nbclient")
     resources = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(
         notebook, timeout=1800, kernel_name="python3", resources=resources
     ).execute()
-    drive = tmp_path / "drive"
-    assert (drive / "shapes" / "pipeline" / "unet" / "config.json").is_file()
-    assert (drive / "own" / "pipeline").is_dir()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 3  # the embedded edit, the edit after training, the loss curve
-    shutil.rmtree(drive)
+    return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
 def tiny_values(model: Path, folder: Path) -> dict[str, str]:
