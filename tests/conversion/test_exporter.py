@@ -96,7 +96,8 @@ def test_edit_without_jax_is_the_same(edits, name):
     assert_same_edit(name, edit.jax, edit.torch)
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(STEPS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [4, STEPS])
 def test_edit_with_the_embedded_model_is_the_same(tmp_path, steps):
     """A clip of the model's own world, at its own size."""
     source = assets.folder() / assets.DEFAULT

@@ -239,6 +239,7 @@ def test_the_best_of_several_samples_is_kept(config, capsys):
         assert min(differences) > 1
 
 
+@pytest.mark.slow
 def test_real_clips_through_every_stage(config, capsys, car, skiing, tmp_path):
     """Random BLIP, a chat server on loopback, Tune-A-Video on a random base."""
     server = Server(completion(json.dumps(EDITS)), 500, completion(json.dumps(EDITS)))

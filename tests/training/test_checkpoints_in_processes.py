@@ -54,6 +54,7 @@ def start_script(script, *args, devices=1):
     )
 
 
+@pytest.mark.slow
 def test_kills_during_saves_leave_the_last_complete_checkpoint(tmp_path):
     rng, incomplete, last = random.Random(0), 0, 0
     for _ in range(5):

@@ -221,6 +221,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, monkeypatch):
     assert complete_steps(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_a_save_resumes_from_the_last_complete_checkpoint(reference, tmp_path):
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, run, dict(checkpoint__wait=True))
