@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from tests.support.checkpoint_state import make_state
