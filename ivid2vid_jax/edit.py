@@ -216,8 +216,8 @@ def warn_of_domain(pipe: "Pipeline", clip: "Clip", instruction: str) -> None:
     """Logs a warning if the model is an embedded one and the edit is outside its world."""
     from ivid2vid_jax.inference.domain import domain_warnings
 
-    frame = next(clip.frames()).pixels
-    for warning in domain_warnings(pipe, frame, instruction):
+    frames = (frame.pixels for frame in clip.frames())
+    for warning in domain_warnings(pipe, frames, instruction):
         log.warning(warning)
 
 
@@ -241,15 +241,15 @@ def write_preview(
 class SamplingProgress(Progress):
     """The progress bar of an edit, which names the ways to a shorter one if it will take long."""
 
-    second: float | None = None  # when the first evaluation, which includes compilation, was done
+    first_done: float | None = None  # when the first evaluation, which compiles, was done
 
     def __call__(self, done: int, total: int) -> None:
         """See `Progress`."""
         super().__call__(done, total)
         if done == 1:
-            self.second = time.monotonic()
-        elif done == 2 and self.second is not None:
-            expected = (time.monotonic() - self.second) * (total - 1)
+            self.first_done = time.monotonic()
+        elif done == 2 and self.first_done is not None:
+            expected = (time.monotonic() - self.first_done) * (total - 1)
             if expected > LONG_EDIT:
                 self.bar.write(
                     f"this edit takes about {duration(expected)}. Shorter: fewer --steps, a "

@@ -117,7 +117,7 @@ def test_a_preview_is_one_frame_beside_the_source(tiny, tmp_path, capsys):
 def test_a_long_edit_names_the_ways_to_a_shorter_one(capsys):
     with edit.SamplingProgress("sampling") as progress:
         progress(1, 100_000)
-        progress.second -= 2  # seconds ago
+        progress.first_done -= 2  # seconds ago
         progress(2, 100_000)
     message = capsys.readouterr().err
     assert "takes about 55 h" in message and all(

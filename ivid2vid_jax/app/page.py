@@ -206,7 +206,7 @@ def build_page(pipe: Pipeline, limits: AppLimits, folder: Path) -> gr.Blocks:
 def about_model(pipe: Pipeline) -> str:
     """The model's name, and what it can edit if that is known."""
     name = f"Model: **{pipe.folder.path.name}**."
-    if pipe.folder.path.parent == assets.folder():
+    if assets.is_embedded(pipe.folder.path):
         return f"{name} It knows only moving shapes; start the app with --model for real clips."
     return name
 

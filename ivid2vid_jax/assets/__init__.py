@@ -15,6 +15,11 @@ def folder() -> Path:
     return Path(str(resources.files(__name__)))
 
 
+def is_embedded(path: Path) -> bool:
+    """Whether a model's folder is one of the embedded ones."""
+    return path.parent == folder()
+
+
 def clip(name: Path | None) -> Path:
     """The path of a sample clip by its name; the first one for None; other paths unchanged."""
     samples = clips()

@@ -3,6 +3,7 @@
 import functools
 import re
 import string
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,27 +17,27 @@ from ivid2vid_jax.video.fit import ResizePlan
 MIN_PSNR = 26.0
 MAX_NAMED = 5  # unknown words in a warning
 ADVICE = (
-    "the embedded model knows only moving shapes (docs: Editing). For real clips: "
+    "The embedded model knows only moving shapes (docs: Editing). For real clips: "
     "--model timbrooks/instruct-pix2pix"
 )
 
 
-def domain_warnings(pipe: Pipeline, frame: np.ndarray, instruction: str) -> list[str]:
+def domain_warnings(pipe: Pipeline, frames: Iterable[np.ndarray], instruction: str) -> list[str]:
     """What an embedded model does not know; empty for other models.
 
     Args:
         pipe: the pipeline.
-        frame: [H, W, 3] uint8, one frame of the clip.
+        frames: [H, W, 3] uint8, of the clip; the first is used, if the model is embedded.
         instruction: what to change.
     """
-    if pipe.folder.path.parent != assets.folder():
+    if not assets.is_embedded(pipe.folder.path):
         return []
     reasons = []
     if words := unknown_words(instruction):
         reasons.append(f"unknown words: {', '.join(words[:MAX_NAMED])}")
-    if reconstruction_psnr(pipe, frame) < MIN_PSNR:
+    if reconstruction_psnr(pipe, next(iter(frames))) < MIN_PSNR:
         reasons.append("the clip is none of simple shapes on a background")
-    return [f"{'; '.join(reasons)}. {ADVICE[0].upper()}{ADVICE[1:]}"] if reasons else []
+    return [f"{'; '.join(reasons)}. {ADVICE}"] if reasons else []
 
 
 def unknown_words(instruction: str) -> list[str]:

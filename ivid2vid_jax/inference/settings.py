@@ -27,10 +27,11 @@ RANGES = (
 
 def sampler_name(name: str) -> str:
     """A sampler's name here, also for its names elsewhere; UserError for an unknown one."""
-    name = names.SAMPLERS.get(name, name)
+    other_names = names.SAMPLERS | SCHEDULER_CLASSES
+    name = other_names.get(name, name)
     if name in SAMPLERS:
         return name
-    near = difflib.get_close_matches(name, [*SAMPLERS, *names.SAMPLERS], 1)
+    near = difflib.get_close_matches(name, [*SAMPLERS, *other_names], 1)
     suggestion = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}{suggestion}")
 

@@ -21,15 +21,12 @@ TRAINING = {
     "output_dir": "output",
     "pretrained_model_name_or_path": "model",
 }
-# Samplers: name elsewhere -> ours.
+# Samplers: name elsewhere -> ours; for scheduler classes see diffusion/samplers.py.
 SAMPLERS = {
     "euler_a": "euler_ancestral",
     "euler a": "euler_ancestral",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "DDIMScheduler": "ddim",
     "dpmpp_2m": "dpm++",
     "dpm++ 2m": "dpm++",
     "dpm++_2m": "dpm++",
     "dpmsolver++": "dpm++",
-    "DPMSolverMultistepScheduler": "dpm++",
 }

@@ -93,8 +93,8 @@ class HubServer:
                     self.reply(200, {"transfer": "basic", "objects": lfs(json.loads(body))})
                 elif "/preupload/" in path:
                     self.reply(200, {"files": [mode(file) for file in json.loads(body)["files"]]})
-                elif found := re.fullmatch(r"/api/models/(.+?/.+?)/commit/main", path):
-                    self.store(found[1], [json.loads(line) for line in body.splitlines()])
+                elif match := re.fullmatch(r"/api/models/(.+?/.+?)/commit/main", path):
+                    self.store(match[1], [json.loads(line) for line in body.splitlines()])
                 else:
                     self.reply(404, {"error": f"no such endpoint: {path}"})
 
@@ -105,12 +105,12 @@ class HubServer:
 
             def do_GET(self):
                 path = unquote(urlsplit(self.path).path)
-                if found := re.fullmatch(r"/(?!api/)([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                    self.send_file(*found.groups())
-                elif found := re.fullmatch(
+                if match := re.fullmatch(r"/(?!api/)([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                    self.send_file(*match.groups())
+                elif match := re.fullmatch(
                     r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
                 ):
-                    self.describe(found[1], found[2], found[3] or "main")
+                    self.describe(match[1], match[2], match[3] or "main")
                 else:
                     self.reply(404, {"error": f"no such endpoint: {path}"})
 
@@ -153,9 +153,9 @@ class HubServer:
                 return sha, hub.commits[repo_id][sha]
 
             def describe(self, repo_id, kind, revision):
-                if (found := self.find(repo_id, revision)) is None:
+                if (commit := self.find(repo_id, revision)) is None:
                     return
-                sha, files = found
+                sha, files = commit
                 if kind == "tree":
                     entries = [
                         {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
@@ -167,9 +167,9 @@ class HubServer:
                     self.reply(200, {"id": repo_id, "sha": sha, "siblings": siblings, "tags": []})
 
             def send_file(self, repo_id, revision, name):
-                if (found := self.find(repo_id, revision)) is None:
+                if (commit := self.find(repo_id, revision)) is None:
                     return
-                sha, files = found
+                sha, files = commit
                 if name not in files:
                     self.reply(404, {"error": "no file"}, {"X-Error-Code": "EntryNotFound"})
                     return

@@ -76,3 +76,14 @@ def faststart(path: Path, target: Path) -> None:
             if packet.dts is not None:
                 packet.stream = stream
                 out.mux(packet)
+
+
+def write_blank_video(path: Path, frames: int) -> Path:
+    """Writes a video of many frames of 16x16 pixels, quickly; returns its path."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 16
+        for _ in range(frames):
+            output.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+        output.mux(stream.encode())
+    return path

@@ -13,7 +13,7 @@ from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video import sound
 from tests.support.command import run_command
-from tests.support.media import MEDIA, beeps
+from tests.support.media import MEDIA, beeps, write_blank_video
 
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="needs the ffmpeg command line"
@@ -35,8 +35,8 @@ def ffmpeg(*words):
 def streams(path, count="packets"):
     """What ffprobe says of the first stream of each kind, with its frames or packets counted."""
     command = ["ffprobe", "-v", "error", f"-count_{count}", "-show_streams", "-of", "json", path]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["streams"]
-    return {stream["codec_type"]: stream for stream in reversed(found)}
+    listed = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["streams"]
+    return {stream["codec_type"]: stream for stream in reversed(listed)}
 
 
 def frames_of(path) -> int:
@@ -65,10 +65,10 @@ def test_sound_is_kept_and_planned_once(
     path = tmp_path / output
     code, stderr = run_edit(capsys, MEDIA / name, path, "--end", 2, "--fps", 5)
     assert code == 0, stderr
-    found = streams(path)
-    assert (found["video"]["codec_name"], found["audio"]["codec_name"]) == codecs
+    by_type = streams(path)
+    assert (by_type["video"]["codec_name"], by_type["audio"]["codec_name"]) == codecs
     assert frames_of(path) == 10
-    assert float(found["audio"].get("duration") or 2) == pytest.approx(2, abs=0.1)
+    assert float(by_type["audio"].get("duration") or 2) == pytest.approx(2, abs=0.1)
     assert beeps(path) == pytest.approx(onsets, abs=0.03)
     assert len(plans) <= 1
 
@@ -147,13 +147,7 @@ def test_a_comparison_that_fails_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_clip_of_too_many_frames(tmp_path, capsys):
-    path = tmp_path / "long.mp4"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("mpeg4", rate=25)
-        stream.width = stream.height = 16
-        for _ in range(10_001):
-            output.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
-        output.mux(stream.encode())
+    path = write_blank_video(tmp_path / "long.mp4", 10_001)
     code, stderr = run_edit(capsys, path, tmp_path / "out.mp4")
     assert (
         code == 2 and "long.mp4: has more than 10,000 frames, the limit; take a part (--s" in stderr

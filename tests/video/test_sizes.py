@@ -14,7 +14,7 @@ from PIL import Image
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.read import open_clip
-from tests.support.media import MEDIA
+from tests.support.media import MEDIA, write_blank_video
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,7 @@ def test_more_frames_than_the_limit(name, options, least):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
 def test_a_long_video_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
-    path = tmp_path / f"long{suffix}"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("mpeg4", rate=25)
-        stream.width = stream.height = 16
-        for _ in range(300):
-            output.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
-        output.mux(stream.encode())
+    path = write_blank_video(tmp_path / f"long{suffix}", 300)
     monkeypatch.setattr("ivid2vid_jax.video.read.container_frames", lambda *_: pytest.fail("reads"))
     with pytest.raises(UserError, match=r"long.*: has more than 299 frames, the limit; cut it"):
         open_clip(path, limit=FrameLimit(299))
