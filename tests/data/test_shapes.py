@@ -17,6 +17,7 @@ from ivid2vid_jax.data.shapes.scene import (
     contrasts,
 )
 from ivid2vid_jax.errors import UserError
+from tests.data.conftest import FRAME_KINDS
 
 GOLDEN_HELD_OUT = "000000011001000100000000000000100000000001001000001001000000"
 
@@ -166,7 +167,7 @@ def test_errors_name_the_value(wrong, message):
 
 def test_every_kind_has_four_phrasings_and_all_are_used(world):
     uses = Counter((spec.edit.kind, spec.edit.phrasing) for _, spec in world)
-    for kind in shapes.ALL_KINDS:
+    for kind in FRAME_KINDS:
         assert len(set(PHRASINGS[kind])) >= 4
         assert all(uses[kind, i] for i in range(len(PHRASINGS[kind])))
     assert len(STYLE_PHRASINGS) >= 4
@@ -188,13 +189,13 @@ def test_instructions_use_the_requested_phrasings():
 
 
 def test_an_edit_is_found_by_the_edited_caption(world):
-    matches = {kind: [] for kind in shapes.ALL_KINDS}
+    matches = {kind: [] for kind in FRAME_KINDS}
     for _, spec in world:
         edit = shapes.edit_towards(spec.scene, shapes.caption(spec.edited))
         matches[spec.edit.kind].append(
             edit is not None and apply_edit(spec.scene, edit) == spec.edited
         )
-    for kind in shapes.ALL_KINDS:
+    for kind in FRAME_KINDS:
         assert all(matches[kind]) == (kind not in ("add", "remove", "identity")), kind
     assert shapes.edit_towards(world[0][1].scene, "a red dog in the snow") is None
 

@@ -12,11 +12,19 @@ import hashlib
 from ivid2vid_jax.data.shapes.checker import Limits, Verdict, check
 from ivid2vid_jax.data.shapes.language import caption, edit_towards, instruction
 from ivid2vid_jax.data.shapes.renderer import edit_mask, render
-from ivid2vid_jax.data.shapes.scene import ALL_KINDS, KINDS, UNSEEN_STYLE, Spec
+from ivid2vid_jax.data.shapes.scene import (
+    ALL_KINDS,
+    FREE_KINDS,
+    KINDS,
+    TEMPORAL_KINDS,
+    UNSEEN_STYLE,
+    Spec,
+)
 from ivid2vid_jax.data.shapes.scene_sampler import (
     SPLITS,
     WORLDS,
     allowed_phrasings,
+    choices,
     held_out,
     sample_edit,
     sample_spec,
@@ -25,8 +33,10 @@ from ivid2vid_jax.data.triplet import Triplet
 
 __all__ = [
     "ALL_KINDS",
+    "FREE_KINDS",
     "KINDS",
     "SPLITS",
+    "TEMPORAL_KINDS",
     "UNSEEN_STYLE",
     "WORLDS",
     "Limits",
@@ -35,6 +45,7 @@ __all__ = [
     "allowed_phrasings",
     "caption",
     "check",
+    "choices",
     "edit_mask",
     "edit_towards",
     "held_out",

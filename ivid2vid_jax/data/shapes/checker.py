@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ivid2vid_jax.data.shapes.disturbances import BRIGHTER, DARKER, disturbed_pixels
 from ivid2vid_jax.data.shapes.renderer import (
     edit_mask,
     largest_channel,
@@ -29,10 +30,14 @@ from ivid2vid_jax.data.shapes.scene import (
     Spec,
     apply_edit,
 )
+from ivid2vid_jax.data.shapes.scene_sampler import choices
 from ivid2vid_jax.errors import UserError
 
 # Cells per side: fine enough for the smallest object, coarse enough to average out noise and blur.
 MIN_CELLS = 24
+# In disturbed clips a frame may hide or show only a sliver of an object. It is compared with an
+# alternative that differs by at least four cells of 100 grey levels.
+MIN_HIDDEN = 200.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,10 @@ class Verdict:
         inside: [T] float32, error in grey levels of the worst block that the edit may change.
         outside: [T] float32, error in grey levels of the worst other block.
         cast: [T] float32, mean error in grey levels of the other blocks.
+        valid: every frame passes, each compared with the right result that it is nearest to.
+        consistent: all frames are nearest to the same right result.
+        spec: the right result that the clip was compared with: of a free edit, the one that most
+            frames are nearest to.
     """
 
     passed: bool
@@ -71,10 +80,15 @@ class Verdict:
     inside: np.ndarray
     outside: np.ndarray
     cast: np.ndarray
+    valid: bool
+    consistent: bool
+    spec: Spec
 
 
 def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = Limits()) -> Verdict:
     """Judges `edited` as the result of the spec's instruction for `source`.
+
+    A free edit has several right results; it passes if all frames show the same one.
 
     Args:
         source: [T, H, W, 3] uint8.
@@ -91,19 +105,69 @@ def check(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits = L
             raise UserError(
                 f"the {name} clip is {clip.dtype} {clip.shape}, but the spec says uint8 {shape}"
             )
+    results = choices(spec)
+    if len(results) == 1:
+        return compare(source, edited, results[0], limits)
+    nearest = nearest_results(source, edited, results)
+    verdicts = {i: compare(source, edited, results[i], limits) for i in set(nearest.tolist())}
+    passes = [passing_frames(verdicts[i], limits)[frame] for frame, i in enumerate(nearest)]
+    verdict = verdicts[int(np.bincount(nearest).argmax())]
+    return dataclasses.replace(
+        verdict,
+        passed=verdict.passed and len(verdicts) == 1,
+        valid=all(passes),
+        consistent=len(verdicts) == 1,
+    )
+
+
+def nearest_results(source: np.ndarray, edited: np.ndarray, results: list[Spec]) -> np.ndarray:
+    """[T] int: the right result that each frame is nearest to."""
+    edited_cells = cells(edited)
+    distances = [
+        np.square(edited_cells - cells(true_edit(source, spec))).sum((1, 2, 3)) for spec in results
+    ]
+    return np.argmin(distances, axis=0)
+
+
+def true_edit(source: np.ndarray, spec: Spec) -> np.ndarray:
+    """The true edit of this source, [T, H, W, 3] uint8."""
+    return target_clip(source, spec, edit_mask(spec), render(spec.edited, spec.size, spec.frames))
+
+
+def compare(source: np.ndarray, edited: np.ndarray, spec: Spec, limits: Limits) -> Verdict:
+    """Judges a clip, [T, H, W, 3] uint8, against one right result."""
     mask, rendered = edit_mask(spec), render(spec.edited, spec.size, spec.frames)
     target = target_clip(source, spec, mask, rendered)
     edited_cells, target_cells = cells(edited), cells(target)
     toward, nearest = toward_alternatives(
-        edited_cells - target_cells, alternatives(source, target, spec, rendered)
+        edited_cells - target_cells,
+        alternatives(source, target, spec, rendered),
+        MIN_HIDDEN if spec.scene.disturbance else 0.0,
     )
-    changeable = np.zeros(shape[:3], bool) if mask is None else mask
+    changeable = np.zeros(edited.shape[:3], bool) if mask is None else mask
     inside, outside, cast = deviations(edited_cells, target_cells, changeable)
     success = bool(toward.max() <= limits.toward and inside.max() <= limits.inside)
     preserved = bool(outside.max() <= limits.outside and cast.max() <= limits.cast)
+    passed = success and preserved
     return Verdict(
-        success and preserved, success, preserved, toward, nearest, inside, outside, cast
+        passed,
+        success,
+        preserved,
+        toward,
+        nearest,
+        inside,
+        outside,
+        cast,
+        valid=passed,
+        consistent=True,
+        spec=spec,
     )
+
+
+def passing_frames(verdict: Verdict, limits: Limits) -> np.ndarray:
+    """[T] bool: the frames that pass on their own."""
+    measures = dataclasses.asdict(limits)
+    return np.all([getattr(verdict, name) <= most for name, most in measures.items()], axis=0)
 
 
 def target_clip(
@@ -133,9 +197,29 @@ def alternatives(
         for style in ALL_STYLES:
             if style != kind:
                 yield style, stylize(source, style) - target
+    if kind == "remove-flicker":
+        for name, gain in (("darker", DARKER[1]), ("brighter", BRIGHTER[0])):
+            yield name, (gain - 1) * target
+        return
+    if spec.scene.disturbance and not spec.edited.disturbance:
+        hidden = disturbed_pixels(spec.scene.disturbance, spec.size, spec.frames)[..., None]
+        for name, scene in repair_rivals(spec.edited):
+            yield name, hidden * (render(scene, spec.size, spec.frames) - rendered)
+        return
     scenes = without_one(spec.edited) if kind in ALL_STYLES else rival_scenes(spec)
     for name, scene in scenes:
         yield name, render(scene, spec.size, spec.frames) - rendered
+
+
+def repair_rivals(scene: Scene) -> Iterator[tuple[str, Scene]]:
+    """Yields (name, scene): what a wrong repair may show in the place of hidden pixels."""
+    yield from without_one(scene)
+    for i, obj in enumerate(scene.objects):
+        for attribute in ("colour", "shape"):
+            for value in VALUES[attribute]:
+                if value != getattr(obj, attribute):
+                    edit = Edit(attribute, 0, i, value)
+                    yield f"{value} {obj.shape}", apply_edit(scene, edit)
 
 
 def without_one(scene: Scene) -> Iterator[tuple[str, Scene]]:
@@ -156,12 +240,13 @@ def rival_edits(scene: Scene, edit: Edit) -> Iterator[tuple[str, Edit]]:
 
     The source's value is left out. Rivals of "identity" are edits of the texture.
     """
-    if edit.kind in VALUES:
-        if edit.kind == "background":
+    kind = "colour" if edit.kind == "hidden-colour" else edit.kind
+    if kind in VALUES:
+        if kind == "background":
             present = scene.background
         else:
-            present = getattr(scene.objects[edit.target], edit.kind)
-        for value in VALUES[edit.kind]:
+            present = getattr(scene.objects[edit.target], kind)
+        for value in VALUES[kind]:
             if value not in (edit.value, present):
                 yield value, dataclasses.replace(edit, value=value)
     elif edit.kind == "remove":
@@ -184,13 +269,15 @@ def rival_edits(scene: Scene, edit: Edit) -> Iterator[tuple[str, Edit]]:
 
 
 def toward_alternatives(
-    error: np.ndarray, directions: Iterable[tuple[str, np.ndarray]]
+    error: np.ndarray, directions: Iterable[tuple[str, np.ndarray]], min_length: float
 ) -> tuple[np.ndarray, str]:
     """Projects the error on the direction of each alternative.
 
     Args:
         error: [T, n, n, 3], difference of the edited clip's cells to the true edit's.
         directions: (name, [T, H, W, 3] difference of an alternative to the true edit).
+        min_length: frames where an alternative differs less (root of the sum of squares over the
+            cells) are not compared with it.
 
     Returns:
         The largest share of the way to any alternative, [T] float32; what the worst frame resembles
@@ -204,6 +291,7 @@ def toward_alternatives(
         way = flat(cells(direction))
         length = np.maximum(np.einsum("tn,tn->t", way, way), 1.0)
         share = np.einsum("tn,tn->t", flat(error), way) / length
+        share[length < min_length**2] = 0
         toward = np.maximum(toward, share)
         names.append(name)
         closeness.append((2 * share - 1) * length)

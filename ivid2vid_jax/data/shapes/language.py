@@ -20,6 +20,14 @@ WHERE = {
     "bottom": "at the bottom",
 }
 
+# What a caption says about a kind of disturbance.
+DISTURBED = {
+    "bar": ", behind a bar",
+    "black": ", with missing frames",
+    "noise": ", with missing frames",
+    "flicker": ", with flicker",
+}
+
 STYLE_PHRASINGS = (
     "make it {look}",
     "make the video {look}",
@@ -74,6 +82,60 @@ PHRASINGS = {
         "delete the {colour} {shape}",
         "make the {shape} go away",
     ),
+    "free-colour": (
+        "make the {shape} another colour",
+        "turn the {shape} another colour",
+        "change the colour of the {shape}",
+        "paint the {shape} some other colour",
+    ),
+    "free-shape": (
+        "turn the {shape} into another shape",
+        "make the {shape} another shape",
+        "change the shape of the {shape}",
+        "replace the {shape} with another shape",
+    ),
+    "free-texture": (
+        "give the {shape} a pattern",
+        "put a pattern on the {shape}",
+        "add a pattern to the {shape}",
+        "the {shape} should have a pattern",
+    ),
+    "free-background": (
+        "put it on some other background",
+        "use another background",
+        "change the background",
+        "the background should be another one",
+    ),
+    "free-add": (
+        "add a small {shape}",
+        "put a small {shape} somewhere",
+        "show a small {shape} too",
+        "there should be a small {shape} too",
+    ),
+    "remove-bar": (
+        "remove the bar",
+        "take away the bar",
+        "delete the bar",
+        "make the bar go away",
+    ),
+    "repair-frames": (
+        "repair the missing frames",
+        "fill in the missing frames",
+        "restore the missing frames",
+        "show the missing frames",
+    ),
+    "remove-flicker": (
+        "remove the flicker",
+        "stop the flicker",
+        "make the light steady",
+        "the light should be steady",
+    ),
+    "hidden-colour": (
+        "make the {shape} {value}",
+        "turn the {shape} {value}",
+        "change the colour of the {shape} to {value}",
+        "the {shape} should be {value}",
+    ),
     "identity": (
         "leave it as it is",
         "do not change it",
@@ -123,7 +185,8 @@ def caption(scene: Scene) -> str:
     """What a clip shows, e.g. "a large red circle on a white background, outlined"."""
     objects = " and ".join(describe(obj) for obj in scene.objects)
     style = f", {LOOKS[scene.style]}" if scene.style else ""
-    return f"{objects} on a {scene.background} background{style}"
+    disturbed = DISTURBED[scene.disturbance.kind] if scene.disturbance else ""
+    return f"{objects} on a {scene.background} background{style}{disturbed}"
 
 
 def describe(obj: Object) -> str:

@@ -5,6 +5,7 @@ Letters in names of arrays: T frames, H height, W width.
 
 import numpy as np
 
+from ivid2vid_jax.data.shapes.disturbances import disturb, disturbed_pixels
 from ivid2vid_jax.data.shapes.scene import (
     ALL_STYLES,
     BACKGROUNDS,
@@ -31,8 +32,9 @@ OUTLINE_START, OUTLINE_RANGE = 20.0, 40.0
 
 def render(scene: Scene, size: int, frames: int) -> np.ndarray:
     """Renders a scene to a clip, [frames, size, size, 3] uint8."""
-    clip = to_uint8(paint(scene, size, frames))
-    return stylize(clip, scene.style) if scene.style else clip
+    clip = to_uint8(scene.exposure * paint(scene, size, frames))
+    clip = stylize(clip, scene.style) if scene.style else clip
+    return disturb(clip, scene.disturbance) if scene.disturbance else clip
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
@@ -41,7 +43,7 @@ def to_uint8(picture: np.ndarray) -> np.ndarray:
 
 
 def paint(scene: Scene, size: int, frames: int) -> np.ndarray:
-    """The scene without its style: [frames, size, size, 3] float32 in [0, 255]."""
+    """The scene in full light, without style and disturbance: [frames, size, size, 3] float32."""
     picture = paint_background(scene, size, frames)
     for obj in scene.objects:
         windows, alpha, tone = patches(obj, size, frames)
@@ -217,14 +219,20 @@ def edit_mask(spec: Spec) -> np.ndarray | None:
     """[T, H, W] bool, the pixels that the edit may change.
 
     An object's edit may change its pixels before and after, a background's edit all pixels outside
-    objects, "identity" nothing. None, for a style, means all pixels.
+    objects, the removal of a disturbance what it hides, "identity" nothing. None, for a style,
+    means all pixels.
     """
-    edit, scene, shape = spec.edit, spec.scene, (spec.size, spec.frames)
+    edit, scene, edited, shape = spec.edit, spec.scene, spec.edited, (spec.size, spec.frames)
     if edit.kind in ALL_STYLES:
         return None
-    if edit.kind == "identity":
-        return np.zeros((spec.frames, spec.size, spec.size), bool)
-    if edit.kind == "background":
-        return np.maximum.reduce([coverage(obj, *shape) for obj in scene.objects]) < 1
-    changed = set(scene.objects) ^ set(spec.edited.objects)
-    return np.maximum.reduce([coverage(obj, *shape) for obj in changed]) > 0
+    if scene.disturbance and not edited.disturbance:
+        return disturbed_pixels(scene.disturbance, *shape)
+    if edited.background != scene.background:
+        mask = np.maximum.reduce([coverage(obj, *shape) for obj in scene.objects]) < 1
+    else:
+        mask = np.zeros((spec.frames, spec.size, spec.size), bool)
+        for obj in set(scene.objects) ^ set(edited.objects):
+            mask |= coverage(obj, *shape) > 0
+    if edited.disturbance:
+        mask &= ~disturbed_pixels(edited.disturbance, *shape)
+    return mask

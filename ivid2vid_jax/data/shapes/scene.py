@@ -43,10 +43,22 @@ STYLES = ("grey", "negative", "outline", "pixelated", "warm", "cool")
 CROWDED_KINDS = (*ATTRIBUTES, "background", *STYLES, "add", "remove", "identity")
 # Kinds of edit of the plain world, the default.
 KINDS = tuple(kind for kind in CROWDED_KINDS if kind != "texture")
-# A kind that no world samples by default: for fine-tuning on something unseen.
+# No world samples the kinds below by default; `--kinds` names them.
+# Free edits: the sentence leaves the value open. Any value that the kind on the right allows is
+# right, if all frames show the same one.
+FREE_KINDS = {
+    "free-colour": "colour",
+    "free-shape": "shape",
+    "free-texture": "texture",
+    "free-background": "background",
+    "free-add": "add",
+}
+# Edits that need other frames: some frames do not show what the edit needs.
+TEMPORAL_KINDS = ("remove-bar", "repair-frames", "remove-flicker", "hidden-colour")
+# For fine-tuning on something unseen.
 UNSEEN_STYLE = "sepia"
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
-ALL_KINDS = (*CROWDED_KINDS, UNSEEN_STYLE)
+ALL_KINDS = (*CROWDED_KINDS, *FREE_KINDS, *TEMPORAL_KINDS, UNSEEN_STYLE)
 
 # Smallest distance in RGB of an object and the background: 25 times the noise that the checker
 # must tolerate.
@@ -90,6 +102,20 @@ class Object:
 
 
 @dataclasses.dataclass(frozen=True)
+class Disturbance:
+    """What hides or spoils a part of the clip.
+
+    Attributes:
+        kind: "bar" (a bar crosses the picture), "black" or "noise" (some frames are lost), or
+            "flicker" (some frames are darker or brighter).
+        seed: of the frames that are lost or flicker, and of the bar's direction.
+    """
+
+    kind: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """What a clip shows.
 
@@ -99,6 +125,8 @@ class Scene:
         pan: motion of the camera over the clip, (x, y) in frame sides.
         style: one of ALL_STYLES, or None.
         wave: amplitude of the background's waves in grey levels.
+        exposure: factor on all colours.
+        disturbance: what hides or spoils a part of the clip, or None.
     """
 
     objects: tuple[Object, ...]
@@ -106,6 +134,8 @@ class Scene:
     pan: tuple[float, float] = (0.0, 0.0)
     style: str | None = None
     wave: float = WAVE
+    exposure: float = 1.0
+    disturbance: Disturbance | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +146,8 @@ class Edit:
         kind: one of ALL_KINDS.
         phrasing: index of the instruction's phrasing.
         target: index of the object that the instruction mentions.
-        value: new word of the attribute or the background, place of an added object, or "".
+        value: new word of the attribute or the background, place of an added object, or ""; of a
+            free edit, the value that was drawn.
         added: the new object of an "add".
     """
 
@@ -167,6 +198,8 @@ class Spec:
         scene, edit = fields.pop("scene"), fields.pop("edit")
         scene["objects"] = tuple(object_from_json(obj) for obj in scene["objects"])
         scene["pan"] = tuple(scene["pan"])
+        if disturbance := scene.get("disturbance"):
+            scene["disturbance"] = Disturbance(**disturbance)
         if edit["added"]:
             edit["added"] = object_from_json(edit["added"])
         return cls(Scene(**scene), Edit(**edit), **fields)
@@ -181,19 +214,22 @@ def object_from_json(fields: dict[str, Any]) -> Object:
 def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """Returns the edited scene; UserError for an unknown kind."""
     objects = list(scene.objects)
-    if edit.kind in ATTRIBUTES:
-        attribute: dict[str, Any] = {edit.kind: edit.value}
+    kind = "colour" if edit.kind == "hidden-colour" else FREE_KINDS.get(edit.kind, edit.kind)
+    if kind in ATTRIBUTES:
+        attribute: dict[str, Any] = {kind: edit.value}
         objects[edit.target] = dataclasses.replace(objects[edit.target], **attribute)
-    elif edit.kind == "add":
+    elif kind == "add":
         assert edit.added is not None
         objects.append(edit.added)
-    elif edit.kind == "remove":
+    elif kind == "remove":
         del objects[edit.target]
-    elif edit.kind == "background":
+    elif kind == "background":
         return dataclasses.replace(scene, background=edit.value)
-    elif edit.kind in ALL_STYLES:
-        return dataclasses.replace(scene, style=edit.kind)
-    elif edit.kind != "identity":
+    elif kind in ALL_STYLES:
+        return dataclasses.replace(scene, style=kind)
+    elif kind in TEMPORAL_KINDS:
+        return dataclasses.replace(scene, disturbance=None)
+    elif kind != "identity":
         raise UserError(f"edit kind {edit.kind!r} is none of {', '.join(ALL_KINDS)}")
     return dataclasses.replace(scene, objects=tuple(objects))
 

@@ -5,23 +5,28 @@ contains them, "eval" contains nothing else. Shape and colour are those of the o
 instruction mentions, or of the first object if it mentions none; the background is the source's.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from ivid2vid_jax.data.shapes.disturbances import EXPOSURES
 from ivid2vid_jax.data.shapes.language import PHRASINGS, subject
 from ivid2vid_jax.data.shapes.scene import (
     ALL_KINDS,
     BACKGROUNDS,
     COLOURS,
     CROWDED_KINDS,
+    FREE_KINDS,
     KINDS,
     PLACES,
     RADII,
     SHAPES,
     TEXTURES,
+    WAVE,
+    Disturbance,
     Edit,
     MotionPath,
     Object,
@@ -46,6 +51,15 @@ HALVES: dict[str, Box] = {
     "bottom": (0.0, 0.5, 1.0, 1.0),
 }
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+# The disturbances that a kind of edit meets.
+DISTURBANCES = {
+    "remove-bar": ("bar",),
+    "hidden-colour": ("bar",),
+    "repair-frames": ("black", "noise"),
+    "remove-flicker": ("flicker",),
+}
+# Where a free "add" puts the new object along the free half, in frame sides.
+SPOTS = (0.2, 0.5, 0.8)
 GAP = 0.01  # frame sides between an object and the walls of its half
 MAX_PAN = 0.25  # frame sides over the clip
 
@@ -109,24 +123,29 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 def sample_scene(rng: np.random.Generator, kind: str, crowded: bool) -> Scene:
     """A source scene for a kind of edit."""
-    count = {"add": 1, "remove": 2}.get(kind) or (int(rng.integers(1, 3)) if crowded else 1)
+    counts = {"add": 1, "free-add": 1, "remove": 2, "hidden-colour": 2}
+    count = counts.get(kind) or (int(rng.integers(1, 3)) if crowded else 1)
     half = pick(rng, tuple(HALVES))
     if count == 2:
         regions = [HALVES[half], HALVES[OPPOSITE[half]]]
     else:
-        regions = [HALVES[half] if kind == "add" else WHOLE]
+        regions = [HALVES[half] if kind in ("add", "free-add") else WHOLE]
     background = pick(rng, tuple(BACKGROUNDS))
     min_radius = RADII["large"] if kind == "size" else 0.0
     objects: list[Object] = []
+    textured = crowded and kind != "free-texture"
     for region in regions:
-        objects.append(sample_object(rng, region, background, objects, min_radius, crowded))
-    if not crowded:
-        return Scene(tuple(objects), background, wave=0.0)
+        objects.append(sample_object(rng, region, background, objects, min_radius, textured))
     pan = (0.0, 0.0)
-    if rng.integers(2):
+    if crowded and rng.integers(2):
         x, y = rng.uniform(-MAX_PAN, MAX_PAN, 2).tolist()
         pan = (x, y)
-    return Scene(tuple(objects), background, pan)
+    scene = Scene(tuple(objects), background, pan, wave=WAVE if crowded else 0.0)
+    if kind not in DISTURBANCES:
+        return scene
+    exposure = float(rng.uniform(*EXPOSURES)) if kind == "remove-flicker" else 1.0
+    disturbance = Disturbance(pick(rng, DISTURBANCES[kind]), int(rng.integers(2**31)))
+    return dataclasses.replace(scene, exposure=exposure, disturbance=disturbance)
 
 
 def sample_object(
@@ -217,13 +236,48 @@ def sample_edit(
         place = free_place(scene.objects[0].path.box)
         shape = pick(rng, new_shapes(scene.objects))
         colour = pick(rng, new_colours(scene.objects, scene.background))
-        x, y = PLACES[place]
-        centre = (0.5, 0.5)
-        path = MotionPath((x, y, x, y), centre, centre, centre)
-        added = Object(shape, colour, "medium", "plain", path)
+        added = resting_object(shape, colour, "medium", PLACES[place])
         return Edit(kind, phrasing, value=place, added=added)
-    options = new_values(scene, kind, target)
+    if kind in FREE_KINDS:
+        shape = pick(rng, new_shapes(scene.objects)) if kind == "free-add" else ""
+        drawn = pick(rng, free_values(scene, kind, target, shape))
+        return dataclasses.replace(drawn, kind=kind, phrasing=phrasing)
+    options = new_values(scene, "colour" if kind == "hidden-colour" else kind, target)
     return Edit(kind, phrasing, target, pick(rng, options) if options else "")
+
+
+def choices(spec: Spec) -> list[Spec]:
+    """Every right result of a free edit, as an edit of the kind that FREE_KINDS names.
+
+    The spec itself for an edit of another kind.
+    """
+    scene, edit = spec.scene, spec.edit
+    if edit.kind not in FREE_KINDS:
+        return [spec]
+    edits = free_values(scene, edit.kind, edit.target, edit.added.shape if edit.added else "")
+    return [dataclasses.replace(spec, edit=edit) for edit in edits]
+
+
+def free_values(scene: Scene, kind: str, target: int, shape: str) -> list[Edit]:
+    """The edits among which a free edit of this kind chooses; `shape`: of an added object."""
+    kind = FREE_KINDS[kind]
+    if kind != "add":
+        values = [value for value in new_values(scene, kind, target) if value != "plain"]
+        return [Edit(kind, 0, target, value) for value in values]
+    side = free_place(scene.objects[0].path.box)
+    x, y = PLACES[side]
+    places = [(x, spot) if side in ("left", "right") else (spot, y) for spot in SPOTS]
+    return [
+        Edit(kind, 0, value=side, added=resting_object(shape, colour, "small", place))
+        for colour in new_colours(scene.objects, scene.background)
+        for place in places
+    ]
+
+
+def resting_object(shape: str, colour: str, size: str, place: tuple[float, float]) -> Object:
+    """A plain object that does not move; `place`: (x, y) of its centre in frame sides."""
+    centre = (0.5, 0.5)
+    return Object(shape, colour, size, "plain", MotionPath(place + place, centre, centre, centre))
 
 
 def new_values(scene: Scene, kind: str, target: int) -> list[str]:
