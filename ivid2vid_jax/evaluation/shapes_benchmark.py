@@ -24,6 +24,7 @@ from ivid2vid_jax.data import shapes
 from ivid2vid_jax.data.triplet import Triplet
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import flow
+from ivid2vid_jax.evaluation.contours import contour_distance
 from ivid2vid_jax.evaluation.fidelity import psnr
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.models.temporal import is_temporal_key
@@ -35,7 +36,8 @@ from ivid2vid_jax.weights.torch_keys import torch_key
 SEED = 1_000_003
 Editor = Callable[[Triplet], np.ndarray]  # returns the edited clip, [T, H, W, 3] uint8
 Progress = Callable[[int, int], None]  # (done, total)
-MEAN_FIELDS = ("difference", "difference_truth", "flicker", "warping", "warping_truth")
+MEAN_FIELDS = ("difference", "difference_truth", "flicker", "warping", "warping_truth", "contour")
+SHARE_FIELDS = ("passed", "success", "preserved", "valid", "consistent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,8 @@ class ShapesItem:
         success: the edit is shown.
         preserved: the rest is preserved.
         nearest: the candidate scene that the edited clip is nearest to.
-        error: mean squared error to the true edit, grey levels squared.
+        error: mean squared error to the true edit, grey levels squared. Of a free edit, the true
+            edit is the right result that most frames are nearest to; so below.
         error_outside: the same to the source, where the edit must change nothing; None if there
             are no such pixels.
         difference: mean absolute difference of consecutive frames, grey levels.
@@ -58,6 +61,9 @@ class ShapesItem:
         flicker: mean absolute error of the frame-to-frame difference against the true edit's.
         warping: `flow.warping_error` by the source's flow; None without OpenCV.
         warping_truth: the same of the true edit.
+        contour: mean distance of the object's outline to the true one, pixels; None without one.
+        valid: a free edit: every frame passes with some right result; None for other kinds.
+        consistent: a free edit: all frames show the same result; None for other kinds.
     """
 
     editor: str
@@ -74,6 +80,9 @@ class ShapesItem:
     flicker: float
     warping: float | None = None
     warping_truth: float | None = None
+    contour: float | None = None
+    valid: bool | None = None
+    consistent: bool | None = None
 
 
 def specs(
@@ -108,6 +117,9 @@ def evaluate_edit(
 ) -> ShapesItem:
     """Computes the metrics of one edited clip, [T, H, W, 3] uint8."""
     verdict = shapes.check(truth.source, edited, spec)
+    is_free = kind in shapes.FREE_KINDS
+    if is_free:
+        truth = shapes.triplet(verdict.spec)
     source, target, output = (
         np.asarray(clip, np.float32) for clip in (truth.source, truth.edited, edited)
     )
@@ -133,6 +145,9 @@ def evaluate_edit(
         flicker=mean_or_zero(np.abs(output_steps - target_steps)),
         warping=warping,
         warping_truth=warping_truth,
+        contour=contour_distance(edited, verdict.spec),
+        valid=verdict.valid if is_free else None,
+        consistent=verdict.consistent if is_free else None,
     )
 
 
@@ -233,10 +248,12 @@ def summary(items: Iterable[ShapesItem]) -> dict[str, Any]:
     items = list(items)
     count = len(items)
     result: dict[str, Any] = {"count": count}
-    for name in ("passed", "success", "preserved"):
-        successes = sum(getattr(item, name) for item in items)
-        interval = wilson_interval(successes, count)
-        result[name] = {"share": successes / count, "interval": interval}
+    for name in SHARE_FIELDS:
+        if outcomes := [value for item in items if (value := getattr(item, name)) is not None]:
+            result[name] = {
+                "share": sum(outcomes) / len(outcomes),
+                "interval": wilson_interval(sum(outcomes), len(outcomes)),
+            }
     outside = [item.error_outside for item in items if item.error_outside is not None]
     for name, errors in (("psnr", [item.error for item in items]), ("psnr_outside", outside)):
         if errors:
@@ -277,13 +294,21 @@ COLUMNS = (
     "PSNR outside the edit",
     "flicker",
     "frame difference (true edit's)",
+    "contour, px",
 )
+FREE_COLUMNS = ("clips", "passed [95%]", "valid in every frame", "consistent")
 
 
 def table(report: dict[str, dict[str, Any]]) -> str:
-    """A report as Markdown: all kinds of every editor, then each kind of the first editor."""
+    """A report as Markdown: all kinds of every editor, each kind of the first, and free edits."""
     first = next(iter(report))
     kinds = {kind: group for kind, group in report[first].items() if kind != "all"}
+    free = [
+        f"| {kind} | {editor} | " + " | ".join(free_cells(groups[kind])) + " |"
+        for kind in kinds
+        if kind in shapes.FREE_KINDS
+        for editor, groups in report.items()
+    ]
     return "\n".join(
         [
             *header("editor"),
@@ -291,26 +316,42 @@ def table(report: dict[str, dict[str, Any]]) -> str:
             "",
             *header(f"kind, {first}"),
             *(row(kind, group) for kind, group in kinds.items()),
+            *(["", *header("free edit", ("editor", *FREE_COLUMNS)), *free] if free else []),
         ]
     )
 
 
-def header(first: str) -> list[str]:
+def header(first: str, columns: Sequence[str] = COLUMNS) -> list[str]:
     """The Markdown table's head, with this title of the first column."""
-    return ["| " + " | ".join([first, *COLUMNS]) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    return ["| " + " | ".join([first, *columns]) + " |", "|---" * (1 + len(columns)) + "|"]
+
+
+def free_cells(group: dict[str, Any]) -> list[str]:
+    """The cells of a summary of free edits."""
+    return [
+        str(group["count"]),
+        percent(group["passed"]),
+        *(f"{100 * group[key]['share']:.1f}%" for key in ("valid", "consistent")),
+    ]
+
+
+def percent(share: dict[str, Any]) -> str:
+    """A share and its interval, e.g. "92.5% [80, 97]"."""
+    low, high = share["interval"]
+    return f"{100 * share['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def row(name: str, group: dict[str, Any]) -> str:
     """A summary as a row of the Markdown table."""
-    low, high = group["passed"]["interval"]
     cells = [
         name,
         str(group["count"]),
-        f"{100 * group['passed']['share']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]",
+        percent(group["passed"]),
         *(f"{100 * group[key]['share']:.1f}%" for key in ("success", "preserved")),
         *(decibels(group.get(key)) for key in ("psnr", "psnr_outside")),
         f"{group['flicker']['mean']:.2f}",
         f"{group['difference']['mean']:.2f} ({group['difference_truth']['mean']:.2f})",
+        f"{group['contour']['mean']:.2f}" if "contour" in group else "",
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -77,6 +77,20 @@ DEFINITIONS = (
         "Lai et al. 2018 with OpenCV's Farneback flow of the source (evaluation/flow.py), and that "
         "of the true edit; squared, values 0 to 1; only in report.json and items.csv",
     ),
+    Definition(
+        "contour",
+        "contour",
+        "mean distance of the object's outline to the true one, pixels: the area between both "
+        "outlines over the length of the true one; where the true edit shows one plain object on "
+        "a flat background",
+    ),
+    Definition(
+        "valid, consistent",
+        "valid, consistent",
+        "free edits, whose sentence leaves the value open: share of clips whose every frame shows "
+        "some right result, and whose frames all show the same one; passed needs both. Other "
+        "numbers of a free edit compare with the right result that most frames are nearest to",
+    ),
 )
 
 
