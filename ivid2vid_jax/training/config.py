@@ -126,9 +126,13 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLossConfig:
-    """The autoencoder's loss: mean absolute error + kl * KL divergence to the unit Gaussian."""
+    """The autoencoder's loss: mean absolute error + kl * KL divergence + gradient * edge error."""
 
-    kl: float = 1e-4  # weight of the KL divergence, which is divided by the number of pixel values
+    # weight of the KL divergence to the unit Gaussian, divided by the number of pixel values
+    kl: float = 1e-4
+    # weight of the mean absolute error of the differences between neighbouring pixels; sharpens
+    # edges
+    gradient: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +172,9 @@ class TrainConfig:
     output: str = "runs/shapes"  # the RUN folder
     # initial weights: a pipeline folder, a RUN or a model on the Hugging Face hub; None = scratch
     model: str | None = None
+    # an autoencoder in the place of the model's: a pipeline or autoencoder folder, a RUN or a model
+    # on the hub
+    vae: str | None = None
     # procedural worlds ("shapes", "shapes-crowded") and folders written by
     # `python -m ivid2vid_jax.prepare`
     data: tuple[str, ...] = ("shapes",)
@@ -208,6 +215,8 @@ class TrainConfig:
             ("log.eval_batches", log.eval_batches, 1, 10**6),
             ("log.benchmark", log.benchmark, 0, 10**6),
             ("log.profile", log.profile, 0, 100),
+            ("autoencoder.kl", self.autoencoder.kl, 0, 1000),
+            ("autoencoder.gradient", self.autoencoder.gradient, 0, 1000),
             ("loss.frame_weight", self.loss.frame_weight, 0, 1000),
             ("loss.snr_gamma", self.loss.snr_gamma, 0, 1000),
         )

@@ -34,6 +34,7 @@ from ivid2vid_jax.weights.pipeline_folder import (
     open_pipeline_folder,
     param_initializer,
     param_shapes,
+    replace_vae,
 )
 from ivid2vid_jax.weights.random_init import init_params
 
@@ -116,6 +117,8 @@ def plan_networks(
             )
         return clip_folder, clip_folder
     source = open_pipeline_folder(hub.resolve_model(config.model))
+    if config.vae:
+        source = replace_vae(source, hub.resolve_model(config.vae))
     if config.net.reinit_temporal:
         if config.net.temporal is None:
             raise UserError(
@@ -130,7 +133,9 @@ def plan_networks(
     target = target_unet(config, source.unet, source.vae.latent_channels)
     frames = target.num_frames if config.task == "edit" else config.loader.frames
     sampling = source.sampling | {"size": config.loader.size, "frames": frames}
-    folder = dataclasses.replace(source, unet=target, sampling=sampling, is_excluded=None)
+    folder = dataclasses.replace(
+        source, unet=target, sampling=sampling, is_excluded=None, vae_path=None
+    )
     return folder, source
 
 

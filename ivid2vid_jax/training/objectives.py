@@ -22,7 +22,11 @@ from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.models import AutoencoderKL, CLIPModel, CLIPTextModel
 from ivid2vid_jax.models.autoencoder import Posterior
 from ivid2vid_jax.models.clip import l2_normalize, normalize_pixels
-from ivid2vid_jax.training.config import CondDropoutConfig, TrainConfig
+from ivid2vid_jax.training.config import (
+    AutoencoderLossConfig,
+    CondDropoutConfig,
+    TrainConfig,
+)
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 
@@ -66,7 +70,7 @@ def make_objective(
     if isinstance(folder, ClipFolder):
         return Contrastive(folder, dtype)
     if config.task == "autoencoder":
-        return Autoencoding(folder, config.autoencoder.kl, dtype)
+        return Autoencoding(folder, config.autoencoder, dtype)
     trains_text = any(name.startswith("text_encoder/") for name in trained)
     return Denoising(config, folder, null_tokens, dtype, trains_text)
 
@@ -197,13 +201,13 @@ def condition_dropout(r_B: jax.Array, drop: CondDropoutConfig) -> tuple[jax.Arra
 
 @dataclasses.dataclass
 class Autoencoding:
-    """The autoencoder: mean absolute error of the reconstruction + kl * KL divergence.
+    """The autoencoder: mean absolute error of the reconstruction + KL divergence + edge error.
 
     Training decodes a sample from the posterior, validation its mode.
     """
 
     folder: PipelineFolder
-    kl: float
+    config: AutoencoderLossConfig
     dtype: Any
 
     def losses(self, params, batch, keys, train: bool, t=None) -> Losses:
@@ -223,19 +227,24 @@ class Autoencoding:
         reconstruction = vae.apply(
             {"params": params["vae"]}, latents.reshape(B * T, *latents.shape[2:]), method=vae.decode
         )
-        error = (reconstruction - pixels).reshape(B, -1)
+        difference = reconstruction - pixels
+        error = difference.reshape(B, -1)
         divergence = 0.5 * (jnp.square(mean) + jnp.square(std) - 1 - 2 * jnp.log(std))
         # Divided by the number of pixel values, not of latent values: so the weight has the same
         # meaning for every latent size.
         kl = divergence.reshape(B, -1).sum(1) / error.shape[1]
         l1 = jnp.abs(error).mean(1)
+        edges = sum(
+            jnp.abs(jnp.diff(difference, axis=axis)).reshape(B, -1).mean(1) for axis in (1, 2)
+        )
         parts = {
             "l1": l1,
             "kl": kl,
+            "edges": edges,
             "mse": jnp.square(error).mean(1),
             "latent_square": jnp.square(mean).reshape(B, -1).mean(1),
         }
-        return Losses(l1 + self.kl * kl, parts)
+        return Losses(l1 + self.config.kl * kl + self.config.gradient * edges, parts)
 
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's limit (Radford et al. 2021, section 2.5)

@@ -61,6 +61,8 @@ class PipelineFolder:
     sampling: dict  # content of sampling.json, {} if there is none
     # whether a PyTorch key of the U-Net's files is skipped; None: no key is
     is_excluded: Callable[[str], bool] | None = None
+    # folder of the autoencoder's files, if it is not the pipeline's own
+    vae_path: Path | None = None
 
     @property
     def models(self) -> dict[str, Any]:
@@ -69,6 +71,8 @@ class PipelineFolder:
 
     def component_dir(self, component: str) -> Path:
         """The folder of a component's files."""
+        if component == "vae" and self.vae_path:
+            return self.vae_path
         return self.path / component
 
     def key_filter(self, component: str) -> Callable[[str], bool] | None:
@@ -212,6 +216,23 @@ def open_pipeline_folder(path: str | os.PathLike) -> PipelineFolder:
         scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         sampling=read_json(sampling) if sampling.is_file() else {},
     )
+
+
+def replace_vae(folder: PipelineFolder, path: Path) -> PipelineFolder:
+    """The pipeline with another autoencoder: that of a pipeline folder, or a folder of its own.
+
+    Raises UserError if there is none, or if its latents do not have the same number of channels.
+    """
+    vae_path = path / "vae" if (path / "model_index.json").is_file() else path
+    if not (vae_path / "config.json").is_file():
+        raise UserError(f"--vae {path}: has no config.json; give a pipeline or autoencoder folder")
+    vae = read_config(AutoencoderConfig, vae_path / "config.json")
+    if vae.latent_channels != folder.vae.latent_channels:
+        raise UserError(
+            f"--vae {path}: has {vae.latent_channels} latent channels, but the model's networks "
+            f"take {folder.vae.latent_channels}"
+        )
+    return dataclasses.replace(folder, vae=vae, vae_path=vae_path)
 
 
 def check_model_path(path: Path) -> None:

@@ -15,7 +15,7 @@ from jax import random
 from ivid2vid_jax.diffusion.denoiser import Condition
 from ivid2vid_jax.diffusion.losses import LossConfig
 from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
-from ivid2vid_jax.training.config import CondDropoutConfig
+from ivid2vid_jax.training.config import AutoencoderLossConfig, CondDropoutConfig
 from ivid2vid_jax.training.objectives import Autoencoding, condition_dropout
 from ivid2vid_jax.training.step import clip_keys
 from tests.support.tiny_objective import KEY, SCALING, cached_batch, fake_unet
@@ -314,7 +314,8 @@ def test_the_autoencoders_loss_equals_a_hand_computation(tiny_objective, encoded
     _, (mean, std), _, _ = encoded
     vae, clip = AutoencoderKL(tiny_objective.folder.vae), tiny_objective.batch["edited"]
     keys = clip_keys(KEY, 0, tiny_objective.batch["serial"])
-    objective = Autoencoding(tiny_objective.folder, 0.01, jnp.float32)
+    config = AutoencoderLossConfig(kl=0.01, gradient=0.5)
+    objective = Autoencoding(tiny_objective.folder, config, jnp.float32)
     z = np.stack([random.normal(key, mean.shape[1:]) for key in keys])
 
     @jax.jit
@@ -333,8 +334,10 @@ def test_the_autoencoders_loss_equals_a_hand_computation(tiny_objective, encoded
     results = jax.device_get(run(tiny_objective.params, (mean, mean + std * z)))
     for losses, decoded in zip(*results, strict=True):
         error = decoded.astype(np.float64).reshape(clip.shape) - (clip / 127.5 - 1)
+        steps = (np.diff(error, axis=2), np.diff(error, axis=3))
         expected = {
             "l1": abs(error).mean((1, 2, 3, 4)),
+            "edges": sum(abs(step).mean((1, 2, 3, 4)) for step in steps),
             "kl": divergence.sum((1, 2, 3, 4)) / (2 * 16 * 16 * 3),
             "mse": (error**2).mean((1, 2, 3, 4)),
             "latent_square": (mean**2).mean((1, 2, 3, 4)),
@@ -342,5 +345,5 @@ def test_the_autoencoders_loss_equals_a_hand_computation(tiny_objective, encoded
         assert losses.parts.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(losses.parts[name], value, rtol=2e-4, err_msg=name)
-        total = expected["l1"] + 0.01 * expected["kl"]
+        total = expected["l1"] + 0.01 * expected["kl"] + 0.5 * expected["edges"]
         np.testing.assert_allclose(losses.total, total, rtol=2e-4)

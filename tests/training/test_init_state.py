@@ -107,6 +107,43 @@ def test_training_on_images_keeps_a_video_editors_number_of_frames(
     assert folder.unet.num_frames == folder.sampling["frames"] == expected
 
 
+@pytest.mark.parametrize("name", ["vae folder", "pipeline"])
+def test_vae_takes_the_place_of_the_models_autoencoder(editor, tmp_path, name):
+    """diffusers reads the exported autoencoder; its weights and scaling factor are the other's."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    other = tmp_path / "other"
+    shutil.copytree(editor.model, other)
+    with torch.no_grad():
+        net = AutoencoderKL.from_pretrained(other / "vae")
+        net.register_to_config(scaling_factor=0.7)
+        net.quant_conv.weight += 1
+        net.save_pretrained(other / "vae")
+    vae = str(other / "vae" if name == "vae folder" else other)
+    config = tiny_config(tmp_path, model=editor.model, vae=vae, optim__trainable=("unet",))
+    folder, source = init_state.plan_networks(config, lambda: (), tmp_path)
+    initial = init_state.load_initial_weights(config, folder, source, make_mesh(config.mesh))
+    run = tmp_path / "run"
+    pipeline_export.write_pipeline(run, 1, folder, source, initial.trained, initial.frozen)
+    written = AutoencoderKL.from_pretrained(run / "pipeline" / "vae")
+    expected = AutoencoderKL.from_pretrained(other / "vae").state_dict()
+    assert written.config.scaling_factor == 0.7
+    assert all(torch.equal(weight, expected[key]) for key, weight in written.state_dict().items())
+    own = AutoencoderKL.from_pretrained(f"{editor.model}/vae").state_dict()
+    assert any(not torch.equal(weight, expected[key]) for key, weight in own.items())
+
+
+def test_a_vae_of_other_latents_is_refused(editor, tmp_path):
+    other = factory.save_pipeline(tmp_path / "other", factory.tiny_parts(**factory.ONE_LEVEL))
+    config_file = other / "vae" / "config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"latent_channels": 8}))
+    for vae, message in ((other, "8 latent channels, .* take 4"), (tmp_path, "no config.json")):
+        config = tiny_config(tmp_path, model=editor.model, vae=str(vae))
+        with pytest.raises(UserError, match=f"--vae .*{message}"):
+            init_state.plan_networks(config, lambda: (), tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_edits_clips(editor, tmp_path, capsys):
     clip, output = write(tmp_path / "in.mp4"), tmp_path / "out.mp4"
