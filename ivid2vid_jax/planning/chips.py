@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.versions import install_command
@@ -86,11 +87,15 @@ class TPUSlice:
         find_libtpu()
         from jax.experimental import topologies
 
-        bounds = (1, 1, 1) if self.count == 1 else CHIPS_PER_HOST
+        options: dict[str, Any] = {
+            "chips_per_host_bounds": (1, 1, 1) if self.count == 1 else CHIPS_PER_HOST
+        }
+        if self.kind == "v4":
+            options["chip_config_name"] = "megacore"  # one device per chip, as JAX runs it
         try:
             with silence_stderr():
                 topology = topologies.get_topology_desc(
-                    platform="tpu", topology_name=self.name, chips_per_host_bounds=bounds
+                    platform="tpu", topology_name=self.name, **options
                 )
         except Exception as error:
             raise UserError(
