@@ -63,9 +63,12 @@ def run(args: PlanArgs) -> None:
     chips.hide_accelerators()  # before JAX is imported
     config = planned_config(args)
     from ivid2vid_jax.parallel.mesh import make_mesh
+    from ivid2vid_jax.parallel.sharding import check_batch
     from ivid2vid_jax.planning import report
 
     mesh = make_mesh(config.mesh, tpu.devices())
+    if not args.edit:
+        check_batch(config.loader.batch, config.loader.frames, config.optim.accumulation, mesh)
     plan, comparison = make_plan(args, config, tpu, mesh)
     print(report.plan_text(plan, tpu, run_estimate(args, config)))
     print(comparison)

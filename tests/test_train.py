@@ -3,10 +3,12 @@
 import sys
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from ivid2vid_jax import train as command
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.training import run_folder
+from ivid2vid_jax.parallel.mesh import AXES
+from ivid2vid_jax.training import loop, run_folder
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
 from ivid2vid_jax.utils import cli
 from tests.support.command import run_command
@@ -46,6 +48,22 @@ def test_bad_values_are_refused_by_name(tmp_path, capsys, argv, message):
     assert not (run / "metrics.jsonl").exists() and not (run / "checkpoints" / "2").exists()
     if " must be between" in message or argv[0].startswith("--loader."):
         assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((3, 1, 1), "--loader.batch 8 is not a multiple"), ((1, 1, 3), "frames are not a multiple")],
+)
+def test_a_batch_that_the_mesh_cannot_split_is_refused_before_anything_is_made(
+    tmp_path, capsys, monkeypatch, sizes, message
+):
+    """Also before the benchmark, which takes minutes."""
+    monkeypatch.setattr(loop, "make_mesh", lambda config: AbstractMesh(sizes, AXES))
+    editor = dict(task="edit", optim__trainable=("unet",), loader__batch=8)
+    recipe = write_recipe(tmp_path, tmp_path / "run", editor)
+    code, err = train_command(capsys, "--config", recipe, "--log.benchmark", "4")
+    assert code == 2 and message in err and "Traceback" not in err, err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ Parameters are placed by (regex, tactic) rules, batches by their axes. With thes
 all that is needed; one device is the mesh 1 x 1 x 1.
 """
 
+import functools
 import logging
 import math
 import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,8 +64,21 @@ def tree_shardings(tree: Any, mesh: Mesh, rules=RULES) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def warn_if_uneven(batch: int, accumulation: int, mesh: Mesh) -> None:
-    """Logs a warning if the clips of a micro-batch cannot be split evenly over the devices."""
+def check_batch(batch: int, frames: int, accumulation: int, mesh: Mesh) -> None:
+    """Checks that a mesh can split batches, before anything is loaded.
+
+    Logs a warning if only the clips of a micro-batch cannot be split evenly over the devices.
+
+    Args:
+        batch: clips of an optimiser step, over all processes.
+        frames: frames of a clip.
+        accumulation: micro-batches of an optimiser step.
+        mesh: the mesh.
+
+    Raises:
+        UserError: for clips or frames that cannot be split evenly.
+    """
+    batch_sharding("--loader.frames", (batch, frames, 1, 1, 3), mesh)
     shards, clips = mesh.shape["data"] * mesh.shape["fsdp"], batch // accumulation
     if clips % shards:
         log.warning(
@@ -94,16 +109,42 @@ def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if shape[0] % shards:
+        above = shape[0] + -shape[0] % shards
+        nearest = f"{above - shards} or {above}" if above > shards else str(above)
         raise UserError(
-            f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {shards} of the mesh"
+            f"--loader.batch {shape[0]} is not a multiple of data x fsdp = {shards} of the mesh; "
+            f"give --loader.batch {nearest}, or more devices to --mesh.frames"
         )
     has_frames = len(shape) == 5 and shape[1] > 1
     if has_frames and shape[1] % mesh.shape["frames"]:
         raise UserError(
-            f"{name}: {shape[1]} frames are not a multiple of --mesh.frames {mesh.shape['frames']}"
+            f"{name}: {shape[1]} frames are not a multiple of --mesh.frames "
+            f"{mesh.shape['frames']}; change one of them"
         )
     clips = ("data", "fsdp")
     return NamedSharding(mesh, P(clips, "frames") if has_frames else P(clips))
+
+
+def put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Places a host array that every process holds.
+
+    jax.device_put would compare it between all processes first.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Copies the arrays of a tree on a mesh to each of its devices, by one compiled program.
+
+    All processes must call it. Each device holds the whole tree then.
+    """
+    return gather_program(mesh)(tree)
+
+
+@functools.cache
+def gather_program(mesh: Mesh) -> jax.stages.Wrapped:
+    """The program of `gather`, cached so that it compiles once per tree."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:

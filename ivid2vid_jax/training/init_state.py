@@ -295,10 +295,7 @@ def draw_weights(folder: Folder, dtypes: dict, shardings: dict, seed: int) -> di
     for component, net in folder.models.items():
         for path, leaf in init_params(param_initializer(component, net), seed).items():
             name = "/".join((component, *path))
-            host = leaf.astype(dtypes[name])
-            weights[name] = jax.make_array_from_callback(
-                host.shape, shardings[name], host.__getitem__
-            )
+            weights[name] = sharding.put(leaf.astype(dtypes[name]), shardings[name])
     return weights
 
 
@@ -327,8 +324,8 @@ def load_weights(
 
     def place(name: str, leaf: jax.Array) -> jax.Array:
         # New leaves are initialised by every process, with the same values.
-        is_local = leaf.is_fully_addressable and jax.process_count() > 1
-        placed = jax.device_put(np.asarray(leaf) if is_local else leaf, shardings[name])
-        return placed.astype(dtypes[name])
+        if leaf.is_fully_addressable and jax.process_count() > 1:
+            leaf = sharding.put(np.asarray(leaf), shardings[name])
+        return jax.device_put(leaf, shardings[name]).astype(dtypes[name])
 
     return {name: place(name, leaf) for name, leaf in names.flatten(trees).items()}

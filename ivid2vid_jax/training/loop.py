@@ -50,7 +50,7 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
     processes.initialize_distributed(config.distributed)
     runtime.enable_compilation_cache()
     mesh = make_mesh(config.mesh)
-    sharding.warn_if_uneven(config.loader.batch, config.optim.accumulation, mesh)
+    sharding.check_batch(config.loader.batch, config.loader.frames, config.optim.accumulation, mesh)
     with (
         storage.mirror_run(config.output, writes=jax.process_index() == 0) as push,
         run_folder.locked_run(run, config, has_checkpoint(checkpoint_root(config, run))),

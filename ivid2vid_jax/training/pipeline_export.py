@@ -5,7 +5,9 @@ from pathlib import Path
 import flax
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training.params import flatten, unflatten
 from ivid2vid_jax.training.step import TrainState
 from ivid2vid_jax.utils.json_files import read_json, write_json
@@ -24,18 +26,13 @@ def ema_params(state: TrainState) -> dict[str, jax.Array]:
 
 
 def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Whole arrays in the memory of every process, gathered one by one; all processes call it."""
-    return {
-        name: np.asarray(leaf if leaf.is_fully_addressable else gather(leaf))
-        for name, leaf in sorted(params.items())
-    }
-
-
-def gather(leaf: jax.Array) -> jax.Array:
-    """Replicates a sharded array on all devices of its mesh."""
-    assert isinstance(leaf.sharding, jax.sharding.NamedSharding)
-    sharding = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    """Whole arrays in the memory of every process; all processes call it."""
+    split = {name: leaf for name, leaf in params.items() if not leaf.is_fully_addressable}
+    if split:
+        where = next(iter(split.values())).sharding
+        assert isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh)
+        params = params | sharding.gather(split, where.mesh)
+    return {name: np.asarray(leaf) for name, leaf in sorted(params.items())}
 
 
 def write_pipeline(

@@ -96,7 +96,12 @@ def load_component(
         if leaf_dtype is not None:
             array = array.astype(leaf_dtype, copy=False)
         sharding = shardings[path] if isinstance(shardings, dict) else shardings
-        params[path] = jax.device_put(array, sharding)
+        # With a sharding over several processes, device_put would compare the array between them.
+        params[path] = (
+            jax.device_put(array)
+            if sharding is None
+            else jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        )
     return flax.traverse_util.unflatten_dict(params)
 
 

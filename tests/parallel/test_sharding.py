@@ -1,6 +1,4 @@
-"""The mesh, and how parameters and batches are placed on it."""
-
-from types import SimpleNamespace
+"""How parameters and batches are placed on the mesh."""
 
 import jax
 import numpy as np
@@ -10,42 +8,11 @@ from jax.sharding import PartitionSpec as P
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import sharding
-from ivid2vid_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from ivid2vid_jax.parallel.mesh import AXES
 
 
 def abstract_mesh(data=1, fsdp=1, frames=1) -> AbstractMesh:
     return AbstractMesh((data, fsdp, frames), AXES)
-
-
-def fake_devices(*process_indices):
-    return [SimpleNamespace(process_index=index) for index in process_indices]
-
-
-EIGHT_DEVICES = fake_devices(*[0] * 8)
-TWO_PER_PROCESS = fake_devices(0, 0, 1, 1, 2, 2, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("config", "devices", "message"),
-    [
-        (MeshConfig(fsdp=-1), EIGHT_DEVICES, r"'data': -1, 'fsdp': -1.*at most one may be -1"),
-        (MeshConfig(fsdp=0), EIGHT_DEVICES, r"'fsdp': 0.*must be positive"),
-        (MeshConfig(data=1, frames=-2), EIGHT_DEVICES, r"'frames': -2.*must be positive"),
-        (MeshConfig(2, 2, 1), EIGHT_DEVICES, r"2 x 2 x 1 .* 8 devices; let one .* be -1"),
-        (MeshConfig(fsdp=3), EIGHT_DEVICES, r"2 x 3 x 1 .* 8 devices"),
-        (MeshConfig(frames=4), TWO_PER_PROCESS, r"frames 4 does not divide the 2 devices of one"),
-    ],
-)
-def test_a_mesh_that_does_not_match_the_devices_is_refused(config, devices, message):
-    with pytest.raises(UserError, match=message):
-        make_mesh(config, devices)
-
-
-def test_an_axis_of_minus_1_takes_the_remaining_devices():
-    expected = {"data": jax.device_count(), "fsdp": 1, "frames": 1}
-    assert dict(make_mesh(MeshConfig()).shape) == expected
-    single = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
-    assert dict(single.shape) == dict.fromkeys(AXES, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +69,34 @@ def test_clips_and_frames_of_a_batch_are_split():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("serial", (6,), r"--loader\.batch 6 .* data x fsdp = 4"),
-        ("source", (8, 6, 16, 16, 3), r"source: 6 frames .* --mesh\.frames 4"),
+        ("serial", (6,), r"--loader\.batch 6 .* data x fsdp = 4 .*give --loader\.batch 4 or 8,"),
+        ("serial", (2,), r"--loader\.batch 2 .* data x fsdp = 4 .*give --loader\.batch 4,"),
+        ("source", (8, 6, 16, 16, 3), r"source: 6 frames .* --mesh\.frames 4; change one of them"),
     ],
 )
 def test_batches_that_cannot_be_split_are_refused(name, shape, message):
     with pytest.raises(UserError, match=message):
         sharding.batch_sharding(name, shape, abstract_mesh(2, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("batch", "frames", "message"),
+    [(6, 8, r"--loader\.batch 6 is not a multiple"), (8, 6, r"--loader\.frames: 6 frames are not")],
+)
+def test_a_batch_is_checked_before_it_is_loaded(batch, frames, message):
+    with pytest.raises(UserError, match=message):
+        sharding.check_batch(batch, frames, 1, abstract_mesh(2, 2, 4))
+
+
+def test_micro_batches_that_cannot_be_split_evenly_are_warned_of(caplog):
+    mesh = abstract_mesh(2, 2)
+    for batch, frames in ((8, 6), (8, 1)):
+        sharding.check_batch(batch, frames, 2, mesh)
+        sharding.check_batch(batch, frames, 1, mesh)
+    assert not caplog.records
+    sharding.check_batch(8, 6, 4, mesh)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 clips per micro-batch (--loader.batch 8 / ")
 
 
 def test_a_process_places_its_part_of_the_batch(monkeypatch):
