@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivid2vid_jax.models.sharded_reshape import fold_time, single_device
+from ivid2vid_jax.models.sharded_reshape import fold_time, shard_over_data, single_device
 
 
 def accum_dtype(dtype):
@@ -169,8 +169,9 @@ class TimestepMLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, F] -> [B, features]."""
-        x = nn.silu(Dense(self.features, dtype=self.dtype, name="linear_1")(x))
-        return Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+        x = Dense(self.features, dtype=self.dtype, name="linear_1")(shard_over_data(x))
+        x = Dense(self.features, dtype=self.dtype, name="linear_2")(shard_over_data(nn.silu(x)))
+        return shard_over_data(x)
 
 
 class ResnetBlock(nn.Module):
@@ -195,7 +196,9 @@ class ResnetBlock(nn.Module):
 
         h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(norm_silu("norm1", x))
         if temb is not None:
-            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+            temb = shard_over_data(nn.silu(temb))
+            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(temb)
+            shift = shard_over_data(shift)
             h = h + shift.reshape(shift.shape[0], *(1,) * (h.ndim - 2), shift.shape[-1])
         h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(norm_silu("norm2", h))
         if x.shape[-1] != self.features:

@@ -141,6 +141,17 @@ def position_spec(batch_axes: tuple[str, ...], axis: int | None) -> P:
     return P(batch_axes or None, *between, *((FRAMES_AXIS,) if axis else ()))
 
 
+def shard_over_data(x):
+    """Splits small values per clip, x [B, E], over `data` only, for a layer with split weights.
+
+    Left to itself, the compiler sends them between slices to compute the gradient of the weights.
+    """
+    size = auto_mesh_axes().get("data", 1)
+    if size == 1 or x.shape[0] % size:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("data"))
+
+
 def shard_over_positions(x):
     """Splits x [B, T, H, W, C] over H (or W) instead of frames, for a temporal layer."""
     batch_axes, axis = position_axis(x)

@@ -114,7 +114,7 @@ def all_stages(
             CLIPTextModel(folder.text_encoder, jnp.bfloat16),
         )
         pixels = shape((2 * B * T, size, size, 3), jnp.bfloat16)
-        tokens = shape((B + 1, folder.text_length), jnp.int32)
+        tokens = shape((B, folder.text_length), jnp.int32)
         stages += [
             (LayerStage(vae, "autoencoder", (pixels,), False, 1, "encode"), None),
             (LayerStage(text_encoder, "text encoder", (tokens,), False, 1), None),

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE_OPERATION = re.compile(  # moves no data by itself
     "parameter|bitcast|get-tuple-element|tuple|constant|after-all|partition-id|replica-id|iota"
@@ -26,6 +28,11 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
 CALLED = re.compile(r"calls=(%[\w.\-]+)")
 BODY = re.compile(r"body=(%[\w.\-]+)")
 CONDITION = re.compile(r"condition=(%[\w.\-]+)")
+LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,{}]+)\}\}")
+COUNTED_GROUPS = re.compile(r"replica_groups=(\[[\d,]+\])<=(\[[\d,]+\](?:T\([\d,]+\))?)")
+NAMED_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? *\{([^}]*)\}"
+)
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -226,14 +233,40 @@ def ring_factor(kind: str, group: int) -> float:
 
 
 def group_size(attributes: str, chips: int) -> int:
-    """Chips that take part in one collective; all of them if no groups are named.
+    """Chips that take part in one collective."""
+    return len(collective_groups(attributes, chips)[0])
 
-    Groups are written as {{0,1},{2,3}}, [groups,size]<=[...] or mesh['a'=1,'b'=4] {'b'}.
+
+def collective_groups(attributes: str, chips: int) -> list[list[int]]:
+    """The groups of chips of a collective; one group of all chips if none is named.
+
+    Of a permutation, the pairs of sender and receiver. Groups are written as {{0,1},{2,3}}, as
+    [groups,size]<=[sizes]T(order), or as mesh['a'=2,'b'=4], device_ids=([sizes]T(order)) {'b'}.
     """
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return len(listed[1].split(","))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
-        return math.prod(int(sizes[axis.strip()]) for axis in named[2].split(","))
-    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-    return int(counted[2]) if counted else chips
+    if listed := LISTED_GROUPS.search(attributes):
+        return [[int(chip) for chip in group.split(",")] for group in listed[1].split("},{")]
+    if counted := COUNTED_GROUPS.search(attributes):
+        return ordered_chips(counted[2]).reshape(integers(counted[1])).tolist()
+    if named := NAMED_GROUPS.search(attributes):
+        axes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
+        names = [name.strip() for name in named[3].split(",")]
+        sizes = [int(size) for size in axes.values()]
+        chip_ids = (ordered_chips(named[2]) if named[2] else np.arange(chips)).reshape(sizes)
+        inner = [list(axes).index(name) for name in names]
+        outer = [axis for axis in range(len(sizes)) if axis not in inner]
+        size = math.prod(sizes[axis] for axis in inner)
+        return chip_ids.transpose(*outer, *inner).reshape(-1, size).tolist()
+    return [list(range(chips))]
+
+
+def ordered_chips(text: str) -> np.ndarray:
+    """The numbers of the chips in the order that [sizes]T(order) means."""
+    shape, _, order = text.partition("T")
+    sizes = integers(shape)
+    axes = integers(order) if order else None
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes).ravel()
+
+
+def integers(text: str) -> list[int]:
+    """The whole numbers in a text."""
+    return [int(number) for number in re.findall(r"\d+", text)]

@@ -167,24 +167,28 @@ class Denoising:
 
         A dropped text becomes the empty text, a dropped source zero. k_drop = None drops nothing.
         """
-        text, null = self.text(params, batch)
         source = self.posterior(params, batch, "source").mode() if self.has_source else None
         if k_drop is None:
-            return Condition(text, source)
+            return Condition(self.text(params, batch), source)
         drop_text, drop_video = condition_dropout(jax.vmap(random.uniform)(k_drop), self.drop)
-        text = jnp.where(drop_text[:, None, None], null[None], text)
+        text = self.text(params, batch, drop_text)
         if source is not None:
             source = jnp.where(drop_video[:, None, None, None, None], 0.0, source)
         return Condition(text, source)
 
-    def text(self, params, batch):
-        """Embeddings of the instructions, [B, K, D], and of the empty instruction, [K, D]."""
-        tokens = jnp.asarray(self.null_tokens, jnp.int32)[None]
-        cached = "text" in batch and not self.trains_text
-        if not cached:
-            tokens = jnp.concatenate([tokens, batch["tokens"]])
-        out = self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
-        return (batch["text"].astype(out.dtype) if cached else out[1:]), out[0]
+    def text(self, params, batch, drop=None):
+        """Embeddings of the instructions, [B, K, D]; of the empty one where drop, bool [B]."""
+
+        def encode(tokens):
+            return self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
+
+        null = jnp.asarray(self.null_tokens, jnp.int32)[None]
+        if "text" in batch and not self.trains_text:
+            text = batch["text"].astype(self.dtype)
+            return text if drop is None else jnp.where(drop[:, None, None], encode(null), text)
+        # The empty text replaces tokens: one more row would move the others between devices.
+        tokens = batch["tokens"]
+        return encode(tokens if drop is None else jnp.where(drop[:, None], null, tokens))
 
 
 def condition_dropout(r_B: jax.Array, drop: CondDropoutConfig) -> tuple[jax.Array, jax.Array]:

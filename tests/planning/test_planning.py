@@ -190,6 +190,25 @@ for name, part in {  # parts of long lines
     TEXT = TEXT.replace(name, part)
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("replica_groups={{0,2},{1,3}}, dimensions={0}", [[0, 2], [1, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("replica_groups=[2,2]<=[4], to_apply=%add", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%add", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={0}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+        ("replica_groups={}, to_apply=%add", [[0, 1, 2, 3]]),
+    ],
+)
+def test_groups_of_collectives(groups, expected):
+    """The notation is that of XLA: xla/hlo/ir/collective_device_list.h, mesh_and_axis.h."""
+    assert hlo.collective_groups("channel_id=1, " + groups, 4) == expected
+    assert hlo.group_size(groups, 4) == len(expected[0])
+
+
 LOOP_TEXT = """HloModule jit_both, is_scheduled=true
 
 %cond (p: (bf16[8,128], u32[])) -> pred[] {
