@@ -122,18 +122,23 @@ class Run:
         return [log.read_text() for log in self.logs]
 
 
-def write_recipe(folder: Path, **changes) -> Path:
+def write_recipe(folder: Path, slices: int = 1, **changes) -> Path:
     """Writes folder/recipe.py for a run in folder/run, and returns the run's folder.
 
-    The limit on the size of split leaves is lowered, so that kernels are split over fsdp.
+    The limit on the size of split leaves is lowered, so that kernels are split over fsdp. With
+    `slices`, the processes are those of several slices or nodes.
     """
     folder.mkdir()
     defaults = dict(net__temporal=("conv",), mesh__fsdp=2, mesh__frames=2, checkpoint__keep=100)
     run, changes = folder / "run", defaults | changes
     (folder / "recipe.py").write_text(
-        "from ivid2vid_jax.parallel import sharding\n"
+        "import jax\n\n"
+        "from ivid2vid_jax.parallel import mesh, sharding\n"
         "from tests.support.sharded_run import recipe\n\n"
         "sharding.MIN_SHARDED_SIZE = 64\n"
+        "mesh.slice_index = lambda device: (\n"
+        f"    device.process_index * {slices} // jax.process_count()\n"
+        ")\n"
         f"config = recipe({str(run)!r}, **{changes!r})\n"
     )
     return run
@@ -232,6 +237,46 @@ def test_one_process_resumes_a_run_of_two(single_run, double_run, tmp_path):
     run = copy_run(double_run, tmp_path / "one", mesh__fsdp=1)
     Run(tmp_path / "one", "--resume", 2).wait()
     assert_close(read_curve(run), read_curve(single_run), 1e-4)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def sliced_run(request, tmp_path_factory):
+    """(processes, folder): the same run in two slices of one or two processes.
+
+    In four processes, `fsdp` crosses those of a slice.
+    """
+    folder = tmp_path_factory.mktemp("runs") / "sliced"
+    run = write_recipe(folder, slices=2, **EVERYTHING_ON)
+    logs = Run(folder, processes=request.param, devices=8 // request.param).wait()
+    assert "data 2 x fsdp 2 x frames 2" in logs[0]
+    return request.param, run
+
+
+def test_two_slices_train_as_one_process(single_run, sliced_run):
+    _, run = sliced_run
+    for name in ("loss", "grad_norm", "param_norm"):
+        assert_close(read_curve(run, name=name), read_curve(single_run, name=name), 1e-5)
+    expected = read_curve(single_run, "validation")
+    assert_close(read_curve(run, "validation"), expected, 1e-4)
+    assert (run / "pipeline" / "training.json").is_file()
+
+
+def test_two_slices_resume_with_another_number_of_processes(single_run, sliced_run, tmp_path):
+    count, source = sliced_run
+    other = {2: 4, 4: 2}[count]
+    run = copy_run(source, tmp_path / "other", slices=2, mesh__fsdp=4, mesh__frames=1)
+    Run(tmp_path / "other", "--resume", 2, processes=other, devices=8 // other).wait()
+    assert_close(read_curve(run), read_curve(single_run), 1e-4)
+
+
+def test_a_mesh_over_the_border_of_a_slice_is_refused(tmp_path):
+    """Every process says why in one line, before it makes anything."""
+    run = write_recipe(tmp_path / "refused", slices=2, mesh__fsdp=8, mesh__frames=1)
+    double = Run(tmp_path / "refused", processes=2, devices=4)
+    assert [process.wait(300) for process in double.processes] == [2, 2]
+    for log in double.logs:
+        assert "fsdp 8 --mesh.frames 1: on 8 devices, 4 per slice or node" in log.read_text()
+    assert not run.exists()
 
 
 def test_a_run_moves_from_8_devices_to_2_and_back(single_run, tmp_path):
