@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivid2vid_jax.models import AutoencoderConfig, AutoencoderKL
+from ivid2vid_jax.models.autoencoder import to_pixels
 from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.parallel.device_group import FRAMES_AXIS, DeviceGroup
 
@@ -39,7 +40,7 @@ class VAECodec:
         self.downscale = config.downscale
 
         def encode(params, pixels_u8):
-            pixels = pixels_u8.astype(jnp.float32) / 127.5 - 1.0
+            pixels = to_pixels(pixels_u8, dtype)
             return vae.apply({"params": params}, pixels, method=vae.encode).mode()
 
         def decode(params, latents):

@@ -76,6 +76,14 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+def to_pixels(frames_u8, dtype=jnp.float32):
+    """uint8 [0, 255] -> [-1, 1], in float32 even if the network computes in `dtype` bfloat16.
+
+    In bfloat16 127 of the 256 grey levels would differ, rounded twice.
+    """
+    return frames_u8.astype(accum_dtype(dtype)) / 127.5 - 1.0
+
+
 class Posterior(NamedTuple):
     """Diagonal Gaussian over latents [N, h, w, C], float32, NOT multiplied by scaling_factor."""
 

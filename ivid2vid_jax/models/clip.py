@@ -199,8 +199,10 @@ def l2_normalize(x):
 def normalize_pixels(frames, mean, std, dtype=jnp.float32):
     """The input of the image encoder: frames scaled to [0, 1], minus `mean`, divided by `std`.
 
-    frames: uint8 [N, S, S, 3]; mean, std: one number per channel.
+    In float32 even if the network computes in `dtype` bfloat16. frames: uint8 [N, S, S, 3]; mean,
+    std: one number per channel.
     """
+    dtype = jnp.promote_types(dtype, jnp.float32)
     mean, std = (jnp.asarray(stat, dtype).reshape(1, 1, 1, 3) for stat in (mean, std))
     return (frames.astype(dtype) / 255 - mean) / std
 

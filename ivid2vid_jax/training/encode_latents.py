@@ -17,8 +17,8 @@ from ivid2vid_jax.data.dataset import open_dataset
 from ivid2vid_jax.data.examples import ExampleStream
 from ivid2vid_jax.inference.pipeline import Pipeline, load
 from ivid2vid_jax.models import AutoencoderKL
+from ivid2vid_jax.models.autoencoder import to_pixels
 from ivid2vid_jax.parallel import runtime
-from ivid2vid_jax.training.objectives import to_pixels
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder, file_sha256
 

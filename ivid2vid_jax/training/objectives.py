@@ -20,7 +20,7 @@ from ivid2vid_jax.diffusion import losses as diffusion
 from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.models import AutoencoderKL, CLIPModel, CLIPTextModel
-from ivid2vid_jax.models.autoencoder import Posterior
+from ivid2vid_jax.models.autoencoder import Posterior, to_pixels
 from ivid2vid_jax.models.clip import l2_normalize, normalize_pixels
 from ivid2vid_jax.training.config import (
     AutoencoderLossConfig,
@@ -73,11 +73,6 @@ def make_objective(
         return Autoencoding(folder, config.autoencoder, dtype)
     trains_text = any(name.startswith("text_encoder/") for name in trained)
     return Denoising(config, folder, null_tokens, dtype, trains_text)
-
-
-def to_pixels(frames_u8, dtype):
-    """uint8 [0, 255] -> `dtype` [-1, 1]."""
-    return frames_u8.astype(dtype) / 127.5 - 1
 
 
 class Denoising:
@@ -218,9 +213,7 @@ class Autoencoding:
         """train: decode a posterior sample. t: not used."""
         vae, clip = AutoencoderKL(self.folder.vae, self.dtype), batch["clip"]
         B, T = clip.shape[:2]
-        pixels = to_pixels(
-            clip.reshape(B * T, *clip.shape[2:]), jnp.promote_types(self.dtype, jnp.float32)
-        )
+        pixels = to_pixels(clip.reshape(B * T, *clip.shape[2:]), self.dtype)
         mean, std = vae.apply({"params": params["vae"]}, pixels, method=vae.encode)
         mean, std = (x.reshape(B, T, *x.shape[1:]) for x in (mean, std))
         latents = (
