@@ -4,6 +4,7 @@ Shape letters: B batch, Q query tokens, K key tokens, H heads, D head width, C c
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -88,11 +89,13 @@ def select_backend(q_BQHD, k_BKHD, device: str) -> str:
 
 
 def cuda_compute_capability() -> float:
-    """Compute capability of this process's NVIDIA GPU.
+    """Compute capability of this process's NVIDIA GPU; 0 for other devices.
 
-    cuDNN's flash attention needs 8.0 (Ampere), so Colab's T4 (7.5) does not have it.
+    cuDNN's flash attention needs 8.0 (Ampere), so Colab's T4 (7.5) does not have it. On ROCm JAX
+    reports the name of the architecture, such as "gfx942".
     """
-    return float(getattr(jax.local_devices()[0], "compute_capability", 0))
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", 0))
+    return float(capability) if re.fullmatch(r"\d+(\.\d+)?", capability) else 0.0
 
 
 # ---- Backends. All take queries that are scaled already.

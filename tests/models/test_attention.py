@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,17 @@ def test_auto_selects_a_backend(device, lengths, head_dim, dtype, expected, monk
     # cuDNN has no flash attention for a T4.
     monkeypatch.setattr(module, "cuda_compute_capability", lambda: 7.5)
     assert select_backend(q, k, device) == ("chunked" if expected == "cudnn" else expected)
+
+
+@pytest.mark.parametrize(
+    ("reported", "capability"), [("8.0", 8.0), ("7.5", 7.5), ("12.1", 12.1), ("gfx942", 0.0)]
+)
+def test_the_compute_capability_of_rocm_is_no_number(reported, capability, monkeypatch):
+    device = SimpleNamespace(compute_capability=reported)
+    monkeypatch.setattr(module.jax, "local_devices", lambda: [device])
+    assert module.cuda_compute_capability() == capability
+    q = jax.ShapeDtypeStruct((2, 4096, 8, 40), "bfloat16")
+    assert select_backend(q, q, "gpu") == ("cudnn" if capability >= 8 else "chunked")
 
 
 @pytest.mark.parametrize(
