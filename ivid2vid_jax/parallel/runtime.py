@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -52,8 +55,8 @@ COMPILER_OPTIONS = {
 def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
     """The COMPILER_OPTIONS of a device's platform.
 
-    None if there are none, or if the installed compiler does not know them. device: the default
-    device if None.
+    None if there are none, or, with a warning, if the installed compiler refuses them. device: the
+    default device if None.
     """
     device = device or jax.local_devices()[0]
     options = COMPILER_OPTIONS.get(device.platform)
@@ -62,7 +65,14 @@ def compiler_options(device: jax.Device | None = None) -> dict[str, str] | None:
     try:
         with jax.set_mesh(jax.sharding.Mesh([device], ("device",))):
             jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError as error:
+        log.warning(
+            "the %s compiler refuses the options %s and compiles without them (slower, or with "
+            "more memory): %s",
+            device.platform,
+            ", ".join(options),
+            str(error).splitlines()[0],
+        )
         return None
     return options
 
