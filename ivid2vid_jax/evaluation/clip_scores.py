@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -62,19 +61,15 @@ class CLIPEmbedder:
         return self._program("embed_texts")
 
     def _program(self, method: str, pixels: bool = False) -> Callable:
-        """Compiled (params, x) -> a method of the model; pixels: x is uint8 frames.
-
-        Matrix products run at full float32 precision, which accelerators reduce by default.
-        """
+        """Compiled (params, x) -> a method of the model; pixels: x is uint8 frames."""
         mean, std = (self.folder.preprocessor[name] for name in ("image_mean", "image_std"))
 
         def run(params, x):
-            with jax.default_matmul_precision("highest"):
-                return self.model.apply(
-                    {"params": params},
-                    normalize_pixels(x, mean, std, self.dtype) if pixels else x,
-                    method=method,
-                )
+            return self.model.apply(
+                {"params": params},
+                normalize_pixels(x, mean, std, self.dtype) if pixels else x,
+                method=method,
+            )
 
         return runtime.jit(run)
 

@@ -217,8 +217,30 @@ def splash_attention(q_BQHD, k_BKHD, v_BKHD):
         key_segments = (jnp.arange(K + pad_k) >= K).astype(jnp.int32)
         segment_ids = splash.SegmentIds(query_segments, key_segments)
     run = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segment_ids))
-    out_BHQD = run(q_BHQD, k_BHKD, v_BHKD)[:, :, :Q]
+    out_BHQD = keep_precision(run)(q_BHQD, k_BHKD, v_BHKD)[:, :, :Q]
     return out_BHQD.swapaxes(1, 2).astype(q_BQHD.dtype)
+
+
+def keep_precision(function: Callable) -> Callable:
+    """The function, with this moment's `jax.default_matmul_precision` wherever it is traced.
+
+    The gradient of a product has the product's precision. But the kernels of a hand-written
+    backward pass, and under `jax.checkpoint` those of its forward pass, are traced later, when the
+    default may be another one.
+    """
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined] # dynamic
+
+    def forward(*args):
+        with jax.default_matmul_precision(precision):
+            return jax.vjp(function, *args)
+
+    def backward(pullback, gradient):
+        with jax.default_matmul_precision(precision):
+            return pullback(gradient)
+
+    kept = jax.custom_vjp(function)
+    kept.defvjp(forward, backward)
+    return kept
 
 
 def splash_block_size(length: int) -> int:

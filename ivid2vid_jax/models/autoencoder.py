@@ -20,6 +20,7 @@ from ivid2vid_jax.models.layers import (
     ResnetBlock,
     Upsample,
     accum_dtype,
+    exact_float32,
 )
 
 # Keys of diffusers' configs that change the arithmetic, each with the only values that this network
@@ -113,12 +114,14 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv(2 * channels, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(channels, (1, 1), dtype=self.dtype)
 
+    @exact_float32
     def encode(self, pixels) -> Posterior:
         """pixels: [N, H, W, 3] in [-1, 1], with H and W multiples of `config.downscale`."""
         moments = self.quant_conv(self.encoder(pixels.astype(self.dtype)))
         mean, logvar = jnp.split(moments.astype(accum_dtype(self.dtype)), 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
 
+    @exact_float32
     def decode(self, latents):
         """Decodes latents [N, h, w, C], already divided by the scaling factor.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ivid2vid_jax.models.config import config_from_json
-from ivid2vid_jax.models.layers import Dense, accum_dtype, gelu
+from ivid2vid_jax.models.layers import Dense, accum_dtype, exact_float32, gelu
 from ivid2vid_jax.models.transformer import layer_norm
 
 ACTIVATIONS = {
@@ -167,14 +167,17 @@ class CLIPModel(nn.Module):
         """[N, S, S, 3] -> [N, D] of unit length."""
         return self.project_images(self.pool_images(pixels))
 
+    @exact_float32
     def pool_images(self, pixels):
         """[N, S, S, 3] -> [N, C], before the projection (transformers' pooler_output)."""
         return self.vision_model(pixels)
 
+    @exact_float32
     def project_images(self, pooled):
         """[N, C] -> [N, D] of unit length."""
         return l2_normalize(self.visual_projection(pooled))
 
+    @exact_float32
     def embed_texts(self, ids):
         """[M, L] -> [M, D] of unit length, from the state at the end-of-text token.
 
@@ -261,6 +264,7 @@ class CLIPTextModel(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
+    @exact_float32
     def __call__(self, ids):
         """[M, L] -> last hidden states [M, L, C], after the final norm."""
         return TextTransformer(self.config, self.dtype, name="text_model")(ids)

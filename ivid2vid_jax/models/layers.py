@@ -5,7 +5,9 @@ so a clip [B, T, H, W, C] needs no reshape: a stored 3x3 kernel acts as a 1x3x3 
 kernel.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +35,25 @@ def platform() -> str:
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return getattr(device, "platform", None) or jax.default_backend()
+
+
+def exact_float32(method: Callable) -> Callable:
+    """Decorates a method of a module: if its `dtype` is float32, products are of float32 precision.
+
+    By default TPUs multiply float32 numbers in bfloat16, and NVIDIA GPUs in TF32. Networks are
+    decorated, not layers: the precision is that of all matrix products and convolutions inside.
+    """
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        if (
+            jnp.dtype(self.dtype) != jnp.float32 or platform() == "cpu"
+        ):  # on CPU they are exact anyway
+            return method(self, *args, **kwargs)
+        with jax.default_matmul_precision("highest"):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 def matmul(x, kernel):

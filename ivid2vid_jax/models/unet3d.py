@@ -22,6 +22,7 @@ from ivid2vid_jax.models.layers import (
     TimestepMLP,
     Upsample,
     accum_dtype,
+    exact_float32,
     timestep_embedding,
 )
 from ivid2vid_jax.models.remat import remat_layer
@@ -48,6 +49,7 @@ class InflatedUNet3D(nn.Module):
     train: bool = False
 
     @nn.compact
+    @exact_float32
     def __call__(self, x, t, context):
         """Predicts the noise.
 

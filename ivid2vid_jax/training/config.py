@@ -115,7 +115,8 @@ class OptimConfig:
     # presets (unet, temporal, spatial, attention, text_encoder, vae, clip) or regular expressions
     # on parameter names
     trainable: tuple[str, ...] = ("unet",)
-    # compute precision; auto: bfloat16 on TPU and GPU, float32 on CPU
+    # compute precision; auto: bfloat16 on TPU and GPU, float32 on CPU. float32 also multiplies in
+    # float32 everywhere, where TPUs and GPUs by default take bfloat16 and TF32
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     # storage precision of frozen weights; auto = dtype
     frozen_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"

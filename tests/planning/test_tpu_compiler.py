@@ -3,16 +3,19 @@
 import importlib.util
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from ivid2vid_jax.models import UNetConfig
+from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.temporal import TemporalTransformer
 from ivid2vid_jax.models.transformer import SpatialTransformer
+from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.planning import chips, hlo, stages
+from tests.support.tiny_run import ONE_LEVEL
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,3 +95,27 @@ def test_sharded_weights_are_gathered_whole(program_texts):
     cost = stages.compile_stage(stage, mesh, "block")
     assert cost.sent["all-gather"] and " while(" not in program_texts[0]
     assert cost.hbm_bytes < 15e9
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_products_of_a_float32_network_reach_the_compiler_as_exact(dtype, exact):
+    """Forward and backward, of a network that is lowered for a TPU; its attention kernels too."""
+    mesh = make_mesh(MeshConfig(), chips.TPUSlice("v5e:1x1").devices())
+    replicated = sharding.replicated(mesh)
+    net = InflatedUNet3D(ONE_LEVEL.unet, "splash", "block", dtype)
+    shapes = (1, 2, 16, 16, 4), (1,), (1, 16, ONE_LEVEL.unet.cross_attention_dim)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated) for shape in shapes]
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(net.init, jax.random.key(0), *inputs),
+    )
+    with jax.set_mesh(mesh):
+        loss = jax.grad(lambda params, *inputs: jnp.sum(net.apply(params, *inputs)))
+        lowered = runtime.jit(loss, mesh.devices.flat[0]).trace(params, *inputs).lower()
+        text = lowered.as_text()
+        assert text.count("tpu_custom_call") > 3
+        if exact:
+            lowered.compile(compiler_options={stages.EFFORT_OPTION: -1.0})
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    exact_products = [line for line in products if re.search(r"HIGHEST.*HIGHEST", line)]
+    assert len(products) > 50 and len(exact_products) == (len(products) if exact else 0)
