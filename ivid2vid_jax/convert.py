@@ -3,6 +3,7 @@
 python -m ivid2vid_jax.convert export RUN OUT --dtype float16 --push owner/name
 python -m ivid2vid_jax.convert import insv2v.pth OUT --base timbrooks/instruct-pix2pix
 python -m ivid2vid_jax.convert inspect v3_sd15_mm.ckpt    # or a model folder, or a RUN
+python -m ivid2vid_jax.convert pipeline RUN               # of a run that was stopped early
 """
 
 import dataclasses
@@ -100,14 +101,32 @@ class InspectArgs:
         print("\n".join(inspector.describe(self.source)))
 
 
+@dataclasses.dataclass
+class PipelineArgs:
+    """Writes RUN/pipeline from the newest checkpoint of a run that was stopped early.
+
+    A run that reaches its last step has written it already.
+    """
+
+    run_folder: tyro.conf.Positional[str]  # training run, local or in a bucket
+
+    def run(self) -> None:
+        """Writes the pipeline folder."""
+        from ivid2vid_jax.training.export_run import export_run
+
+        folder, step = export_run(self.run_folder)
+        print(f"wrote {folder}, of step {step}; use it as --model {self.run_folder}")
+
+
 COMMANDS = (
     Annotated[ExportArgs, tyro.conf.subcommand("export")]
     | Annotated[ImportArgs, tyro.conf.subcommand("import")]
     | Annotated[InspectArgs, tyro.conf.subcommand("inspect")]
+    | Annotated[PipelineArgs, tyro.conf.subcommand("pipeline")]
 )
 
 
-def run(args: ExportArgs | ImportArgs | InspectArgs) -> None:
+def run(args: ExportArgs | ImportArgs | InspectArgs | PipelineArgs) -> None:
     """Runs the subcommand; UserError for invalid input, with nothing written."""
     args.run()
 

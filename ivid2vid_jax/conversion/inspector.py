@@ -10,6 +10,7 @@ from ivid2vid_jax.conversion import foreign_formats, infer_config
 from ivid2vid_jax.conversion.foreign_checkpoint import ForeignCheckpoint
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.json_files import read_json
+from ivid2vid_jax.weights import runs
 from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
 
 
@@ -23,7 +24,7 @@ def describe(source: str) -> list[str]:
     path = Path(source).expanduser()
     if not path.exists() and source in assets.MODELS:
         path = assets.folder() / source
-    if not is_run(path):
+    if not runs.is_run(path):
         return describe_checkpoint(foreign_formats.open_checkpoint(path))
     pipeline = path / "pipeline"
     if not pipeline.is_dir():
@@ -38,21 +39,12 @@ def describe(source: str) -> list[str]:
     return [head, *(line.replace(f"--model {pipeline}", f"--model {path}") for line in description)]
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is the output of a training run: its config.json has a task."""
-    file = path / "config.json"
-    return file.is_file() and {"task", "net", "optim"} <= read_json(file).keys()
-
-
 def describe_run(run: Path) -> list[str]:
     """Describes a run without pipeline folder by its config and its newest checkpoint."""
-    folder = run / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
-    if not steps:
-        raise UserError(
-            f"{run}: is a training run without a checkpoint; run its training command again"
-        )
-    newest = folder / str(max(steps))
+    step = runs.last_step(run)
+    if step is None:
+        raise runs.missing_pipeline(run)
+    newest = run / "checkpoints" / str(step)
     record = read_json(newest / "meta" / "metadata")
     config = record["meta"]["config"]
     sizes: dict[str, int] = collections.Counter()
@@ -66,8 +58,7 @@ def describe_run(run: Path) -> list[str]:
         f"checkpoint is {newest}",
         f"  step {newest.name} of {config['steps']}, trained from {start}",
         *(f"  {name}: {count:,} trained parameters" for name, count in sizes.items()),
-        f"  to use it: run its training command again, with --checkpoint.pipeline; it writes "
-        f"{run}/pipeline first, and continues",
+        f"  to use it: {runs.export_command(run)}",
     ]
 
 

@@ -130,8 +130,8 @@ def run(
             step = exported_step(folder)
             if step != recipe.steps:
                 raise UserError(
-                    f"{folder}: training stopped at step {step} of {recipe.steps}; run the same "
-                    "command to continue"
+                    f"{folder}: training stopped before step {recipe.steps}; run the same command "
+                    "to continue"
                 )
             outcomes.append(evaluate_run(experiment, arm, seed, folder, step, progress))
             (output / "outcomes.json").write_text(

@@ -145,8 +145,10 @@ class CheckpointConfig:
     # wait until a checkpoint is on disk before training continues: a kill then loses at most
     # `every` steps; otherwise it also loses the steps that ran during the write
     wait: bool = False
-    # with every checkpoint, also write RUN/pipeline: the EMA weights as a pipeline folder
-    pipeline: bool = True
+    pipeline: bool = True  # write RUN/pipeline: the EMA weights as a pipeline folder
+    # steps between writings of RUN/pipeline, which run in the background; after the last step it is
+    # always written. 0 = only then
+    pipeline_every: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +215,7 @@ class TrainConfig:
             ("drop.text + drop.both + drop.video", drop.text + drop.both + drop.video, 0, 1),
             ("checkpoint.every", checkpoint.every, 1, 10**9),
             ("checkpoint.keep", checkpoint.keep, 1, 10**6),
+            ("checkpoint.pipeline_every", checkpoint.pipeline_every, 0, 10**9),
             ("log.eval_batches", log.eval_batches, 1, 10**6),
             ("log.benchmark", log.benchmark, 0, 10**6),
             ("log.profile", log.profile, 0, 100),

@@ -1,8 +1,14 @@
-"""What happens between steps: checkpoints, pipeline export, validation, samples, benchmark."""
+"""What happens between steps: checkpoints, pipeline export, validation, samples, benchmark.
+
+Step times exclude it, but the devices wait. So only copies of the weights are made here; files of
+the pipeline are written, and buckets filled, in the background.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from ivid2vid_jax.inference.pipeline import Pipeline
 from ivid2vid_jax.training import pipeline_export
@@ -13,6 +19,7 @@ from ivid2vid_jax.training.samples import Samples, single_process_mesh
 from ivid2vid_jax.training.step import TrainState
 from ivid2vid_jax.training.train_setup import TASK_VIEWS, TrainSetup
 from ivid2vid_jax.training.validation import Validation
+from ivid2vid_jax.utils.background import Background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +43,11 @@ class Due:
     validate: bool
     sample: bool
     save: bool
+    export: bool
 
     def __bool__(self) -> bool:
         """Whether anything is due."""
-        return self.validate or self.sample or self.save
+        return self.validate or self.sample or self.save or self.export
 
 
 def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
@@ -53,6 +61,7 @@ def due_after(config: TrainConfig, step: int, stop: bool) -> Due:
         validate=is_due(config.log.eval_every, done and not stop),
         sample=is_due(config.log.sample_every, done and not stop),
         save=is_due(config.checkpoint.every, done or stop),
+        export=pipeline_export.is_export_due(config.checkpoint, step, config.steps),
     )
 
 
@@ -65,6 +74,7 @@ class Hooks:
         checkpoints: Checkpoints,
         checkpoint_meta: dict,
         push: Callable[[], None],
+        background: Background,
         benchmark: Benchmark | None,
     ):
         """Prepares validation and samples.
@@ -74,12 +84,13 @@ class Hooks:
             checkpoints: of the run.
             checkpoint_meta: stored with every checkpoint.
             push: copies the RUN folder to its bucket, if it is in one.
+            background: writes the pipeline and pushes.
             benchmark: measures the editor before and after training.
         """
         self.setup, self.config, self.run = setup, setup.config, setup.run
         self.frozen = setup.weights.frozen
-        self.checkpoints, self.checkpoint_meta, self.push = checkpoints, checkpoint_meta, push
-        self.benchmark = benchmark
+        self.checkpoints, self.checkpoint_meta = checkpoints, checkpoint_meta
+        self.push_now, self.background, self.benchmark = push, background, benchmark
         self.validation = Validation(
             self.config, setup.tokenize, TASK_VIEWS[self.config.task], setup.objective, setup.mesh
         )
@@ -99,17 +110,31 @@ class Hooks:
             self.checkpoints.save(step, state, position, self.checkpoint_meta)
             if self.config.checkpoint.wait:
                 self.checkpoints.wait()
-            if self.config.checkpoint.pipeline:
-                self.write_pipeline(step, state)
+        if due.export:
+            self.export_pipeline(step, state)
+        if due.save or due.export:
             self.push()
 
-    def write_pipeline(self, step: int, state: TrainState) -> None:
-        """Writes RUN/pipeline with the EMA weights."""
-        weights = pipeline_export.ema_params(state)
-        folder = self.validation.calibrated(self.setup.folder, weights, self.frozen)
-        pipeline_export.write_pipeline(
-            self.run, step, folder, self.setup.source, weights, self.frozen
-        )
+    def push(self) -> None:
+        """Copies the RUN folder to its bucket, in the background."""
+        self.background.start("push", self.push_now)
+
+    def export_pipeline(self, step: int, state: TrainState) -> None:
+        """Writes RUN/pipeline with the EMA weights, in the background.
+
+        Waits for the previous export first, so that host memory holds the weights of one only.
+        """
+        self.background.wait()
+        setup, trained = self.setup, pipeline_export.ema_params(state)
+        folder = self.validation.calibrated(setup.folder, trained, self.frozen)
+        weights = pipeline_export.Weights.collect(trained, self.frozen, setup.source)
+        if jax.process_index() == 0:
+            self.background.start(
+                "export",
+                lambda: pipeline_export.write_pipeline(
+                    self.run, step, folder, setup.source, weights
+                ),
+            )
 
     def run_benchmark(self, when: str, state: TrainState) -> None:
         """Runs the benchmark, if there is one, with the EMA weights; when: "before" or "after"."""

@@ -24,6 +24,7 @@ from ivid2vid_jax.training.metrics_reporter import MetricsReporter
 from ivid2vid_jax.training.step import TrainState, learning_rate
 from ivid2vid_jax.training.train_setup import TrainSetup, log_start, make_setup, make_state
 from ivid2vid_jax.utils import storage
+from ivid2vid_jax.utils.background import Background
 from ivid2vid_jax.utils.progress import COMPILING, waiting
 from ivid2vid_jax.utils.versions import versions
 
@@ -56,11 +57,14 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
         run_folder.locked_run(run, config, has_checkpoint(checkpoint_root(config, run))),
         jax.set_mesh(mesh),
         Checkpoints(checkpoint_root(config, run), config.checkpoint.keep) as checkpoints,
+        Background() as background,
     ):
         checkpoint_config = run_folder.to_jsonable(config)
         config = dataclasses.replace(config, data=tuple(map(storage.fetch_folder, config.data)))
         start_step = resume_step(config, run, checkpoints)
-        export_missing = lacks_export(config, run, start_step)
+        export_missing = pipeline_export.lacks_export(
+            config.checkpoint, run, start_step, config.steps
+        )
         benchmark_missing = benchmark is not None and benchmark.is_missing(config, run)
         done = start_step >= config.steps
         if done and not export_missing and not (benchmark_missing and start_step == config.steps):
@@ -82,11 +86,11 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
         }
         schedule = learning_rate(config.optim, config.steps)
         program = CompiledStep(setup.objective, setup.optimizer, config.optim, schedule, shardings)
-        hooks = Hooks(setup, checkpoints, meta, push, benchmark)
+        hooks = Hooks(setup, checkpoints, meta, push, background, benchmark)
 
         if export_missing:
             log.info("%s: writing the pipeline of step %d, which is missing", run, start_step)
-            hooks.write_pipeline(start_step, state)
+            hooks.export_pipeline(start_step, state)
         if start_step == 0:
             hooks.run_benchmark("before", state)
         state = run_steps(setup, state, program, hooks, checkpoints, start_step)
@@ -162,11 +166,6 @@ def resume_step(config: TrainConfig, run: Path, checkpoints: Checkpoints) -> int
         raise UserError(f"--resume {config.resume}: {run} has checkpoints of {available}")
     checkpoints.discard_after(config.resume)
     return config.resume
-
-
-def lacks_export(config: TrainConfig, run: Path, step: int) -> bool:
-    """Whether RUN/pipeline is not of the last checkpoint: a kill came between their writing."""
-    return config.checkpoint.pipeline and step > 0 and pipeline_export.exported_step(run) != step
 
 
 def frame_count(batch: dict[str, jax.Array]) -> int:

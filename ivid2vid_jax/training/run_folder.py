@@ -13,7 +13,8 @@ import jax
 from ivid2vid_jax.data import shapes
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.training.config import RENAMED, TrainConfig
-from ivid2vid_jax.utils.json_files import write_json
+from ivid2vid_jax.utils.atomic import recover_replaced
+from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.utils.locks import file_lock
 
 # Fields that may change when a run is resumed: they do not change what is learned.
@@ -38,6 +39,34 @@ VOCABULARY_EXAMPLES = 4000  # examples per dataset whose texts a vocabulary is l
 def to_jsonable(config: TrainConfig) -> dict:
     """The config as JSON stores it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config of a run, from its config.json; fields that it lacks have today's defaults."""
+    recorded = renamed_keys(read_json(run / "config.json"))
+
+    def build(cls: Any, prefix: str = "") -> Any:
+        return cls(
+            **{
+                field.name: build(field.type, f"{prefix}{field.name}.")
+                if dataclasses.is_dataclass(field.type)
+                else tuples(recorded[prefix + field.name])
+                for field in dataclasses.fields(cls)
+                if dataclasses.is_dataclass(field.type) or prefix + field.name in recorded
+            }
+        )
+
+    return build(TrainConfig)
+
+
+def tuples(value: Any) -> Any:
+    """JSON lists as tuples, nested ones too."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def renamed_keys(config: dict) -> dict[str, Any]:
+    """A config as JSON stores it, flat, with today's names of fields."""
+    return {RENAMED.get(name, name): value for name, value in flatten_keys(config).items()}
 
 
 @contextmanager
@@ -74,6 +103,7 @@ def locked_run(run: Path, config: TrainConfig, has_checkpoint: bool) -> Iterator
         elif file.exists() and json.loads(file.read_text()) != to_jsonable(config):
             discard_results(run)
         write_json(file, to_jsonable(config))
+        recover_replaced(run / "pipeline")
         yield
 
 
@@ -88,8 +118,8 @@ def check_same_config(run: Path, before: dict, now: dict) -> None:
 
     Fields that the older config lacks count as today's defaults, because newer releases add fields.
     """
-    recorded = {RENAMED.get(name, name): value for name, value in flatten_keys(before).items()}
-    old, new = flatten_keys(to_jsonable(TrainConfig())) | recorded, flatten_keys(now)
+    old = flatten_keys(to_jsonable(TrainConfig())) | renamed_keys(before)
+    new = flatten_keys(now)
     changed = [
         name
         for name in sorted(old.keys() | new.keys())

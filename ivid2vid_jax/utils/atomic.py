@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY, OLD = ".tmp-", ".old-"  # beginnings of names
 _counter = itertools.count()
 
 
@@ -19,11 +20,11 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
     it is empty or `replace` is set. The temporary name keeps the suffix of `path`.
     """
     path = Path(path).absolute()
-    temporary = path.with_name(f".tmp-{os.getpid()}-{next(_counter)}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{next(_counter)}{path.suffix}")
     try:
         yield temporary
         if path.is_dir() and replace and temporary.is_dir():
-            old = path.with_name(f".old-{os.getpid()}-{next(_counter)}")
+            old = path.with_name(f"{OLD}{os.getpid()}-{next(_counter)}")
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -36,6 +37,26 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def recover_replaced(path: Path) -> None:
+    """Removes what killed uses of `atomic_path` left beside `path`.
+
+    A folder that was about to be replaced is put back. No other process may write there.
+    """
+    old = sorted(path.parent.glob(f"{OLD}*"))
+    if old and not path.exists():
+        old.pop().rename(path)
+    for left in (*old, *path.parent.glob(f"{TEMPORARY}*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def is_temporary(path: str | Path) -> bool:
+    """Whether `atomic_path` has made a file or a folder that it lies in, and has not renamed it."""
+    return any(part.startswith((TEMPORARY, OLD)) for part in Path(path).parts)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -9,13 +9,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import fsspec
 
 from ivid2vid_jax.errors import UserError
-from ivid2vid_jax.utils.atomic import atomic_path
+from ivid2vid_jax.utils.atomic import atomic_path, is_temporary
 from ivid2vid_jax.utils.locks import file_lock
 from ivid2vid_jax.utils.versions import install_command
 
@@ -23,6 +24,23 @@ log = logging.getLogger(__name__)
 
 # Top-level names of a RUN that are not mirrored: orbax writes checkpoints, and a lock is local.
 EXCLUDED = ("checkpoints", "lock")
+
+# What a training run that restarts reads from the bucket; it writes the rest.
+RESTART_PATTERNS = (
+    "config.json",
+    "metrics.jsonl",
+    "tokenizer/*",
+    "benchmark/*.jsonl",
+    "judged/*.jsonl",
+    "pipeline/training.json",
+)
+
+# Without these files a folder is no pipeline folder. They are uploaded after its other files.
+PIPELINE_MARKERS = (
+    "pipeline/config.json",
+    "pipeline/model_index.json",
+    "pipeline/training.json",
+)
 
 
 def is_remote(name: str | Path | None) -> bool:
@@ -53,9 +71,18 @@ def fetch_folder(name: str) -> str:
     return str(mirror.folder)
 
 
+def list_folder(name: str | Path, folder: str) -> list[str]:
+    """The names in a folder below `name`, a local folder or a URL; [] if there is none."""
+    try:
+        fs, root = fsspec.core.url_to_fs(str(name))
+        return [path.rstrip("/").rpartition("/")[2] for path in fs.ls(f"{root}/{folder}", False)]
+    except FileNotFoundError:
+        return []
+
+
 @contextlib.contextmanager
 def mirror_run(name: str, writes: bool) -> Iterator[Callable[[], None]]:
-    """Mirrors a RUN folder: downloads it first, and uploads the changed files at the end.
+    """Mirrors a RUN folder: downloads what a restart needs, and uploads changed files at the end.
 
     Yields a function that uploads the changed files at once. It does nothing for a local folder.
 
@@ -67,7 +94,7 @@ def mirror_run(name: str, writes: bool) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     mirror = BucketMirror(name)
-    mirror.fetch()
+    mirror.fetch(RESTART_PATTERNS)
     push = mirror.push if writes else lambda: None
     try:
         yield push
@@ -93,14 +120,21 @@ class BucketMirror:
         self.index_file = self.folder.with_name(f"{self.folder.name}.json")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def fetch(self) -> int:
-        """Downloads the files that differ from the bucket's; returns the number in the bucket."""
+    def fetch(self, patterns: Sequence[str] = ("*",)) -> int:
+        """Downloads the files that differ from the bucket's; returns the number in the bucket.
+
+        Only files whose relative path matches one of the patterns (fnmatch).
+        """
         with self.locked_index() as index:
             with self.translate_errors("fetched"):
                 self.fs.invalidate_cache()
                 remote_paths = self.fs.find(self.root)
             names = {path: path.removeprefix(self.root).lstrip("/") for path in remote_paths}
-            names = {path: name for path, name in names.items() if not is_excluded(name)}
+            names = {
+                path: name
+                for path, name in names.items()
+                if not is_excluded(name) and any(fnmatch(name, pattern) for pattern in patterns)
+            }
             for path, name in names.items():
                 version, file = self.fs.ukey(path), self.folder / name
                 if index.get(name) == [version, *size_and_mtime(file)]:
@@ -113,18 +147,44 @@ class BucketMirror:
             return len(names)
 
     def push(self) -> None:
-        """Uploads the files that have changed since the last transfer."""
+        """Uploads the files that have changed since the last transfer.
+
+        While files of a pipeline folder are replaced it lacks its markers in the bucket: a reader
+        finds the old pipeline, none or the new one, never a mixture.
+        """
         with self.locked_index() as index:
-            for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-                name, state = str(file.relative_to(self.folder)), size_and_mtime(file)
-                if is_excluded(name) or index.get(name, [None])[1:] == state:
-                    continue
-                path = f"{self.root}/{name}"
-                with self.translate_errors("written"):
-                    self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                    self.fs.put_file(str(file), path)
-                    self.fs.invalidate_cache()
-                    index[name] = [self.fs.ukey(path), *state]
+            files = (path for path in self.folder.rglob("*") if path.is_file())
+            names = sorted(str(file.relative_to(self.folder)) for file in files)
+            changed = [name for name in names if self.is_changed(name, index)]
+            if any(name.startswith("pipeline/") for name in changed):
+                markers = [name for name in PIPELINE_MARKERS if name in names]
+                self.remove(markers, index)
+                changed = [name for name in changed if name not in markers] + markers
+            for name in changed:
+                self.upload(name, index)
+
+    def is_changed(self, name: str, index: dict[str, list]) -> bool:
+        """Whether a mirrored file has changed since the last transfer."""
+        state = size_and_mtime(self.folder / name)
+        return not is_excluded(name) and index.get(name, [None])[1:] != state
+
+    def upload(self, name: str, index: dict[str, list]) -> None:
+        """Uploads a file."""
+        path, state = f"{self.root}/{name}", size_and_mtime(self.folder / name)
+        with self.translate_errors("written"):
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(self.folder / name), path)
+            self.fs.invalidate_cache()
+            index[name] = [self.fs.ukey(path), *state]
+
+    def remove(self, names: Sequence[str], index: dict[str, list]) -> None:
+        """Removes files from the bucket, if they are there."""
+        with self.translate_errors("written"):
+            for name in names:
+                index.pop(name, None)
+                if self.fs.exists(f"{self.root}/{name}"):
+                    self.fs.rm_file(f"{self.root}/{name}")
+            self.fs.invalidate_cache()
 
     @contextlib.contextmanager
     def locked_index(self) -> Iterator[dict[str, list]]:
@@ -158,7 +218,7 @@ class BucketMirror:
 
 def is_excluded(name: str) -> bool:
     """Whether a relative path is not mirrored."""
-    return name.partition("/")[0] in EXCLUDED
+    return name.partition("/")[0] in EXCLUDED or is_temporary(name)
 
 
 def size_and_mtime(file: Path) -> list[int]:

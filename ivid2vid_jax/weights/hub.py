@@ -6,6 +6,7 @@ from pathlib import Path
 from ivid2vid_jax import assets
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import storage
+from ivid2vid_jax.weights import runs
 from ivid2vid_jax.weights.checkpoint_kinds import check_folder_kind
 
 # Small files that tell what a model is. They are downloaded first, so that gigabytes of a model of
@@ -41,9 +42,10 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
         variant: "fp16" also downloads the fp16 files.
 
     Raises:
-        UserError: there is no such folder, and no such model on the hub.
+        UserError: there is no such folder, and no such model on the hub; or the run has not
+            written its pipeline yet.
     """
-    model = assets.DEFAULT if model is None else model
+    model = name = assets.DEFAULT if model is None else model
     if storage.is_remote(model):
         model = storage.fetch_folder(str(model))
     path = Path(model).expanduser()
@@ -51,6 +53,8 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
     # model_index.json: a run that trained an editor; config.json: one that trained a CLIP model
     if any((pipeline / name).is_file() for name in ("model_index.json", "config.json")):
         return pipeline
+    if runs.is_run(path):
+        raise runs.missing_pipeline(name)
     if path.exists():
         return path
     if str(model) in assets.MODELS:

@@ -328,6 +328,7 @@ def test_inspect_describes_a_training_run(tiny, capsys, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "2"
     assert code == 0 and f"its newest checkpoint is {checkpoint}\n  step 2 of 4" in out
     assert "trained from scratch" in out and "unet: 1,868 trained parameters" in out
+    assert f"to use it: python -m ivid2vid_jax.convert pipeline {tmp_path}/run\n" in out
 
     shutil.copytree(tiny, tmp_path / "run" / "pipeline")
     write_json(tmp_path / "run" / "pipeline" / "training.json", {"step": 2})

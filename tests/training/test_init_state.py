@@ -81,8 +81,12 @@ def test_reinit_temporal_replaces_the_models_temporal_layers(editor, tmp_path, k
     ]
     assert bool(outputs) == bool(kinds) and not any(np.any(weights[name]) for name in outputs)
     run = tmp_path / "run"
-    pipeline_export.write_pipeline(run, 1, folder, source, initial.trained, initial.frozen)
-    assert weights_of(run / "pipeline").keys() == weights.keys()
+    export = pipeline_export.Weights.collect(initial.trained, initial.frozen, source)
+    assert not export.arrays.keys() & export.stored.keys()
+    pipeline_export.write_pipeline(run, 1, folder, source, export)
+    written = weights_of(run / "pipeline")
+    assert written.keys() == weights.keys()
+    assert all(np.array_equal(leaf, written[name]) for name, leaf in weights.items())
     # without --net.reinit-temporal, temporal weights that the net does not have are an error
     strict = dataclasses.replace(source, is_excluded=None)
     config = tiny_config(tmp_path, model=editor.output, net__temporal=kinds)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -17,11 +18,13 @@ from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training import pipeline_export, run_folder
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.compiled_step import CompiledStep
+from ivid2vid_jax.training.export_run import export_run
 from ivid2vid_jax.training.hooks import Benchmark
 from ivid2vid_jax.training.loop import train
 from ivid2vid_jax.training.metrics_log import MetricsLog, read_metrics
 from ivid2vid_jax.training.params import flatten
 from ivid2vid_jax.training.samples import Samples
+from ivid2vid_jax.weights import hub
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support.command import start_command, wait_for
 from tests.support.train_runs import (
@@ -73,6 +76,7 @@ def copy(reference, tmp_path):
 def test_files_of_a_run(reference):
     config = json.loads((reference / "config.json").read_text())
     assert config == run_folder.to_jsonable(cheap(reference, **WATCHED))
+    assert run_folder.read_config(reference) == cheap(reference, **WATCHED)
     assert complete_steps(reference) == [2, 4, 6, 8]
     items = {path.name for path in (reference / "checkpoints" / "8").iterdir()}
     assert {"state", "data", "meta"} <= items
@@ -97,10 +101,11 @@ def test_the_pipeline_holds_the_average_and_a_measured_scaling_factor(reference)
 
 
 def test_nothing_compiles_after_the_first_step(uninterrupted):
-    """Except checksums and the scaling factor, which the first checkpoint, at step 2, compiles."""
+    """Except checksums at step 2 and the validation at step 4, the first of their kind."""
     _, counts = uninterrupted
     assert counts[1] > 0 and counts[2] == counts[1]
-    assert counts[3] > counts[2] and counts[8] == counts[3]
+    assert counts[4] == counts[3] > counts[2]
+    assert counts[8] == counts[5] > counts[4]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(reference, tmp_path):
@@ -127,6 +132,102 @@ def stop_when_logging(patch, step, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
 
     patch.setattr(MetricsLog, "write", write_and_stop)
+
+
+def test_the_pipeline_is_written_at_its_interval_and_at_the_end(reference, tmp_path, monkeypatch):
+    """Not at each checkpoint; a stop does not write it, and its command does."""
+    written, write_pipeline = [], pipeline_export.write_pipeline
+    thread = threading.current_thread()
+
+    def record(run, step, *rest):
+        assert threading.current_thread() is not thread, "it must not hold up the steps"
+        written.append(step)
+        write_pipeline(run, step, *rest)
+
+    monkeypatch.setattr(pipeline_export, "write_pipeline", record)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_when_logging(patch, 4)
+        train(cheap(run, checkpoint__pipeline=True))
+    assert complete_steps(run) == [2, 4, 5] and written == []
+    message = f"step 5: python -m ivid2vid_jax.convert pipeline {run}"
+    with pytest.raises(UserError, match=message):
+        hub.resolve_model(str(run))
+    assert export_run(str(run)) == (run / "pipeline", 5) and written == [5]
+    averages = saved_ema(run, 5)
+    weights = flatten(load_params(open_pipeline_folder(hub.resolve_model(run))))
+    assert all(np.array_equal(weights[name], leaf) for name, leaf in averages.items())
+    train(cheap(run, checkpoint__pipeline=True, checkpoint__pipeline_every=3))
+    assert written == [5, 6, 8] and pipeline_export.exported_step(run) == 8
+    assert_same_checkpoint(run, reference, 8)
+
+
+def test_the_copy_for_the_background_is_not_changed_by_later_steps():
+    """On a CPU, where numpy views the memory that is donated to the next step."""
+    update = jax.jit(lambda x: x + 1, donate_argnums=0)
+    trained = {"unet/kernel": update(jnp.zeros(1000))}
+    weights = pipeline_export.Weights.collect(trained, {}, None)
+    for _ in range(3):
+        trained["unet/kernel"] = update(trained["unet/kernel"])
+    assert np.array_equal(weights.arrays["unet/kernel"], np.ones(1000))
+
+
+def test_a_pipeline_that_cannot_be_written_ends_the_run_after_its_checkpoint(tmp_path, monkeypatch):
+    """The error of the background is raised, with the way out; the next start makes up for it."""
+    run = tmp_path / "run"
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_export, "save_folder", fail)
+        with pytest.raises(UserError, match=r"pipeline of step 2 could not.*No space left.*disk"):
+            train(cheap(run, steps=2, checkpoint__pipeline=True))
+    assert complete_steps(run) == [2] and pipeline_export.exported_step(run) is None
+    train(cheap(run, steps=2, checkpoint__pipeline=True))
+    assert pipeline_export.exported_step(run) == 2
+
+
+SLOW_EXPORT = """
+import time
+from ivid2vid_jax.weights import pipeline_folder
+
+def write_half(self, path, *_):
+    (path / "unet").mkdir()
+    (path / "unet" / "half.safetensors").write_bytes(b"half")
+    time.sleep(600)
+
+pipeline_folder.PipelineFolder.write = write_half
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["while writing", "while replacing"])
+def test_a_kill_during_the_background_export_loses_nothing(reference, tmp_path, killed):
+    """Steps go on during the export; afterwards there is no half of a pipeline."""
+    run, last = tmp_path / "run", 3 if killed == "while writing" else 4
+    changes = dict(checkpoint__pipeline=True, checkpoint__pipeline_every=2, checkpoint__wait=True)
+    recipe = write_recipe(tmp_path, run, changes)
+    recipe.write_text(recipe.read_text() + SLOW_EXPORT)
+    if killed == "while replacing":
+        train(cheap(run, **changes | dict(steps=2)))
+    process = start_command("train", "--config", recipe, "--steps", last)
+    # The export of step 2 hangs while step 3 is made and saved, or that of the last step 4.
+    wait_for(process, lambda: run.is_dir() and (run / "checkpoints" / str(last)).is_dir())
+    wait_for(process, lambda: any(run.glob(".tmp-*/unet/half.safetensors")))
+    process.kill()
+    process.wait()
+    assert complete_steps(run) == [2, last]
+    if killed == "while replacing":
+        assert pipeline_export.exported_step(run) == 2
+        (run / "pipeline").rename(run / ".old-1-0")  # as if it was killed between the two renames
+    run_folder.recover_replaced(run / "pipeline")
+    assert pipeline_export.exported_step(run) == (None if killed == "while writing" else 2)
+    train(cheap(run, **changes))
+    assert pipeline_export.exported_step(run) == 8
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert_same_checkpoint(run, reference, 8)
+    assert reproducible_metrics(run) == reproducible_metrics(reference)
 
 
 @pytest.mark.slow

@@ -119,6 +119,63 @@ def test_written_files_reach_the_bucket_and_the_next_machine(bucket, tmp_path, m
     assert bucket.cat("/bucket/run/config.json") == b"2", "only the first process uploads"
 
 
+def test_a_restart_fetches_what_it_needs(bucket):
+    """Not the weights of the pipeline, samples and curves of the run, on every host of a pod."""
+    needed = {"config.json", "metrics.jsonl", "tokenizer/vocab.json", "benchmark/after-8.jsonl"}
+    needed.add("pipeline/training.json")
+    others = {
+        "pipeline/unet/diffusion_pytorch_model.safetensors",
+        "pipeline/model_index.json",
+        "samples/4/0.gif",
+        "tensorboard/events",
+        "benchmark/clips/0.mp4",
+    }
+    bucket.pipe({f"/bucket/run/{name}": b"1" for name in needed | others})
+    with storage.mirror_run(URL, True):
+        mirror = storage.local_path(URL)
+        files = {str(path.relative_to(mirror)) for path in mirror.rglob("*") if path.is_file()}
+        assert files == needed
+    assert {path.removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == (
+        needed | others
+    ), "what is not fetched is not removed"
+    storage.fetch_folder(URL)
+    assert (mirror / "samples/4/0.gif").is_file()
+
+
+def test_a_pipeline_in_a_bucket_is_never_a_mixture_of_two(bucket, monkeypatch):
+    """A push that is killed halfway leaves no pipeline, and the next push completes it."""
+    names = ("model_index.json", "training.json", "unet/1.safetensors", "vae/1.safetensors")
+
+    def write(folder, text):
+        for name in names:
+            (folder / "pipeline" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "pipeline" / name).write_text(text)
+        (folder / "pipeline" / ".tmp-1-0").write_text("half")
+
+    def in_bucket():
+        root = "/bucket/run/pipeline/"
+        return {path.removeprefix(root): bucket.cat(path) for path in bucket.find(root)}
+
+    put_file = bucket.put_file
+
+    def killed_put_file(file, path):
+        if "vae" in path:
+            raise KeyboardInterrupt
+        put_file(file, path)
+
+    with storage.mirror_run(URL, True) as push:
+        write(storage.local_path(URL), "old")
+        push()
+        assert in_bucket() == dict.fromkeys(names, b"old")
+        write(storage.local_path(URL), "newer")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(bucket, "put_file", killed_put_file)
+            push()
+        assert in_bucket() == {"unet/1.safetensors": b"newer", "vae/1.safetensors": b"old"}
+        push()
+        assert in_bucket() == dict.fromkeys(names, b"newer")
+
+
 @pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_on_another_machine(bucket, tmp_path, monkeypatch):
     """Data and run are in a bucket.
