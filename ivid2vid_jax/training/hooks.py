@@ -92,7 +92,12 @@ class Hooks:
         self.checkpoints, self.checkpoint_meta = checkpoints, checkpoint_meta
         self.push_now, self.background, self.benchmark = push, background, benchmark
         self.validation = Validation(
-            self.config, setup.tokenize, TASK_VIEWS[self.config.task], setup.objective, setup.mesh
+            self.config,
+            setup.tokenize,
+            TASK_VIEWS[self.config.task],
+            setup.objective,
+            setup.mesh,
+            setup.cache,
         )
         self.samples = Samples(self.config, self.run, setup.folder)
 

@@ -67,6 +67,7 @@ class TrainSetup:
         objective: the loss.
         optimizer: updates the trained weights.
         loader: the training data.
+        cache: keys of the latent caches that the data is read from; () for pixels.
     """
 
     config: TrainConfig
@@ -79,6 +80,7 @@ class TrainSetup:
     objective: Objective
     optimizer: optax.GradientTransformation
     loader: Loader
+    cache: tuple[str, ...]
 
 
 def make_setup(config: TrainConfig, run: Path, mesh: Mesh) -> TrainSetup:
@@ -95,7 +97,7 @@ def make_setup(config: TrainConfig, run: Path, mesh: Mesh) -> TrainSetup:
         config.loader, config.data, TASK_VIEWS[config.task], tokenize, config.seed, cache=cache
     )
     return TrainSetup(
-        config, run, mesh, folder, source, weights, tokenize, objective, optimizer, loader
+        config, run, mesh, folder, source, weights, tokenize, objective, optimizer, loader, cache
     )
 
 

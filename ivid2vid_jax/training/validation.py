@@ -16,12 +16,13 @@ from ivid2vid_jax.parallel import runtime, sharding
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import Objective
 from ivid2vid_jax.training.params import unflatten
-from ivid2vid_jax.training.step import clip_keys
+from ivid2vid_jax.training.step import clip_keys, micro_batches
 from ivid2vid_jax.weights.pipeline_folder import ClipFolder, PipelineFolder
 
 log = logging.getLogger(__name__)
 
 BANDS = 4  # number of equal bands of timesteps, from the least noisy to the noisiest
+CHUNK_PIXELS = 2**20  # pixels that a device evaluates at once: 16 frames of 256x256
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
 
 
@@ -39,24 +40,35 @@ class Validation:
         view: str,
         objective: Objective,
         mesh: Mesh,
+        cache: tuple[str, ...] = (),
     ):
-        """tokenize, view: of the loader."""
+        """tokenize, view, cache: of the loader."""
         self.config, self.mesh = config, mesh
-        self.tokenize, self.view = tokenize, view
+        self.tokenize, self.view, self.cache = tokenize, view, cache
         self.batches: list[dict] | None = None
+        count = chunk_count(config, mesh)
 
         def losses_fn(params, frozen, key_data, batch):
-            keys = clip_keys(key_data, 0, batch["serial"])
-            losses = objective.losses(
-                unflatten({**frozen, **params}), batch, keys, train=False, t=batch["t"]
-            )
-            # t is returned, so that every process has the timesteps of all clips
-            return {"loss": losses.total, **losses.parts, "t": batch["t"]}
+            def chunk_losses(chunk):
+                keys = clip_keys(key_data, 0, chunk["serial"])
+                losses = objective.losses(
+                    unflatten({**frozen, **params}), chunk, keys, train=False, t=chunk["t"]
+                )
+                # t is returned, so that every process has the timesteps of all clips
+                return {"loss": losses.total, **losses.parts, "t": chunk["t"]}
+
+            if count == 1:
+                return chunk_losses(batch)
+            losses = jax.lax.map(chunk_losses, micro_batches(batch, count))
+            return {name: x.swapaxes(0, 1).reshape(-1) for name, x in losses.items()}
 
         self.losses = runtime.jit(losses_fn, out_shardings=sharding.replicated(mesh))
 
     def load_batches(self) -> list[dict]:
-        """The validation batches, in host memory, without augmentation."""
+        """The validation batches, in host memory.
+
+        Of pixels without augmentation; of the latent cache with the cuts that it holds.
+        """
         loader_config = dataclasses.replace(
             self.config.loader,
             images=0.0,
@@ -72,7 +84,13 @@ class Validation:
             try:
                 split = held_out_split(name)
                 with Loader(
-                    loader_config, (name,), self.view, self.tokenize, seed=0, split=split
+                    loader_config,
+                    (name,),
+                    self.view,
+                    self.tokenize,
+                    seed=0,
+                    split=split,
+                    cache=self.cache,
                 ) as loader:
                     batches += [next(loader)[0] for _ in range(self.config.log.eval_batches)]
             except UserError as error:
@@ -123,6 +141,23 @@ class Validation:
         return dataclasses.replace(
             folder, vae=dataclasses.replace(folder.vae, scaling_factor=factor)
         )
+
+
+def chunk_count(config: TrainConfig, mesh: Mesh) -> int:
+    """The number of chunks that a batch is evaluated in, so that memory is bounded.
+
+    A device takes CHUNK_PIXELS at once, or one clip. CLIP's loss compares the clips of a whole
+    batch, so it is one chunk.
+    """
+    batch, size, frames = config.loader.batch, config.loader.size, config.loader.frames
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.task == "clip" or batch % shards:
+        return 1
+    per_device = batch // shards
+    clip_pixels = size * size * -(-frames // mesh.shape["frames"])
+    fitting = max(1, CHUNK_PIXELS // clip_pixels)
+    clips = max(n for n in range(1, per_device + 1) if per_device % n == 0 and n <= fitting)
+    return per_device // clips
 
 
 def by_band(loss: np.ndarray, t: np.ndarray) -> dict[str, float]:

@@ -16,8 +16,11 @@ from ivid2vid_jax.data.loader import Loader
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference import pipeline
 from ivid2vid_jax.models import AutoencoderKL
+from ivid2vid_jax.parallel.mesh import MeshConfig, make_mesh
 from ivid2vid_jax.training.encode_latents import latent_cache_keys
+from ivid2vid_jax.training.validation import Validation
 from ivid2vid_jax.weights.pipeline_folder import open_pipeline_folder
+from tests.support.tiny_run import tiny as tiny_config
 
 CONFIG = LoaderConfig(batch=4, frames=2, size=16)
 
@@ -130,3 +133,22 @@ def test_an_unfinished_cache_is_refused_and_can_be_completed(cached, tmp_path):
     row, expected = (open_cache(folder, keys, "train").row(0, 0) for folder in (copy, data))
     assert np.array_equal(row["source_mean"], expected["source_mean"])
     assert jnp.isfinite(row["source_std"]).all()
+
+
+def test_the_validation_of_a_cached_run_reads_the_cache(cached):
+    data, model = cached
+    keys = latent_cache_keys(open_pipeline_folder(model), CONFIG, text=True)
+    config = tiny_config("unused", data=(str(data),), loader=CONFIG)
+
+    def batch(keys):
+        def tokenize(text):
+            return np.zeros(3, np.int32)
+
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        return Validation(config, tokenize, "edit", None, mesh, keys).load_batches()[0]
+
+    from_cache, from_pixels = batch(keys), batch(())
+    assert {"target_mean", "target_std", "source_mean", "text", "t"} <= from_cache.keys()
+    assert not {"source", "edited"} & from_cache.keys() and "source" in from_pixels
+    # The same clips: the first frames of both were encoded from the same triplets.
+    assert np.array_equal(from_cache["serial"], from_pixels["serial"])
