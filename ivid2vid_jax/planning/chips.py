@@ -1,9 +1,4 @@
-"""TPU chips: published figures, and the TPU compiler's devices of a slice, which need no TPU.
-
-Figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, tables "Key chip
-specifications". The published interconnect bandwidth counts both directions, so half of it is
-outgoing bandwidth.
-"""
+"""The TPU compiler's devices of a slice, which need no TPU. Figures: `parallel/chips.py`."""
 
 import contextlib
 import dataclasses
@@ -18,26 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.parallel.chips import CHIPS, Chip
 from ivid2vid_jax.utils.versions import install_command
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak figures of a chip."""
-
-    flops: float  # bfloat16 operations per second
-    hbm: int  # bytes of HBM
-    bandwidth: float  # HBM bytes per second
-    interconnect: float  # outgoing bytes per second, over all links together
-    dimensions: int  # of the torus that a slice forms
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 3),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 2),
-}
 CHIPS_PER_HOST = (2, 2, 1)  # of a slice with more than one chip
 
 

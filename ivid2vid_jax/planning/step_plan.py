@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ivid2vid_jax.planning.chips import Chip
+from ivid2vid_jax.parallel.chips import Chip
 
 # Field -> its key in JSON files, where they differ.
 JSON_KEYS = {"memory_parts": "held", "hbm_bytes": "moved"}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ivid2vid_jax.diffusion.denoiser import Condition, make_denoiser
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
-from ivid2vid_jax.planning.chips import CHIPS
+from ivid2vid_jax.parallel.chips import CHIPS
 from ivid2vid_jax.synthesis import instructions
 from ivid2vid_jax.synthesis.config import TRUTH
 from ivid2vid_jax.synthesis.edit_schedule import inversion_schedule, sampling_steps

@@ -17,8 +17,9 @@ class CompiledStep:
     """step(state, frozen, batch) -> (state, metrics); `state` is donated.
 
     Attributes:
-        flops: floating-point operations of the last step that ran, over all devices; a multiply-add
-            counts as two. The compiler's count, plus `training/flops.py` for what that omits.
+        flops: floating-point operations of the model in the last step that ran, over all devices:
+            those of its matrix products and convolutions, forward and backward, without what
+            rematerialisation computes again. A multiply-add counts as two.
     """
 
     def __init__(
@@ -28,12 +29,24 @@ class CompiledStep:
         config: OptimConfig,
         schedule: optax.Schedule,
         placed: TrainState,
+        counted: Objective | None = None,
     ):
-        """placed: the state's shardings."""
-        step = partial(
-            train_step, objective=objective, optimizer=optimizer, config=config, schedule=schedule
+        """Prepares the step.
+
+        Args:
+            objective: the loss.
+            optimizer: updates the trained weights.
+            config: for accumulation and EMA.
+            schedule: the learning rate.
+            placed: the state's shardings.
+            counted: the same loss without rematerialisation, whose operations are counted; None
+                counts those of `objective`.
+        """
+        step = partial(train_step, optimizer=optimizer, config=config, schedule=schedule)
+        self.step = runtime.jit(
+            partial(step, objective=objective), donate_argnums=0, out_shardings=(placed, None)
         )
-        self.step = runtime.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        self.counted = partial(step, objective=counted or objective)
         self.programs: dict[tuple, tuple[jax.stages.Compiled, float]] = {}
         self.flops = 0.0
 
@@ -43,11 +56,9 @@ class CompiledStep:
 
     def compile(self, state: TrainState, frozen: dict, batch: dict[str, Any]) -> None:
         """Compiles the step for the batch's shapes."""
-        traced = self.step.trace(state, frozen, batch)
-        compiled = traced.lower().compile()
-        chips = jax.device_count()
-        operations = chips * flops.program_flops(traced, compiled, chips)[0]
-        self.programs[batch_shapes(batch)] = (compiled, operations)
+        compiled = self.step.trace(state, frozen, batch).lower().compile()
+        operations = flops.count_flops(self.counted, state, frozen, batch).useful
+        self.programs[batch_shapes(batch)] = (compiled, float(operations))
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict[str, Any]):
         """Runs one step; the batch's shapes must be compiled."""

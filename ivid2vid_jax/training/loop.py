@@ -85,7 +85,9 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Path:
             "versions": versions(),
         }
         schedule = learning_rate(config.optim, config.steps)
-        program = CompiledStep(setup.objective, setup.optimizer, config.optim, schedule, shardings)
+        program = CompiledStep(
+            setup.objective, setup.optimizer, config.optim, schedule, shardings, setup.counted
+        )
         hooks = Hooks(setup, checkpoints, meta, push, background, benchmark)
 
         if export_missing:

@@ -96,7 +96,7 @@ class MetricsLog:
 
         Args:
             step: the step.
-            values: of these loss, lr, step_time, clips_per_s, data_wait and eta are shown.
+            values: of these loss, lr, step_time, clips_per_s, mfu, data_wait and eta are shown.
         """
         if not self.active:
             return
@@ -168,13 +168,14 @@ def summary(step: int, total_steps: int, values: dict[str, float]) -> str:
     """The progress line, with those values that are given.
 
     For example:
-    step 120/2000  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  data wait 0.4%  ETA 1 h 04 min
+    step 9/20  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  MFU 41.2%  data wait 0.4%  ETA 23 s
     """
     formats = {
         "loss": lambda v: f"loss {v:.4f}",
         "lr": lambda v: f"lr {scientific(v)}",
         "step_time": lambda v: f"{v:.2g} s/step" if v < 10 else f"{v:.0f} s/step",
         "clips_per_s": lambda v: f"{v:.1f} clips/s",
+        "mfu": lambda v: f"MFU {100 * v:.1f}%",
         "data_wait": lambda v: f"data wait {100 * v:.1f}%",
         "eta": lambda v: f"ETA {duration(v)}",
     }

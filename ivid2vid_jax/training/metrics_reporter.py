@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.parallel import chips
 from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import TrainConfig
@@ -32,6 +33,8 @@ class MetricsReporter:
         self.config, self.clock, self.metrics_log = config, clock, metrics_log
         self.program, self.checkpoints = program, checkpoints
         self.devices = mesh.size
+        # operations per second of all chips; 0 if it is unknown
+        self.peak = (chips.peak_flops(mesh.devices.flat[0]) or 0.0) * self.devices
         self.pending: tuple[int, dict, int] | None = None
 
     def __call__(self, step: int, metrics: dict[str, jax.Array], frames: int) -> None:
@@ -57,6 +60,8 @@ class MetricsReporter:
             "frames_per_s_per_chip": frames / step_time / self.devices,
             "model_flops_per_s": self.program.flops / step_time,
         }
+        if self.peak:
+            values["mfu"] = values["model_flops_per_s"] / self.peak
         mib = memory() if step % MEMORY_INTERVAL == 0 else {}
         self.metrics_log.write(step, values | {f"{name}_mib": value for name, value in mib.items()})
         self.metrics_log.line(step, values)

@@ -65,6 +65,7 @@ class TrainSetup:
         weights: the initial weights; `weights.trained` is empty once the state is made.
         tokenize: of the text encoder.
         objective: the loss.
+        counted: the same loss without rematerialisation, for the count of operations.
         optimizer: updates the trained weights.
         loader: the training data.
         cache: keys of the latent caches that the data is read from; () for pixels.
@@ -78,6 +79,7 @@ class TrainSetup:
     weights: InitialWeights
     tokenize: Tokenizer
     objective: Objective
+    counted: Objective
     optimizer: optax.GradientTransformation
     loader: Loader
     cache: tuple[str, ...]
@@ -90,14 +92,29 @@ def make_setup(config: TrainConfig, run: Path, mesh: Mesh) -> TrainSetup:
     weights = init_state.load_initial_weights(config, folder, source, mesh)
     trained = frozenset(weights.trained)
     dtype = init_state.compute_dtype_of(config)
-    objective = make_objective(config, folder, tokenize(""), dtype, trained)
+    plain = dataclasses.replace(config.optim, remat="none", attention="xla")
+    objective, counted = (
+        make_objective(c, folder, tokenize(""), dtype, trained)
+        for c in (config, dataclasses.replace(config, optim=plain))
+    )
     optimizer = make_optimizer(config.optim, config.steps)
     cache = latent_cache_keys(config, folder, trained) if config.loader.cached else ()
     loader = Loader(
         config.loader, config.data, TASK_VIEWS[config.task], tokenize, config.seed, cache=cache
     )
     return TrainSetup(
-        config, run, mesh, folder, source, weights, tokenize, objective, optimizer, loader, cache
+        config=config,
+        run=run,
+        mesh=mesh,
+        folder=folder,
+        source=source,
+        weights=weights,
+        tokenize=tokenize,
+        objective=objective,
+        counted=counted,
+        optimizer=optimizer,
+        loader=loader,
+        cache=cache,
     )
 
 

@@ -164,13 +164,14 @@ def test_the_progress_line():
         "lr": 1e-4,
         "step_time": 2.1,
         "clips_per_s": 7.61,
+        "mfu": 0.4123,
         "data_wait": 0.004,
         "eta": 3840.0,
         "grad_norm": 3.0,
     }
     expected = (
-        "step 120/2000  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  data wait 0.4%  "
-        "ETA 1 h 04 min"
+        "step 120/2000  loss 0.1234  lr 1e-4  2.1 s/step  7.6 clips/s  MFU 41.2%  "
+        "data wait 0.4%  ETA 1 h 04 min"
     )
     assert summary(120, 2000, values) == expected
     assert summary(1, 2, {"lr": 0.0, "step_time": 12.3}) == "step 1/2  lr 0  12 s/step"

@@ -159,6 +159,7 @@ def test_the_step_of_the_real_networks(tiny_objective, shapes):
             config,
             learning_rate(config, 5),
             jax.tree.map(lambda _: device, state),
+            tiny_objective.objective(),
         )
         assert not program.is_compiled_for(batch)
         program.compile(state, frozen, batch)
@@ -176,9 +177,10 @@ def test_the_step_of_the_real_networks(tiny_objective, shapes):
     assert unchanged == []
     for changes in (dict(accumulation=2), dict(remat="block")):
         other, other_metrics, other_operations = run_step(**changes)
-        if "accumulation" in changes:
-            # Both iterations of the loop are counted, except operations that are no products.
-            assert other_operations == pytest.approx(operations, rel=0.15)
+        # Both iterations of the loop are counted, and the empty text once more; what remat computes
+        # again is not.
+        rel = 0.02 if "accumulation" in changes else 1e-9
+        assert other_operations == pytest.approx(operations, rel=rel)
         for name in ("loss", "noise_loss", "frame_loss", "grad_norm"):
             rel = 2e-6 if "loss" in name else 1e-5
             assert other_metrics[name] == pytest.approx(float(metrics[name]), rel=rel), (
