@@ -7,7 +7,7 @@ python -m ivid2vid_jax.plan --config configs/sd15.py --topology v5e:2x2 --mesh f
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import cli
@@ -46,6 +46,9 @@ class PlanArgs:
     accumulation: int | None = None  # micro-batches per optimiser step
     remat: str | None = None  # rematerialisation: none, products or block
     attention: str | None = None  # attention backend, see models/attention.py
+    # parts of the training state in host memory: ema, moments
+    offload: tuple[Literal["ema", "moments"], ...] | None = None
+    ema: float | None = None  # decay of the averaged weights; 0 = none
     steps: int | None = None  # optimiser steps of the run; with --edit sampler steps
     efficiency: float = 0.4  # share of the peak that is reached, for chip-hours and cost
     price: float | None = None  # dollars per chip-hour, for the cost
@@ -100,7 +103,9 @@ def planned_config(args: PlanArgs) -> "TrainConfig":
     config = dataclasses.replace(
         config,
         loader=dataclasses.replace(config.loader, **given("size", "frames", "batch")),
-        optim=dataclasses.replace(config.optim, **given("accumulation", "remat", "attention")),
+        optim=dataclasses.replace(
+            config.optim, **given("accumulation", "remat", "attention", "offload", "ema")
+        ),
         mesh=mesh,
     )
     config.check()
@@ -129,6 +134,11 @@ def make_plan(
     make_program = programs.editing_program if args.edit else programs.training_program
     program = make_program(config, folder, mesh)
     print_header(args, config, tpu, mesh)
+    if host_bytes := programs.host_bytes_per_chip(program.args[0]):
+        print(
+            f"{' and '.join(config.optim.offload)} in host memory: {host_bytes / 2**30:.2f} GiB "
+            "per chip, read and written in each step\n"
+        )
     cache = PlanCache(
         [
             dataclasses.asdict(config.loader),

@@ -24,9 +24,11 @@ from ivid2vid_jax.training import params as param_names
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.objectives import make_objective
 from ivid2vid_jax.training.step import (
+    HOST_MEMORY,
     learning_rate,
     make_optimizer,
     new_state,
+    offload,
     train_step,
 )
 from ivid2vid_jax.weights import hub
@@ -99,10 +101,23 @@ def planned_folder(config: TrainConfig) -> PipelineFolder:
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Bytes of a tree of sharded abstract arrays on one chip."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
+    """Bytes of a tree of sharded abstract arrays in the memory of one chip."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if not is_on_host(x))
+
+
+def host_bytes_per_chip(tree: Any) -> int:
+    """Bytes of one chip's part of a tree's arrays that stay in host memory."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if is_on_host(x))
+
+
+def shard_bytes(x: Any) -> int:
+    """Bytes of one chip's part of a sharded abstract array."""
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def is_on_host(x: Any) -> bool:
+    """Whether a sharded abstract array is in host memory."""
+    return x.sharding.memory_kind == HOST_MEMORY
 
 
 def abstract(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> Any:
@@ -122,11 +137,8 @@ def training_program(config: TrainConfig, folder: PipelineFolder, mesh: Mesh) ->
     state = jax.eval_shape(
         lambda params: new_state(params, optimizer, config.optim, config.seed), trained
     )
-    state = jax.tree.map(
-        lambda x, where: abstract(x.shape, x.dtype, where),
-        state,
-        sharding.tree_shardings(state, mesh),
-    )
+    placed = offload(state, sharding.tree_shardings(state, mesh), config.optim.offload)
+    state = jax.tree.map(lambda x, where: abstract(x.shape, x.dtype, where), state, placed)
     null_tokens = np.zeros(folder.text_length, np.int32)
     objective = make_objective(config, folder, null_tokens, jnp.bfloat16, frozenset(trained_names))
     step = partial(

@@ -348,7 +348,7 @@ def checksum(x: jax.Array) -> jax.Array:
     bit changes the sum by +-2^k (2i + 1) with k < 32: an odd number times a power of two below
     2^32, which is never 0 mod 2^32.
     """
-    words = as_words(x)
+    words = as_words(jax.device_put(x, jax.memory.Space.Device))  # x may be in host memory
     index, stride = jnp.zeros(words.shape, jnp.uint32), 1
     # No reshape: flattening a sharded array would gather it.
     for axis in reversed(range(words.ndim)):

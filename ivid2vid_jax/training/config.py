@@ -123,6 +123,9 @@ class OptimConfig:
     # activations kept for the backward pass: all, outputs of matrix products, or block inputs only
     remat: Literal["none", "products", "block"] = "none"
     attention: str = "auto"  # attention implementation, see models/attention.py
+    # parts of the state that stay in the host's memory and pass through the device's in each step:
+    # ema, and moments, the optimiser's moving averages
+    offload: tuple[Literal["ema", "moments"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel import sharding
 from ivid2vid_jax.training.config import CheckpointConfig
 from ivid2vid_jax.training.params import flatten, unflatten
-from ivid2vid_jax.training.step import TrainState
+from ivid2vid_jax.training.step import HOST_MEMORY, TrainState, on_device
 from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import (
@@ -30,8 +30,19 @@ Folder = PipelineFolder | ClipFolder
 
 
 def ema_params(state: TrainState) -> dict[str, jax.Array]:
-    """The EMA of the trained weights, or the weights themselves if the run keeps no EMA."""
+    """The EMA of the trained weights, or the weights themselves if the run keeps no EMA.
+
+    On the devices, also if the EMA is kept in host memory: programs take it as it is.
+    """
+    if any(leaf.sharding.memory_kind == HOST_MEMORY for leaf in state.ema.values()):
+        return to_device(state.ema)
     return state.ema or state.params
+
+
+@jax.jit
+def to_device(ema: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A copy on the devices."""
+    return on_device(ema)
 
 
 def on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ MUTABLE_KEYS = (
     "loader.limit_bad",
     "optim.remat",
     "optim.attention",
+    "optim.offload",
 )
 
 VOCABULARY_EXAMPLES = 4000  # examples per dataset whose texts a vocabulary is learned from

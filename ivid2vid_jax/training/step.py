@@ -1,7 +1,7 @@
 """One training step and the state that it updates. Pure functions of jax, flax and optax only."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax
@@ -12,6 +12,8 @@ from jax import random
 
 from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.params import unflatten
+
+HOST_MEMORY = "pinned_host"  # JAX's name of host memory that devices read and write directly
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -46,6 +48,32 @@ def new_state(
         ema=jax.tree.map(jnp.copy, params) if config.ema else {},
         key=random.key_data(random.key(seed)),
     )
+
+
+def offload(state: TrainState, shardings: TrainState, parts: Collection[str]) -> TrainState:
+    """The shardings of a state, with the named parts in the pinned memory of the hosts.
+
+    Args:
+        state: arrays or ShapeDtypeStructs.
+        shardings: of the state, on devices.
+        parts: see `OptimConfig.offload`.
+    """
+
+    def to_host(tree, placed):
+        return jax.tree.map(
+            lambda x, where: where.with_memory_kind(HOST_MEMORY) if x.ndim else where, tree, placed
+        )
+
+    if "ema" in parts:
+        shardings = shardings.replace(ema=to_host(state.ema, shardings.ema))
+    if "moments" in parts:
+        shardings = shardings.replace(opt_state=to_host(state.opt_state, shardings.opt_state))
+    return shardings
+
+
+def on_device(tree: Any) -> Any:
+    """Copies the arrays of a tree that are in host memory to the device; others stay."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -171,12 +199,13 @@ def train_step(
         return grads, means
 
     grads, metrics = accumulated(gradients, batch, config.accumulation)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # Offloaded parts come here, and `CompiledStep` returns them to where they were.
+    moments = on_device(state.opt_state) if "moments" in config.offload else state.opt_state
+    averages = on_device(state.ema) if "ema" in config.offload else state.ema
+    updates, opt_state = optimizer.update(grads, moments, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema)
-    ema = {
-        name: decay * average + (1 - decay) * params[name] for name, average in state.ema.items()
-    }
+    ema = {name: decay * average + (1 - decay) * params[name] for name, average in averages.items()}
     metrics |= {
         "lr": schedule(state.step),
         "grad_norm": optax.global_norm(grads),

@@ -19,7 +19,7 @@ from ivid2vid_jax.training.checkpoints import Checkpoints
 from ivid2vid_jax.training.config import TrainConfig
 from ivid2vid_jax.training.init_state import Folder, InitialWeights
 from ivid2vid_jax.training.objectives import Objective, make_objective
-from ivid2vid_jax.training.step import TrainState, make_optimizer, new_state
+from ivid2vid_jax.training.step import TrainState, make_optimizer, new_state, offload
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
 from ivid2vid_jax.weights.tokenizer import load_tokenizer
 
@@ -148,6 +148,7 @@ def make_state(
 
     shapes = jax.eval_shape(init, weights.trained)
     shardings = sharding.tree_shardings(shapes, setup.mesh)
+    shardings = offload(shapes, shardings, config.optim.offload)
     trained, weights.trained = weights.trained, {}
     if not start_step:
         return jax.jit(init, out_shardings=shardings)(trained), shardings

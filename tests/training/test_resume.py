@@ -276,6 +276,19 @@ def test_a_stopped_run_resumed_with_more_steps_equals_an_uninterrupted_one(
     assert reproducible_metrics(run) == reproducible_metrics(reference)
 
 
+def test_a_run_with_its_state_in_host_memory_equals_another(reference, tmp_path):
+    """Validation, samples and pipeline read it there; a run may move its state at a restart."""
+    run, offload = tmp_path / "run", ("ema", "moments")
+    train(cheap(run, **WATCHED | dict(steps=4, optim__offload=offload)))
+    for step in (2, 4):
+        assert_same_checkpoint(run, reference, step)
+    assert pipeline_export.exported_step(run) == 4
+    train(cheap(run, **WATCHED | dict(steps=6)))
+    train(cheap(run, **WATCHED | dict(optim__offload=offload)))
+    assert_same_checkpoint(run, reference, 8)
+    assert reproducible_metrics(run) == reproducible_metrics(reference)
+
+
 def test_the_last_checkpoint_is_saved_before_the_benchmark_which_is_made_up_for(
     tmp_path, monkeypatch
 ):

@@ -11,13 +11,17 @@ import pytest
 import torch
 from jax import random
 
+from ivid2vid_jax.training.checkpoints import describe
+from ivid2vid_jax.training.compiled_step import CompiledStep
 from ivid2vid_jax.training.config import OptimConfig
 from ivid2vid_jax.training.objectives import Losses
+from ivid2vid_jax.training.pipeline_export import ema_params
 from ivid2vid_jax.training.step import (
     ema_decay,
     learning_rate,
     make_optimizer,
     new_state,
+    offload,
     train_step,
 )
 
@@ -200,3 +204,43 @@ def test_adafactor_stores_rows_and_columns_and_learns():
     assert metrics[0]["update_norm"] == pytest.approx(0.02 * np.sqrt(18), rel=1e-2), (
         "as in AdamW, lr is the size of a weight's first update"
     )
+
+
+@pytest.mark.parametrize("parts", [("ema",), ("moments",), ("ema", "moments")])
+def test_offloaded_parts_are_in_host_memory_and_nothing_else_changes(parts):
+    """Bit for bit, over some steps of the compiled program."""
+
+    def run(offloaded):
+        config = dataclasses.replace(PLAIN, offload=offloaded)
+        optimizer, schedule = make_optimizer(config, 3), learning_rate(config, 3)
+        params = {"unet/layer/kernel": jnp.asarray(W, np.float32)}
+        frozen = {"unet/layer/bias": jnp.ones(3), "vae/offset": jnp.full(3, 0.25)}
+        state = new_state(params, optimizer, config, seed=0)
+        placed = jax.tree.map(lambda x: x.sharding, state)
+        placed = offload(state, placed, offloaded)
+        state = jax.device_put(state, placed)
+        batch = {name: jnp.asarray(x, x.dtype.name.replace("64", "32")) for name, x in ROWS.items()}
+        program = CompiledStep(Regression(), optimizer, config, schedule, placed)
+        program.compile(state, frozen, batch)
+        for _ in range(3):
+            state, _ = program(state, frozen, batch)
+        return state
+
+    plain, state = run(()), run(parts)
+    for one, other in zip(*map(jax.tree.leaves, (plain, state)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    kinds = {
+        part: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree) if leaf.ndim}
+        for part, tree in (
+            ("ema", state.ema),
+            ("moments", state.opt_state),
+            ("params", state.params),
+        )
+    }
+    for part, found in kinds.items():
+        assert (found == {"pinned_host"}) == (part in parts), kinds
+    assert ema_params(state)["unet/layer/kernel"].sharding.memory_kind == "device"
+    sums, expected = describe(state), describe(plain)
+    assert {name: leaf.checksum for name, leaf in sums.items()} == {
+        name: leaf.checksum for name, leaf in expected.items()
+    }
