@@ -27,7 +27,7 @@ config = TrainConfig(
     optim=OptimConfig(
         lr=1e-4, schedule="constant", warmup=500, b2=0.999, ema=0.9999, remat="block"
     ),
-    mesh=MeshConfig(data=1, fsdp=-1),
+    mesh=MeshConfig(data=-1, fsdp=-1),
     checkpoint=CheckpointConfig(every=500),
     log=LogConfig(eval_every=500, sample_every=1000, sample_steps=50),
 )

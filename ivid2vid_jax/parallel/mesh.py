@@ -23,7 +23,11 @@ AXES = ("data", "fsdp", "frames")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices per mesh axis: data * fsdp * frames = all devices. One may be -1, the remainder."""
+    """Devices per mesh axis: data * fsdp * frames = all devices. -1: the remaining devices.
+
+    If data and fsdp are both -1, fsdp takes the devices of a TPU slice or GPU node, and data the
+    slices or nodes.
+    """
 
     # Splits the batch; parameters are copied.
     data: int = -1
@@ -46,10 +50,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         UserError: for sizes that these devices cannot have.
     """
     devices = jax.devices() if devices is None else devices
+    per_process, per_slice = common_counts(devices)
+    if config.data == config.fsdp == -1 and config.frames > 0:
+        config = dataclasses.replace(config, fsdp=max(1, per_slice // config.frames))
     sizes = [getattr(config, axis) for axis in AXES]
     known = math.prod(size for size in sizes if size > 0)
     data, fsdp, frames = (len(devices) // known if size == -1 else size for size in sizes)
-    per_process, per_slice = common_counts(devices)
     possible = (
         sizes.count(-1) <= 1
         and min(data, fsdp, frames) > 0

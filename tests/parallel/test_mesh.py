@@ -163,7 +163,8 @@ def test_a_mesh_that_cannot_be_had_is_refused_with_those_that_can(machine, sizes
 @pytest.mark.parametrize(
     "config",
     [
-        MeshConfig(fsdp=-1),  # two are -1
+        MeshConfig(fsdp=-1, frames=-1),
+        MeshConfig(frames=-1),
         MeshConfig(fsdp=0),
         MeshConfig(1, -2, -4),
         MeshConfig(2, 2, 1),
@@ -181,6 +182,14 @@ def test_an_axis_of_minus_1_takes_the_remaining_devices():
     assert dict(make_mesh(MeshConfig()).shape) == expected
     single = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:1])
     assert dict(single.shape) == dict.fromkeys(AXES, 1)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_data_and_fsdp_of_minus_1_split_parameters_within_a_slice(machine):
+    devices, per_process, per_slice = MACHINES[machine]
+    for frames in (1, per_process):
+        mesh = make_mesh(MeshConfig(-1, -1, frames), devices)
+        assert mesh.devices.shape == (len(devices) // per_slice, per_slice // frames, frames)
 
 
 def test_some_chips_of_a_host_form_a_mesh():
