@@ -129,7 +129,8 @@ def test_vae_takes_the_place_of_the_models_autoencoder(editor, tmp_path, name):
     folder, source = init_state.plan_networks(config, lambda: (), tmp_path)
     initial = init_state.load_initial_weights(config, folder, source, make_mesh(config.mesh))
     run = tmp_path / "run"
-    pipeline_export.write_pipeline(run, 1, folder, source, initial.trained, initial.frozen)
+    weights = pipeline_export.Weights.collect(initial.trained, initial.frozen, source)
+    pipeline_export.write_pipeline(run, 1, folder, source, weights)
     written = AutoencoderKL.from_pretrained(run / "pipeline" / "vae")
     expected = AutoencoderKL.from_pretrained(other / "vae").state_dict()
     assert written.config.scaling_factor == 0.7
