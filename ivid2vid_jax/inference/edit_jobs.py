@@ -125,12 +125,17 @@ def expand_path(path: Path | None) -> list[Path]:
 
 
 def folder_clips(folder: Path) -> list[Path]:
-    """The clips in a folder, or the folder itself if it holds frames."""
-    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    if any(file.suffix.lower() in STILLS for file in files):
-        return [folder]
+    """The clips in a folder, or the folder itself if it holds frames; UserError for a mixture."""
+    files = sorted((file for file in folder.iterdir() if file.name[0] != "."), key=natural_key)
+    images = [file for file in files if file.suffix.lower() in STILLS]
     clips = [file for file in files if file.suffix.lower() in CLIP_SUFFIXES]
-    return sorted(clips, key=natural_key) or [folder]
+    videos = [file for file in clips if file not in images]  # a .webp may be either
+    if images and videos:
+        raise UserError(
+            f"{folder}: holds both videos ({len(videos)}) and images ({len(images)}). A folder of "
+            f"images is one clip; name the files of one kind, e.g. {folder}/*{videos[0].suffix}"
+        )
+    return [folder] if images else clips or [folder]
 
 
 def read_edit_list(path: Path) -> list[dict[str, str]]:

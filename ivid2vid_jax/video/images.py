@@ -119,15 +119,41 @@ def natural_key(file: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
 
 
+def check_folder(path: Path) -> None:
+    """UserError if the images of a folder differ in size; decodes only those whose headers do."""
+    first, *others = folder_files(path)
+    size = stored_size(first)
+    for file in others:
+        if stored_size(file) != size:
+            check_same_size(file, next(image_frames(file)), next(image_frames(first)))
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) by the header, before any rotation; None if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return image.size
+    except ERRORS:
+        return None
+
+
 def folder_frames(path: Path, rate: Fraction) -> Iterator[Frame]:
     """Yields the images of a folder at a constant rate; all must have one size."""
-    size = None
+    first = None
     for i, file in enumerate(folder_files(path)):
-        pixels = next(image_frames(file)).pixels
-        size = size or pixels.shape
-        if pixels.shape != size:
-            raise UserError(
-                f"{file}: is {pixels.shape[1]}x{pixels.shape[0]}, the first frame is "
-                f"{size[1]}x{size[0]}; frames must have one size"
-            )
-        yield Frame(pixels, i / rate)
+        frame = Frame(next(image_frames(file)).pixels, i / rate)
+        first = first or frame
+        check_same_size(file, frame, first)
+        yield frame
+
+
+def check_same_size(file: Path, frame: Frame, first: Frame) -> None:
+    """UserError if a frame of a folder has another size than the first."""
+    if frame.pixels.shape != first.pixels.shape:
+        height, width = frame.pixels.shape[:2]
+        raise UserError(
+            f"{file}: is {width}x{height}, the first frame is {first.pixels.shape[1]}x"
+            f"{first.pixels.shape[0]}; a folder of images is one clip, its frames must have one "
+            "size. To edit each image on its own, name the files, e.g. with a pattern: "
+            f"{file.parent}/*{file.suffix}"
+        )

@@ -28,6 +28,7 @@ from ivid2vid_jax.video.fit import resize
 from ivid2vid_jax.video.frame_size import FrameLimit
 from ivid2vid_jax.video.images import (
     STILLS,
+    check_folder,
     folder_frames,
     image_frames,
     image_rate,
@@ -116,6 +117,7 @@ def open_clip(
     clip = Clip(path, exact_fraction(start), exact_fraction(end), exact_fraction(fps, 1001))
     clip.limit = limit
     if clip.kind == "folder":
+        check_folder(path)
         clip.rate = clip.fps or DEFAULT_RATE
     elif clip.kind == "image":
         clip.rate = image_rate(path)

@@ -31,9 +31,18 @@ def test_folders_and_patterns_name_their_clips_in_natural_order(clips, monkeypat
         expand_clips((clips / "*.avi",))
 
 
-def test_a_folder_of_frames_is_one_clip(clips):
-    (clips / "0001.png").write_bytes(b"x")
-    assert expand_clips((clips,)) == [clips]
+def test_a_folder_of_frames_is_one_clip(tmp_path):
+    for name in ("0001.png", "0002.webp"):
+        (tmp_path / name).write_bytes(b"x")
+    assert expand_clips((tmp_path,)) == [tmp_path]
+
+
+def test_a_folder_with_videos_and_images_is_refused(clips):
+    (clips / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"videos \(3\) and images \(1\).* e\.g\. .*/clips/\*\.webm$"
+    ):
+        expand_clips((clips,))
 
 
 def test_a_file_whose_name_is_a_pattern_is_a_file(tmp_path):

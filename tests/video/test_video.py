@@ -338,3 +338,17 @@ def test_compare_writes_both_pictures(tmp_path):
     )
     with Image.open(sheet) as page:
         assert page.size == (8 + 6 * 264, 40 + 2 * 200)
+
+
+def test_a_folder_of_images_of_several_sizes_is_refused_when_it_is_opened(tmp_path):
+    """An image that EXIF turns to the size of the others is one of them."""
+    Image.new("RGB", (80, 120)).save(tmp_path / "1.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (120, 80)).save(tmp_path / "2.jpg", exif=turned)
+    assert read(tmp_path)[1].shape == (2, 120, 80, 3)
+    Image.new("RGB", (64, 48)).save(tmp_path / "3.jpg")
+    with pytest.raises(
+        UserError, match=r"3\.jpg: is 64x48.* a folder of images is one clip.*\*\.jpg"
+    ):
+        open_clip(tmp_path)
