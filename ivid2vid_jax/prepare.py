@@ -196,7 +196,7 @@ def stored_arguments(args: PrepareArgs) -> dict[str, Any]:
 def write_triplets(
     args: PrepareArgs, output: Path, reader: "Reader", planned: "list[Shard]"
 ) -> "list[Outcome]":
-    """Writes the shards that are missing; ends the process with code 130 on Ctrl-C."""
+    """Writes the shards that are missing; KeyboardInterrupt says that finished ones are kept."""
     from ivid2vid_jax.data import dataset, shards
     from ivid2vid_jax.data.records import RecordMaker
 
@@ -207,12 +207,9 @@ def write_triplets(
                 output, planned, dataset.features(), make, args.workers, args.limit_bad, progress
             )
     except KeyboardInterrupt:
-        print(
-            f"interrupted; the finished shards in {output} are kept: "
-            "run the same command again to continue",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        raise KeyboardInterrupt(
+            f"the finished shards in {output} are kept: run the same command again to continue"
+        ) from None
 
 
 # ---- reports ----

@@ -7,6 +7,7 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import logging
+import signal
 from pathlib import Path
 
 import jax
@@ -15,6 +16,8 @@ import pytest
 from tests.support import real_clips
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A background shell ignores SIGINT, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):

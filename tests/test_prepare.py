@@ -200,6 +200,26 @@ def test_ctrl_c_ends_the_workers_and_keeps_finished_shards(tmp_path):
     assert {entry["file"] for entry in ledger} <= set(read_shards(output))
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.4, 1.2])
+def test_ctrl_c_while_the_workers_start_prints_one_line(tmp_path, delay):
+    """A worker that is still importing would print a traceback."""
+    process = subprocess.Popen(
+        prepare_command("shapes", tmp_path / "out", *SHAPES, "--workers", 3),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) >= 2)  # the first keeps semaphores
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    lines = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130
+    lines = [line for line in lines if line and not line.startswith("triplets:")]
+    assert len(lines) == 1 and lines[0].startswith("interrupted; the finished shards in"), lines
+
+
 def test_killed_while_writing_the_metadata(tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
 

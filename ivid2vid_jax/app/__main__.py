@@ -7,7 +7,6 @@ python -m ivid2vid_jax.app --model timbrooks/instruct-pix2pix
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import cli
+from ivid2vid_jax.utils.atomic import temporary_path
 from ivid2vid_jax.utils.versions import install_command
 
 if TYPE_CHECKING:
@@ -77,16 +77,15 @@ def check_gradio() -> None:
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads and results that only this user can read; removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="ivid2vid-app-"))
     previous = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        yield folder
-    finally:
-        os.environ.pop("GRADIO_TEMP_DIR")
-        if previous is not None:
-            os.environ["GRADIO_TEMP_DIR"] = previous
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_path(Path(tempfile.mkdtemp(prefix="ivid2vid-app-"))) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        try:
+            yield folder
+        finally:
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if previous is not None:
+                os.environ["GRADIO_TEMP_DIR"] = previous
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
-import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -161,11 +159,6 @@ class ExampleSequence:
 
     schedule: SampleSchedule
     streams: tuple[ExampleStream, ...]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if multiprocessing.parent_process():  # a worker leaves Ctrl-C to its parent
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __len__(self) -> int:
         return sys.maxsize

@@ -9,6 +9,7 @@ pure function of the seed and the step (`SampleSchedule`). So one pool of worker
 streams, and reading can resume at any step.
 """
 
+import contextlib
 import json
 import logging
 import queue
@@ -34,6 +35,7 @@ from ivid2vid_jax.data.sources import (
     open_source,
 )
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils.signals import blocked_interrupts
 
 log = logging.getLogger(__name__)
 
@@ -166,16 +168,18 @@ class Loader:
         schedule = SampleSchedule(
             self.seed, self.config.batch, self.weights, self.images, self.state["step"], starts
         )
-        batches = read_batches(ExampleSequence(schedule, self.streams), self.config, self.shard)
         ready: queue.Queue = queue.Queue(READY_BATCHES)
         stop = threading.Event()
-        reader = threading.Thread(
-            target=fill_queue,
-            args=(add_states(batches, schedule, self.names), ready, stop),
-            daemon=True,
-            name="loader",
-        )
-        reader.start()
+        # for good in the thread and its workers, not in this thread
+        with blocked_interrupts() if self.config.workers else contextlib.nullcontext():
+            batches = read_batches(ExampleSequence(schedule, self.streams), self.config, self.shard)
+            reader = threading.Thread(
+                target=fill_queue,
+                args=(add_states(batches, schedule, self.names), ready, stop),
+                daemon=True,
+                name="loader",
+            )
+            reader.start()
         # A finalizer, so that a loader that is never closed leaves no process behind either.
         self._stop_reading = weakref.finalize(self, stop_reading, stop, reader, batches)
         return ready

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils import signals
 
 POLL_SECONDS = 0.2  # between two looks at the progress of other processes
 
@@ -181,7 +181,8 @@ def write_in_processes(
     Errors in a worker, and the death of one, are raised here and end the other workers.
     """
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("Q", 0)
+    with signals.blocked_interrupts():
+        counter = context.Value("Q", 0)
     lifeline, our_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, start_worker, (counter, lifeline))
     reported = 0
@@ -198,6 +199,7 @@ def write_in_processes(
                 yield future.result()
                 running |= {submit(pool, writer, job) for job in islice(jobs, 1)}
     except BrokenProcessPool as error:
+        signals.raise_if_interrupted()
         raise UserError(
             "a worker process died (out of memory?); finished shards are kept: "
             "run the same again with fewer workers"
@@ -209,8 +211,9 @@ def write_in_processes(
 
 
 def submit(pool: ProcessPoolExecutor, writer: ShardWriter, job: Job) -> Future[Outcome]:
-    """Queues a job."""
-    return pool.submit(write_in_worker, writer, *job)
+    """Queues a job, and may start a worker for it."""
+    with signals.blocked_interrupts():
+        return pool.submit(write_in_worker, writer, *job)
 
 
 # In a worker process: the pool's count of finished items. Executors have no other way to hand a
@@ -222,7 +225,7 @@ def start_worker(counter: Any, lifeline: Connection) -> None:
     """Prepares a worker process."""
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signals.end_silently_on_interrupt()
     threading.Thread(target=exit_with_parent, args=(lifeline,), daemon=True).start()
 
 

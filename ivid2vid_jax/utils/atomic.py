@@ -9,6 +9,33 @@ from pathlib import Path
 
 TEMPORARY, OLD = ".tmp-", ".old-"  # beginnings of names
 _counter = itertools.count()
+# What a process that ends in the middle of a block leaves behind.
+_temporary_paths: set[Path] = set()
+
+
+@contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Removes the file or folder at the end of the block, or when Ctrl-C ends the process."""
+    _temporary_paths.add(path)
+    try:
+        yield path
+    finally:
+        remove(path)
+        _temporary_paths.discard(path)
+
+
+def remove_temporary_paths() -> None:
+    """Removes all temporary files and folders; only for a process that ends."""
+    for path in list(_temporary_paths):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder; what cannot be removed is left."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -21,7 +48,7 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{next(_counter)}{path.suffix}")
-    try:
+    with temporary_path(temporary):
         yield temporary
         if path.is_dir() and replace and temporary.is_dir():
             old = path.with_name(f"{OLD}{os.getpid()}-{next(_counter)}")
@@ -32,11 +59,6 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
             if path.is_dir():
                 path.rmdir()  # raises OSError if it is not empty
             temporary.replace(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def recover_replaced(path: Path) -> None:
@@ -48,10 +70,7 @@ def recover_replaced(path: Path) -> None:
     if old and not path.exists():
         old.pop().rename(path)
     for left in (*old, *path.parent.glob(f"{TEMPORARY}*")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        remove(left)
 
 
 def is_temporary(path: str | Path) -> bool:

@@ -1,19 +1,20 @@
 """Command lines: parsing with tyro, recipe files, errors as one line with exit code 2."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from ivid2vid_jax.errors import UserError, check_types
-from ivid2vid_jax.utils import help_text
+from ivid2vid_jax.utils import help_text, signals
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def main(
 ) -> None:
     """Parses the command line and runs the command.
 
-    A UserError is printed as one line and exits with code 2, without a traceback.
+    A UserError is printed as one line and exits with code 2, Ctrl-C with code 130; both without a
+    traceback.
 
     Args:
         args_class: dataclass of the arguments, or a union of subcommands.
@@ -47,7 +49,7 @@ def main(
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("ivid2vid_jax").setLevel(logging.INFO)
-    try:
+    with signals.reliable_interrupts(), errors_as_lines():
         argv = replace_options(sys.argv[1:], aliases or {}, warn=False)
         argv = replace_options(argv, renamed or {}, warn=True)
         options: dict[str, Any] = {"prog": program()}
@@ -59,12 +61,23 @@ def main(
             print_help(args_class, argv, common, options)
             return
         run(tyro.cli(args_class, args=argv, **options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; finished files are complete", file=sys.stderr)
-        sys.exit(130)
+
+
+@contextlib.contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Exits with one line: with code 2 for a UserError, with 130 for a KeyboardInterrupt."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = f"interrupted; {(interrupted and str(error)) or 'finished files are complete'}"
+        if signals.INTERRUPT.raised.is_set():
+            # Any error may follow from it. Python's own end may crash while JAX still computes.
+            signals.end_process(message)
+        if not interrupted and not isinstance(error, UserError):
+            raise
+        print(message if interrupted else f"error: {error}", file=sys.stderr)
+        sys.exit(signals.INTERRUPTED if interrupted else 2)
 
 
 def program() -> str:

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
+from ivid2vid_jax.utils.signals import raise_if_interrupted
+
 T = TypeVar("T")
 
 
@@ -59,7 +61,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """A progress bar with an ETA on stderr; it appears with its first item.
 
-    An instance is a context manager and can be called as `progress(done, total)`.
+    An instance is a context manager and can be called as `progress(done, total)`. Ctrl-C ends the
+    task at the next item at the latest.
     """
 
     def __init__(self, description: str, total: int | None = None):
@@ -87,6 +90,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Sets the number of finished items and of all items."""
+        raise_if_interrupted()
         self.notice.close()
         if self.compiles and "bar" not in vars(self):
             self.bar.initial = self.bar.n = done  # items that the ETA does not count
@@ -108,5 +112,6 @@ class CountedItems(Generic[T]):
         if "bar" in vars(self.progress):
             self.progress.bar.reset()
         for item in self.items:
+            raise_if_interrupted()
             self.progress.bar.update()
             yield item
