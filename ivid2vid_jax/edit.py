@@ -72,7 +72,8 @@ class EditArgs:
     negative: str = ""  # negative prompt
     start: float | None = None  # edit from this second
     end: float | None = None  # edit up to this second
-    # edit only the first frame (of --start), and write it beside the source to NAME_preview.png
+    # edit only the first frame (of --start), and write it beside the source to NAME_preview.png,
+    # with a number if that exists
     preview: bool = False
     overwrite: bool = False  # replace an existing output; otherwise the new one gets a number
     # list of edits, .csv or .jsonl, with the columns instruction, video, seed, output
@@ -100,7 +101,8 @@ class OpenJob(NamedTuple):
 
     job: "EditJob"
     clip: "Clip"
-    sound: "SoundPlan | None"
+    sound: "SoundPlan | None" = None
+    notes: tuple[str, ...] = ()  # to print once nothing else can be wrong
 
 
 def run(args: EditArgs) -> None:
@@ -119,16 +121,19 @@ def run(args: EditArgs) -> None:
     if not open_jobs:
         failures.raise_if_any()
     pipe = pipeline.load(args.model, args.dtype, args.variant, devices=args.devices)
-    for number, (job, clip, sound) in enumerate(open_jobs, 1):
+    for number, open_job in enumerate(open_jobs, 1):
+        job = open_job.job
         if len(jobs) > 1:
             print(f"[{number}/{len(open_jobs)}] {job.video}: {job.instruction}", file=sys.stderr)
         with failures.of(job):
             resolved = dataclasses.replace(settings, seed=job.seed).resolve(pipe.folder)
-            warn_of_domain(pipe, clip, job.instruction)
+            for note in open_job.notes:
+                print(f"note: {note}", file=sys.stderr)
+            warn_of_domain(pipe, open_job.clip, job.instruction)
             if args.preview:
-                written = [write_preview(pipe, job, clip, resolved)]
+                written = [write_preview(pipe, open_job, resolved)]
             else:
-                written = edit_clip(args, pipe, OpenJob(job, clip, sound), resolved)
+                written = edit_clip(args, pipe, open_job, resolved)
             print("\n".join(f"wrote {path}" for path in written))
     failures.raise_if_any()
 
@@ -148,7 +153,8 @@ class Failures:
             if self.jobs == 1:
                 raise
             self.count += 1
-            print(f"error: {job.video}: {error}", file=sys.stderr)
+            message = str(error).removeprefix(f"{job.video}: ")
+            print(f"error: {job.video}: {message}", file=sys.stderr)
 
     def raise_if_any(self) -> None:
         """UserError if any edit failed."""
@@ -173,8 +179,8 @@ def open_source(args: EditArgs, job: "EditJob") -> OpenJob:
     Raises UserError for input that cannot be edited into the output.
     """
     from ivid2vid_jax.video.frame_size import FrameLimit
-    from ivid2vid_jax.video.read import is_still, open_clip
-    from ivid2vid_jax.video.write import check_encodable, check_output, plan_sound, unused_path
+    from ivid2vid_jax.video.read import open_clip
+    from ivid2vid_jax.video.write import check_output, unused_path
 
     check_instruction(job.instruction)
     if args.max_frames < 1:
@@ -184,13 +190,27 @@ def open_source(args: EditArgs, job: "EditJob") -> OpenJob:
     clip = open_clip(job.video, args.start, args.end, args.fps, limit)
     if job.output.exists() and job.output.resolve() == job.video.resolve():
         raise UserError(f"{job.output}: is the input clip; name another output")
-    output = job.output if args.overwrite or args.preview else unused_path(job.output)
-    if output != job.output:
-        note(f"{job.output} exists; writing {output} (--overwrite replaces it)")
+    wanted = job.output
+    if args.preview:
+        wanted = wanted.with_name(f"{wanted.stem}_preview.png")
+    output = wanted if args.overwrite else unused_path(wanted)
     check_output(output)
+    moved = f"{wanted} exists; writing {output} (--overwrite replaces it)"
+    notes = () if output == wanted else (moved,)
+    open_job = OpenJob(dataclasses.replace(job, output=output), clip, None, notes)
+    return open_job if args.preview else plan_output(open_job)
+
+
+def plan_output(open_job: OpenJob) -> OpenJob:
+    """Adds the sound; UserError for a clip that cannot be edited into the output."""
+    from ivid2vid_jax.video.read import is_still
+    from ivid2vid_jax.video.write import check_encodable, plan_sound
+
+    job, clip, _, notes = open_job
+    output = job.output
     if clip.is_container and clip.has_one_frame():
         raise UserError(
-            f"{job.video}: has one frame in the given range; a clip needs two. "
+            f"{clip.path}: has one frame in the given range; a clip needs two. "
             "To edit a still image give it as .png or .jpg"
         )
     if is_still(output) and not clip.has_one_frame():
@@ -201,15 +221,10 @@ def open_source(args: EditArgs, job: "EditJob") -> OpenJob:
     sound = plan_sound(output, clip)
     check_encodable(output, (clip.height, clip.width), clip.fps or clip.rate, sound)
     if clip.has_audio and sound is None:
-        note(f"{output.suffix or 'a folder'} holds no sound; the sound track is dropped")
+        notes += (f"{output.suffix or 'a folder'} holds no sound; the sound track is dropped",)
     if output.suffix.lower() == ".mp4" and (clip.height % 2 or clip.width % 2):
-        note(f"{clip.width}x{clip.height} is odd; mp4 repeats the last row or column")
-    return OpenJob(dataclasses.replace(job, output=output), clip, sound)
-
-
-def note(message: str) -> None:
-    """Prints a note to stderr."""
-    print(f"note: {message}", file=sys.stderr)
+        notes += (f"{clip.width}x{clip.height} is odd; mp4 repeats the last row or column",)
+    return OpenJob(job, clip, sound, notes)
 
 
 def warn_of_domain(pipe: "Pipeline", clip: "Clip", instruction: str) -> None:
@@ -221,18 +236,16 @@ def warn_of_domain(pipe: "Pipeline", clip: "Clip", instruction: str) -> None:
         log.warning(warning)
 
 
-def write_preview(
-    pipe: "Pipeline", job: "EditJob", clip: "Clip", settings: "ResolvedSettings"
-) -> Path:
-    """Edits the first frame; writes it beside the source to NAME_preview.png, and returns that."""
+def write_preview(pipe: "Pipeline", open_job: OpenJob, settings: "ResolvedSettings") -> Path:
+    """Edits the first frame; writes it beside the source to the output, and returns that."""
     import numpy as np
     from PIL import Image
 
     from ivid2vid_jax.utils.atomic import atomic_path
 
-    frame = next(clip.frames()).pixels
-    edited = pipe.edit(frame[None], job.instruction, **vars(settings))
-    path = job.output.with_name(f"{job.output.stem}_preview.png")
+    path = open_job.job.output
+    frame = next(open_job.clip.frames()).pixels
+    edited = pipe.edit(frame[None], open_job.job.instruction, **vars(settings))
     with atomic_path(path) as target:
         Image.fromarray(np.concatenate([frame, edited[0]], axis=1)).save(target, format="PNG")
     return path
@@ -266,7 +279,7 @@ def edit_clip(
     from ivid2vid_jax.video.fit import ResizePlan
     from ivid2vid_jax.video.rescue import write_clip_safely
 
-    job, clip, sound = open_job
+    job, clip, sound, _ = open_job
     fit = ResizePlan.plan((clip.height, clip.width), settings.size, pipe.factor)
     times: list[Fraction] = []
     with SamplingProgress("sampling") as sampling, runtime.profile_trace(args.profile):

@@ -40,6 +40,22 @@ def test_a_misspelt_command_is_corrected(monkeypatch, capsys):
     assert code == 2 and "did you mean 'edit'?" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("edit make it snow", "'make it snow' belongs to no option; did you mean --instruction"),
+        ("train configs/sd15.py", "did you mean --config configs/sd15.py?"),
+        ("prepare pairs.csv", "did you mean --data pairs.csv?"),
+        ("edit --instruction x --steps four", "--steps four: must be a whole number"),
+        ("edit --instruction x --text-scale much", "--text-scale much: must be a number"),
+    ],
+)
+def test_words_and_values_that_do_not_fit_an_option(monkeypatch, capsys, words, message):
+    code, out, err = run(monkeypatch, capsys, *words.split())
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("error: ") and message in err
+
+
 def test_the_installed_command_edits(tmp_path):
     script = f"{sys.prefix}/bin/ivid2vid"
     words = ["edit", "--prompt", "make it grey", "--num-inference-steps", "0"]

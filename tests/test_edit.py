@@ -96,6 +96,7 @@ def test_several_edits_in_one_command(tiny, tmp_path, capsys):
     code, stderr, _ = run(capsys, *arguments, *videos, "--output", tmp_path / "edits")
     assert code == 2 and "2 of 6 edits failed" in stderr, stderr
     assert stderr.count("error: ") == 3 and "[4/4]" in stderr
+    assert stderr.count("broken.mp4") == 2, "each of its errors names the clip once"
     names = [f"{clip}_make-it-snow_{seed}.mp4" for clip in ("good", "star") for seed in (0, 1)]
     written = sorted(path.name for path in (tmp_path / "edits").glob("*.mp4"))
     assert written == names
@@ -112,6 +113,15 @@ def test_a_preview_is_one_frame_beside_the_source(tiny, tmp_path, capsys):
     np.testing.assert_array_equal(pair[:, :64], source)
     assert pair.shape == (64, 128, 3) and (pair[:, 64:] != source).any()
     assert [path.name for path in tmp_path.iterdir()] == ["out_preview.png"]
+    first = (tmp_path / "out_preview.png").read_bytes()
+    again = edit_arguments(tiny, "star", out, "--preview", "--instruction", "make it warm")
+    code, stderr, stdout = run(capsys, *again)
+    assert code == 0 and stdout == f"wrote {tmp_path / 'out_preview-2.png'}\n"
+    assert "out_preview.png exists; writing" in stderr
+    assert (tmp_path / "out_preview.png").read_bytes() == first
+    assert run(capsys, *again, "--overwrite")[0] == 0
+    assert (tmp_path / "out_preview.png").read_bytes() != first
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_long_edit_names_the_ways_to_a_shorter_one(capsys):
@@ -273,6 +283,13 @@ def test_invalid_options(tiny, tmp_path, capsys, more, message):
     source = write(tmp_path / "in.mp4")
     arguments = edit_arguments(tiny, source, tmp_path / "out.mp4", *more)
     assert message in error_line(capsys, tmp_path, *arguments)
+
+
+def test_a_note_on_the_output_comes_after_all_errors(tiny, tmp_path, capsys):
+    (tmp_path / "out.mp4").touch()
+    arguments = edit_arguments(tiny, "star", tmp_path / "out.mp4")
+    for wrong in (["--steps", "0"], ["--model", "/nowhere"]):
+        assert "exists" not in error_line(capsys, tmp_path, *arguments, *wrong)
 
 
 def test_the_input_is_never_overwritten(tiny, tmp_path, capsys):

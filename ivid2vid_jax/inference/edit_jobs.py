@@ -106,7 +106,8 @@ def expand_clips(paths: tuple[Path, ...]) -> list[Path]:
     """The clips that the paths name; no path means the first embedded clip.
 
     A path is a clip, a folder of frames, the name of an embedded clip, a folder of clips, or a
-    pattern such as "clips/*.mp4". Raises UserError for a pattern that matches nothing.
+    pattern such as "clips/*.mp4". Raises UserError for a pattern that matches nothing, for a
+    name that is no embedded clip's, and for a folder that mixes videos and images.
     """
     return [clip for path in paths or (None,) for clip in expand_path(path)]
 
@@ -116,6 +117,10 @@ def expand_path(path: Path | None) -> list[Path]:
     clip = assets.clip(path)
     if clip.is_dir():
         return folder_clips(clip)
+    if not clip.exists() and not clip.suffix and len(clip.parts) == 1 and clip.name.isalpha():
+        raise UserError(
+            f"{clip}: no such file, nor one of the embedded clips {', '.join(assets.clips())}"
+        )
     if clip.exists() or not any(sign in str(clip) for sign in "*?["):
         return [clip]
     matches = [Path(name) for name in glob.glob(str(clip), recursive=True)]  # noqa: PTH207

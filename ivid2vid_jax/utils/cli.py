@@ -1,11 +1,16 @@
 """Command lines: parsing with tyro, recipe files, errors as one line with exit code 2."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
+import itertools
 import logging
+import re
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +23,11 @@ from ivid2vid_jax.utils import help_text, signals
 
 log = logging.getLogger(__name__)
 
+# What tyro prints for a value of a wrong type, and the same in words.
+BAD_VALUE = re.compile(
+    r"Error parsing (--[\w.-]+): no type matching (.+?) could be instantiated from (\[.*?\])\."
+)
+KINDS = {"INT": "must be a whole number", "FLOAT": "must be a number"}
 CONFIG_HELP = (
     "--config FILE reads a recipe, a Python file with `config = ...`, whose values are the "
     "defaults of the options below."
@@ -60,7 +70,9 @@ def main(
         if {"-h", "--help", "--help-all"} & set(argv):
             print_help(args_class, argv, common, options)
             return
-        run(tyro.cli(args_class, args=argv, **options))
+        if dataclasses.is_dataclass(args_class):
+            check_first_word(argv, common, recipe is not None)
+        run(parse(args_class, argv, options))
 
 
 @contextlib.contextmanager
@@ -78,6 +90,30 @@ def errors_as_lines() -> Iterator[None]:
             raise
         print(message if interrupted else f"error: {error}", file=sys.stderr)
         sys.exit(signals.INTERRUPTED if interrupted else 2)
+
+
+def check_first_word(argv: Sequence[str], common: Sequence[str], has_recipe: bool) -> None:
+    """UserError that names the likely option for words that belong to none."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    if words:
+        option = "--config" if has_recipe and words[0].endswith(".py") else (*common, "--OPTION")[0]
+        text = shlex.join([" ".join(words)])
+        raise UserError(f"{text} belongs to no option; did you mean {option} {text}?")
+
+
+def parse(args_class: Any, argv: Sequence[str], options: dict[str, Any]) -> Any:
+    """The arguments; UserError for a value that is no number or no known word."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(args_class, args=argv, **options)
+    except SystemExit:
+        text = " ".join(re.sub("[│╭╮╰╯─]", " ", printed.getvalue()).split())
+        if match := BAD_VALUE.search(text):
+            option, kind, values = match.groups()
+            kind = KINDS.get(kind.removeprefix("{None}|"), kind.removeprefix("{None}|"))
+            raise UserError(f"{option} {shlex.join(ast.literal_eval(values))}: {kind}") from None
+        return tyro.cli(args_class, args=argv, **options)  # again, in the colours of a terminal
 
 
 def program() -> str:

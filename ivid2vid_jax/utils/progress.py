@@ -15,7 +15,7 @@ from ivid2vid_jax.utils.signals import raise_if_interrupted
 T = TypeVar("T")
 
 
-COMPILING = "compiling (first run only)"
+COMPILING = "compiling (or reading the compiled program)"
 NOTICE_AFTER = 2.0  # seconds
 
 

@@ -1,5 +1,6 @@
 """Resolves `--model`: a folder, a run, an embedded model or a hub id; uploads models to the hub."""
 
+import difflib
 import re
 from pathlib import Path
 
@@ -59,12 +60,21 @@ def resolve_model(model: str | Path | None, variant: str | None = None) -> Path:
         return path
     if str(model) in assets.MODELS:
         return assets.folder() / str(model)
-    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(model))
+    hub_id = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", str(model))
     if not hub_id:
         raise UserError(
-            f"{model}: no such model folder, nor one of the embedded {', '.join(assets.MODELS)}"
+            f"{model}: no such model folder, nor one of the embedded "
+            f"{', '.join(assets.MODELS)}{suggest_model(path)}"
         )
     return download_from_hub(hub_id[1], hub_id[2], variant)
+
+
+def suggest_model(path: Path) -> str:
+    """Returns "; did you mean ...?" with a folder or an embedded model of a similar name, or ""."""
+    folders = [folder.name for folder in path.parent.glob("*/")] if path.parent.is_dir() else []
+    names = [*folders, *(assets.MODELS if len(path.parts) == 1 else ())]
+    near = difflib.get_close_matches(path.name, names, 1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def download_from_hub(
@@ -92,7 +102,7 @@ def download_from_hub(
         name = f"{repo_id}@{revision}" if revision else repo_id
         raise UserError(
             f"{name}: no such folder, and the download from the Hugging Face hub failed "
-            f"({first_line(error)})"
+            f"({first_line(error)}){suggest_model(Path(repo_id))}"
         ) from error
     return folder
 

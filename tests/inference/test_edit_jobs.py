@@ -29,6 +29,8 @@ def test_folders_and_patterns_name_their_clips_in_natural_order(clips, monkeypat
     assert expand_clips((Path("star"),)) == [assets.clips()["star"]]
     with pytest.raises(UserError, match="no file matches"):
         expand_clips((clips / "*.avi",))
+    with pytest.raises(UserError, match=f"embedded clips {', '.join(assets.clips())}"):
+        expand_clips((Path("circel"),))
 
 
 def test_a_folder_of_frames_is_one_clip(tmp_path):

@@ -9,12 +9,21 @@ from ivid2vid_jax.utils.json_files import write_json
 from ivid2vid_jax.weights import hub
 
 
-def test_resolve_model(tiny, tmp_path):
+def test_resolve_model(tiny, tmp_path, monkeypatch):
     assert hub.resolve_model(tiny) == tiny
     shutil.copytree(tiny, tmp_path / "run" / "pipeline")
     assert hub.resolve_model(tmp_path / "run") == tmp_path / "run" / "pipeline"
     with pytest.raises(UserError, match="no such model folder"):
         hub.resolve_model(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"shapes-edti: no .*did you mean shapes-edit\?"):
+        hub.resolve_model("shapes-edti")
+    for path in ("./runs", "../runs", "/runs", "~/runs", "./runs/mine"):
+        with pytest.raises(UserError, match=f"{path}: no such model folder"):
+            hub.resolve_model(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"hub failed .*; did you mean runs/mine\?"):
+        hub.resolve_model("runs/mien")
     with pytest.raises(UserError, match=r"nobody/such-a-model: .*Hugging Face hub failed"):
         hub.resolve_model("nobody/such-a-model")
 
