@@ -17,7 +17,9 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import tyro
 
 from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.utils import cli, names
@@ -63,7 +65,7 @@ class EditArgs:
     text_scale: float | None = None  # text guidance scale
     video_scale: float | None = None  # video guidance scale
     seed: tuple[int, ...] = (0,)  # random seed; several seeds make several edits
-    sampler: str | None = None  # ddim, euler_ancestral or dpm++
+    sampler: Annotated[str | None, tyro.conf.arg(help=names.SAMPLER_HELP)] = None
     # pixels of the longer side inside the model; the output has the size of the input
     size: int | None = None
     # frames per window; longer clips are edited in overlapping windows

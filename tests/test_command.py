@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+import typing
 
 import pytest
 
 import ivid2vid_jax
 from ivid2vid_jax import __main__ as command
 from ivid2vid_jax import edit, evaluate, prepare, synthesize, train
+from ivid2vid_jax.diffusion.losses import LossConfig
+from ivid2vid_jax.diffusion.samplers import SAMPLERS
 from ivid2vid_jax.utils import cli, help_text, names
 from ivid2vid_jax.utils.progress import duration
+from tests.support.command import ROOT
 
 SCREEN = 50  # lines
 
@@ -87,6 +91,26 @@ def test_help_fits_a_screen_and_help_all_has_every_option(name, monkeypatch, cap
         assert "None)" not in text and "{None}" not in text
         widths = {len(line) for line in text.splitlines() if line.startswith(("│", "╭", "╰"))}
         assert widths == {80}
+
+
+def test_help_and_docs_name_every_sampler(monkeypatch, capsys):
+    """Help is made from the table of scheduler classes; only docs repeat the names."""
+    assert tuple(names.SCHEDULER_CLASSES.values()) == SAMPLERS
+    assert set(names.SAMPLERS.values()) <= set(SAMPLERS)
+    for name in ("edit", "evaluate"):
+        _, text, _ = run(monkeypatch, capsys, name, "--help-all")
+        entry = text.partition("--sampler ")[2].partition("│ --")[0]
+        assert all(sampler in entry for sampler in SAMPLERS), entry
+    for page in ("editing.md", "from-stable-diffusion.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert all(f"`{sampler}`" in text or f" {sampler}`" in text for sampler in SAMPLERS), page
+
+
+def test_help_explains_every_mode_of_the_frame_difference(monkeypatch, capsys):
+    _, text, _ = run(monkeypatch, capsys, "train", "--help-all")
+    entry = text.partition("--loss.frame-difference ")[2].partition("│ --")[0]
+    for mode in typing.get_args(typing.get_type_hints(LossConfig)["frame_difference"]):
+        assert mode == "none" or f"{mode}:" in entry, (mode, entry)
 
 
 def test_tidy_help_keeps_the_width_of_its_lines():

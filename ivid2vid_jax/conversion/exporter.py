@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ivid2vid_jax.conversion import model_card
-from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.settings import EditSettings
 from ivid2vid_jax.models import UNetConfig
 from ivid2vid_jax.utils.json_files import write_json
+from ivid2vid_jax.utils.names import SCHEDULER_CLASSES
 from ivid2vid_jax.weights import components, safetensors_io
 from ivid2vid_jax.weights.pipeline_folder import (
     PipelineFolder,

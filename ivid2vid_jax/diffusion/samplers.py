@@ -17,12 +17,6 @@ import numpy as np
 
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 
-# Scheduler class of a pipeline folder -> the sampler that implements it.
-SCHEDULER_CLASSES = {
-    "DDIMScheduler": "ddim",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "DPMSolverMultistepScheduler": "dpm++",
-}
 # Frame number that no clip reaches: the seed of the noise that all frames share.
 SHARED_NOISE_FRAME = 2**31 - 1
 # Replaces alpha_bar = 0 where a sampler divides by it, as in diffusers.

@@ -3,8 +3,12 @@
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ivid2vid_jax.errors import UserError
+from ivid2vid_jax.utils import names
 
 CLIP_SET_OPTIONS = (
     "metrics",
@@ -87,7 +91,7 @@ class EvaluateArgs:
     steps: int | None = None
     text_scale: float | None = None  # guidance towards the instruction
     video_scale: float | None = None  # guidance towards the source clip
-    sampler: str | None = None  # ddim, euler_ancestral or dpm++
+    sampler: Annotated[str | None, tyro.conf.arg(help=names.SAMPLER_HELP)] = None
     guide_from: float | None = None  # guidance starts at this fraction of the steps
     guide_to: float | None = None  # guidance ends before this fraction of the steps
     shared_noise: float | None = None  # fraction of the noise shared by all frames, 0 to 1
@@ -96,12 +100,12 @@ class EvaluateArgs:
     dtype: str = "auto"
 
 
-def reject_options(args: EvaluateArgs, names: Collection[str], reason: str) -> None:
+def reject_options(args: EvaluateArgs, options: Collection[str], reason: str) -> None:
     """Raises UserError that lists those of the named options that differ from their defaults."""
     given = [
         f"--{field.name.replace('_', '-')}"
         for field in dataclasses.fields(args)
-        if field.name in names and getattr(args, field.name) != field.default
+        if field.name in options and getattr(args, field.name) != field.default
     ]
     if given:
         raise UserError(f"{', '.join(given)}: {reason}")

@@ -21,7 +21,7 @@ import numpy as np
 
 from ivid2vid_jax.diffusion.denoiser import make_denoiser
 from ivid2vid_jax.diffusion.guidance import GuidanceBranch, guidance_branches
-from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES, make_sampler
+from ivid2vid_jax.diffusion.samplers import make_sampler
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
 from ivid2vid_jax.errors import UserError, check_instruction
 from ivid2vid_jax.inference.clip_source import as_source
@@ -375,7 +375,7 @@ def load(
     except ValueError as error:
         raise UserError(f"{folder.path}: {error}") from error
     scheduler_class = folder.scheduler.get("_class_name")
-    if scheduler_class not in SCHEDULER_CLASSES:
+    if scheduler_class not in names.SCHEDULER_CLASSES:
         log.info(
             "%s: its %s gives the noise schedule; ddim samples", folder.path.name, scheduler_class
         )

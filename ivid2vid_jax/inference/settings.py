@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from ivid2vid_jax.diffusion.samplers import SAMPLERS, SCHEDULER_CLASSES
+from ivid2vid_jax.diffusion.samplers import SAMPLERS
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import names
 from ivid2vid_jax.weights.pipeline_folder import PipelineFolder
@@ -27,7 +27,7 @@ RANGES = (
 
 def sampler_name(name: str) -> str:
     """A sampler's name here, also for its names elsewhere; UserError for an unknown one."""
-    other_names = names.SAMPLERS | SCHEDULER_CLASSES
+    other_names = names.SAMPLERS | names.SCHEDULER_CLASSES
     name = other_names.get(name, name)
     if name in SAMPLERS:
         return name
@@ -48,7 +48,7 @@ class EditSettings:
     steps: int | None = None  # sampler steps; default 50
     text_scale: float | None = None  # guidance towards the instruction; default 7.5
     video_scale: float | None = None  # guidance towards the source clip; default 1.5
-    sampler: str | None = None  # ddim, euler_ancestral or dpm++; default: the folder's scheduler
+    sampler: str | None = None  # one of SAMPLERS, diffusion/samplers.py; default: the folder's
     size: int | None = None  # pixels of the longer side inside the model; default: as trained
     frames: int | None = None  # frames of one window; default: as trained
     seed: int = 0
@@ -88,7 +88,7 @@ class EditSettings:
             "shared_noise": 0.0,
             "guide_from": 0.0,
             "guide_to": 1.0,
-            "sampler": SCHEDULER_CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim"),
+            "sampler": names.SCHEDULER_CLASSES.get(folder.scheduler.get("_class_name", ""), "ddim"),
             "size": (folder.unet.sample_size or 64) * folder.vae.downscale,
         }
         defaults |= {name: value for name, value in folder.sampling.items() if name in defaults}

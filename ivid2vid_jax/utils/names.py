@@ -21,7 +21,14 @@ TRAINING = {
     "output_dir": "output",
     "pretrained_model_name_or_path": "model",
 }
-# Samplers: name elsewhere -> ours; for scheduler classes see diffusion/samplers.py.
+# Scheduler class of a pipeline folder -> the sampler of diffusion/samplers.py that implements it.
+SCHEDULER_CLASSES = {
+    "DDIMScheduler": "ddim",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpm++",
+}
+SAMPLER_HELP = f"{', '.join(SCHEDULER_CLASSES.values())} (default: the model's)"
+# Samplers: name in other tools -> ours.
 SAMPLERS = {
     "euler_a": "euler_ancestral",
     "euler a": "euler_ancestral",

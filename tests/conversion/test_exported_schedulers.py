@@ -21,8 +21,9 @@ from transformers import CLIPTokenizer
 import ivid2vid_jax
 from ivid2vid_jax.conversion import exporter
 from ivid2vid_jax.conversion.pytorch.pipeline import InstructVid2VidPipeline
-from ivid2vid_jax.diffusion.samplers import SCHEDULER_CLASSES, frame_noise
+from ivid2vid_jax.diffusion.samplers import frame_noise
 from ivid2vid_jax.inference.settings import EditSettings
+from ivid2vid_jax.utils.names import SCHEDULER_CLASSES
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.conversion.edits import INSTRUCTION
 from tests.support import factory
