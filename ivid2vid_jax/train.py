@@ -24,7 +24,7 @@ def run(config: TrainConfig) -> None:
     from ivid2vid_jax.evaluation import training_benchmark
     from ivid2vid_jax.training.loop import train
 
-    training_benchmark.check_config(config)
+    config = training_benchmark.applicable(config)
     run_folder = train(config, training_benchmark.BENCHMARK if config.log.benchmark else None)
     if config.log.benchmark:
         print(training_benchmark.table(run_folder))

@@ -1,15 +1,18 @@
 """The train command: options, recipes, and what it refuses."""
 
+import dataclasses
 import sys
 
 import pytest
 from jax.sharding import AbstractMesh
 
 from ivid2vid_jax import train as command
+from ivid2vid_jax.data.config import LoaderConfig
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.parallel.mesh import AXES
 from ivid2vid_jax.training import loop, run_folder
 from ivid2vid_jax.training.config import DEFAULT, RENAMED, TrainConfig
+from ivid2vid_jax.training.train_setup import single_frames_note
 from ivid2vid_jax.utils import cli
 from tests.support.command import run_command
 from tests.support.train_runs import cheap, train_command, write_recipe
@@ -160,3 +163,13 @@ def test_fields_that_an_older_release_did_not_record_count_as_defaults(tmp_path)
         run_folder.check_same_config(
             tmp_path, before, now | {"drop": {"text": 0.05, "both": 0.2, "video": 0.05}}
         )
+
+
+def test_training_on_single_frames_of_clips_is_noted():
+    on_clips = dataclasses.replace(DEFAULT, loader=LoaderConfig(images=0.9))
+    of_images = dataclasses.replace(DEFAULT, loader=LoaderConfig(images=1.0, frames=1))
+    autoencoder = dataclasses.replace(DEFAULT, task="autoencoder")
+    assert "--loader.images 0 " in single_frames_note(DEFAULT, [True, False])
+    assert single_frames_note(DEFAULT, [True]) == ""
+    for config in (on_clips, of_images, autoencoder):
+        assert single_frames_note(config, [False]) == ""

@@ -71,7 +71,7 @@ UPCAST_WARNING = (
     "upcast_attention is set, which this class cannot say: in float16 its attention may overflow; "
     "use float32 or bfloat16"
 )
-FLOAT16_WARNING = (
+FLOAT16_NOTE = (
     "float16 holds nothing beyond 65504 and rounds to 3 digits: compare an edit with float32's "
     "before you rely on it"
 )
@@ -181,13 +181,11 @@ def export_folder(
         raise UserError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
     folder = open_pipeline_folder(source)
     target = export_target(folder.unet)
-    warnings = list(target.warnings)
-    if dtype == "float16":
-        warnings.append(FLOAT16_WARNING)
-    for warning in warnings:
+    for warning in target.warnings:
         log.warning("%s", warning)
+    notes = [*target.warnings, *([FLOAT16_NOTE] if dtype == "float16" else [])]
     facts = facts or model_card.collect_facts(source)
-    card = model_card.render_card(folder, target, dtype, warnings, facts)
+    card = model_card.render_card(folder, target, dtype, notes, facts)
     save_folder(
         output,
         folder,

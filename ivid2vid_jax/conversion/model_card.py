@@ -78,6 +78,7 @@ def collect_facts(
         "steps": read_json(training_file).get("step"),
         "batch": loader.get("batch"),
         "frames": loader.get("frames"),
+        "share of steps on single frames": loader.get("images") or None,
         "size": loader.get("size"),
         "optimizer": optim.get("optimizer"),
         "learning rate": optim.get("lr"),
@@ -114,21 +115,26 @@ def render_card(
     folder: PipelineFolder,
     target: "ExportTarget",
     dtype: str,
-    warnings: Sequence[str],
+    notes: Sequence[str],
     facts: ModelCardFacts,
 ) -> str:
     """The content of README.md."""
     is_custom = target.class_name != "UNet2DConditionModel"
     usage = LOAD_PIPELINE if is_custom else LOAD_STOCK_PIPELINE
     rows = table_rows(folder, target, dtype, facts)
-    notes = "".join(f"- {warning}\n" for warning in warnings)
+    listed = "".join(f"- {note}\n" for note in notes)
     return CARD.format(
         pipeline_tag="video-to-video" if is_custom else "image-to-image",
-        name=facts.repo_id.split("/")[1] if facts.repo_id else folder.path.name,
+        name=facts.repo_id.split("/")[1] if facts.repo_id else run_name(folder.path),
         usage=usage.format(folder=facts.repo_id or "FOLDER"),
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        notes=f"\nNote:\n\n{notes}" if warnings else "",
+        notes=f"\nNote:\n\n{listed}" if notes else "",
     )
+
+
+def run_name(path: Path) -> str:
+    """The name of a model's folder, or of the run that a RUN/pipeline belongs to."""
+    return path.absolute().parent.name if path.name == "pipeline" else path.name
 
 
 def table_rows(

@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ivid2vid_jax.data.clip_pairs import ClipSettings, read_clips, read_fitted
+from ivid2vid_jax.data.clip_pairs import (
+    ClipSettings,
+    common_size,
+    open_to_read,
+    read_clips,
+    read_fitted,
+)
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation.clip_sets import EvaluationTask, find_edited
 from ivid2vid_jax.evaluation.distribution_distances import (
@@ -125,7 +131,9 @@ class ClipEvaluator:
             fingerprint_files(task.source)  # a missing source is the error to report, not its edit
             edited = find_edited(self.edited, task.id)
             captions = (task.source_caption, task.edited_caption)
-            fingerprint = fingerprint_files(task.source, edited, task.mask, texts=captions)
+            fingerprint = fingerprint_files(
+                task.source, edited, task.mask, task.target, texts=captions
+            )
             if previous and (previous.fingerprint != fingerprint or previous.error):
                 previous = None
             missing = self.missing_metrics(previous)
@@ -177,7 +185,16 @@ class ClipEvaluator:
         source_clip, edited_clip = source_clip[:frames], edited_clip[:frames]
         captions = (task.source_caption, task.edited_caption)
         mask = self.read_mask(task, source_clip)
-        return Pair(source_clip, edited_clip, mask, captions, self.clip), note
+        target = self.read_target(task, source_clip)
+        return Pair(source_clip, edited_clip, mask, target, captions, self.clip), note
+
+    def read_target(self, task: EvaluationTask, source: np.ndarray) -> np.ndarray | None:
+        """The true edit of a task in the source's size, cut to its length; None if unknown."""
+        if task.target is None:
+            return None
+        clip = open_to_read(task.target, self.clips)
+        common_size([source.shape[1:3], (clip.height, clip.width)], self.clips.size)
+        return read_fitted(clip, source.shape[1:3], len(source))
 
     def read_mask(self, task: EvaluationTask, source: np.ndarray) -> np.ndarray | None:
         """The mask of a task, of a clip or a still: pixels brighter than half of white."""

@@ -7,9 +7,10 @@
 | LOVEU-TGVE-2023 | as published, see below |
 | cars, tai-chi, movie, city, school | ROOT/cars and so on, each such a folder; ROOT: --root |
 
-A list has the columns `video` and `instruction`, and optionally `id`, `source_caption`,
-`edited_caption`, `edit_type` and `mask`; paths are relative to the list's folder. A mask is a clip
-or an image of the source's size, white where the edit may change something.
+A list has the columns `video` and `instruction`, and optionally `tgt_video` (the true edit), `id`,
+`source_caption`, `edited_caption`, `edit_type` and `mask`; paths are relative to the list's folder.
+Other names are those of `prepare` (`data/lists.py`), or given by --columns. A mask is a clip or an
+image of the source's size, white where the edit may change something.
 
 LOVEU-TGVE-2023 is DIR/LOVEU-TGVE*.csv or .xlsx, with the clips in
 DIR/{DAVIS,youtube,videvo}_480p/480p_frames/NAME/*.jpg or 480p_videos/NAME.mp4.
@@ -25,8 +26,16 @@ import dataclasses
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from ivid2vid_jax.data.lists import TEXT_SUFFIXES, read_csv, read_json, unique_name
+from ivid2vid_jax.data.lists import (
+    NAMES,
+    TEXT_SUFFIXES,
+    parse_columns,
+    read_csv,
+    read_json,
+    unique_name,
+)
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils.versions import install_command
 from ivid2vid_jax.video.read import ANIMATIONS
@@ -35,8 +44,8 @@ from ivid2vid_jax.video.write import CONTAINERS
 # The paper does not say which clips its sets held (Tai Chi: most likely TaiChi-HD's).
 PAPER_SETS = ("cars", "tai-chi", "movie", "city", "school")
 LIST = "instructions.csv"
-# Field -> column names; the second one is Kiwi-Edit's and DiffSynth-Studio's.
-REQUIRED = {"video": ("video", "src_video"), "instruction": ("instruction", "prompt")}
+# Column -> its name as a field of `prepare`, whose names in public sets are known too.
+REQUIRED = {"video": "src_video", "instruction": "prompt"}
 OPTIONAL = ("source_caption", "edited_caption", "edit_type")
 TGVE_NAME, TGVE_CAPTION = "Video name", "Our GT caption"
 TGVE_PARTS = ("DAVIS_480p", "youtube_480p", "videvo_480p")
@@ -61,6 +70,7 @@ class EvaluationTask:
         edited_caption: what the edited clip should show.
         edit_type: the set's own category.
         mask: where the edit may change something; None: everywhere.
+        target: the true edit; None: not known.
         where: for error messages, the row of the list.
     """
 
@@ -71,11 +81,14 @@ class EvaluationTask:
     edited_caption: str = ""
     edit_type: str = ""
     mask: Path | None = None
+    target: Path | None = None
     where: str = ""
 
 
-def open_set(data: str, root: Path) -> list[EvaluationTask]:
+def open_set(data: str, root: Path, columns: tuple[str, ...] = ()) -> list[EvaluationTask]:
     """The tasks of a list, a folder or a set of the paper (a folder of `root`).
+
+    columns: column names of a list, such as "src=original_image".
 
     Raises:
         UserError: it is none of these; the message says what a set looks like.
@@ -87,48 +100,63 @@ def open_set(data: str, root: Path) -> list[EvaluationTask]:
             "--root"
         )
     if path.is_file() and path.suffix.lower() in TEXT_SUFFIXES:
-        return read_list(path)
+        return read_list(path, columns)
     if table := find_tgve_table(path):
         return read_tgve(path, table)
     if (path / LIST).is_file():
-        return read_list(path / LIST)
+        return read_list(path / LIST, columns)
     problem = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
-        f"--data {data}: {problem} one of these: 'shapes', a list ({', '.join(TEXT_SUFFIXES)}), "
-        f"a folder with {LIST}, LOVEU-TGVE-2023, or one of {', '.join(PAPER_SETS)}"
+        f"--data {data}: {problem} one of these: 'shapes', a dataset of prepare, a list "
+        f"({', '.join(TEXT_SUFFIXES)}), a folder with {LIST}, LOVEU-TGVE-2023, or one of "
+        f"{', '.join(PAPER_SETS)}"
     )
 
 
-def read_list(path: Path) -> list[EvaluationTask]:
-    """The tasks of a CSV or JSON list."""
+def read_list(path: Path, columns: tuple[str, ...] = ()) -> list[EvaluationTask]:
+    """The tasks of a CSV or JSON list; columns: see `open_set`."""
+    given = parse_columns(columns)
     tasks: list[EvaluationTask] = []
     stems: dict[str, int] = {}
     read = read_json if path.suffix.lower() in (".json", ".jsonl") else read_csv
     for row, cells in read(path):
-        required = {
-            field: next((cells[column] for column in columns if cells.get(column)), "")
-            for field, columns in REQUIRED.items()
-        }
+        video = find_cell(cells, "src_video", given, "video")
+        instruction = find_cell(cells, "prompt", given, "instruction")
         missing = [
-            f"{field} (or {REQUIRED[field][1]})"
-            for field, value in required.items()
-            if not str(value).strip()
+            f"{name} (or {REQUIRED[name]})"
+            for name, value in (("video", video), ("instruction", instruction))
+            if not value.strip()
         ]
         if missing:
-            columns = ", ".join(map(str, cells))
-            raise UserError(f"{path}: {row} has no {', '.join(missing)} (it has: {columns})")
-        video = required["video"]
+            header = ", ".join(map(str, cells))
+            raise UserError(
+                f"{path}: {row} has no {', '.join(missing)} (it has: {header}); "
+                "name the columns, e.g. --columns src=before tgt=after prompt=text"
+            )
+        target = find_cell(cells, "tgt_video", given)
         id = str(cells.get("id") or unique_name(Path(video).stem, stems))
         task = EvaluationTask(
             check_id(id, f"{path}: {row}"),
             path.parent / video,
-            required["instruction"],
-            **{name: str(cells.get(name) or "") for name in OPTIONAL},
+            instruction,
+            **{name: find_cell(cells, name, given) for name in OPTIONAL},
             mask=path.parent / cells["mask"] if cells.get("mask") else None,
+            target=path.parent / target if target else None,
             where=f"{path.name} {row}",
         )
         tasks.append(task)
     return check_tasks(tasks, path)
+
+
+def find_cell(
+    cells: dict[str, Any], field: str, given: dict[str, str], first_name: str = ""
+) -> str:
+    """The text of a field of `prepare` in a row; "" if the row has none.
+
+    given: column names by field, instead of the usual ones. first_name: goes before those.
+    """
+    names = (given[field],) if field in given else (first_name, *NAMES[field])
+    return next((str(cells[name]) for name in names if cells.get(name)), "")
 
 
 def check_tasks(tasks: list[EvaluationTask], path: Path) -> list[EvaluationTask]:

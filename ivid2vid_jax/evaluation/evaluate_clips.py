@@ -6,41 +6,36 @@ With --against it writes an A/B page instead.
 import dataclasses
 import json
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ivid2vid_jax.data.clip_pairs import (
-    ClipSettings,
-    common_size,
-    open_to_read,
-    read_fitted,
-    read_pair,
-)
+from ivid2vid_jax.data.clip_pairs import ClipSettings, read_pair
 from ivid2vid_jax.data.shapes import WORLDS
 from ivid2vid_jax.errors import UserError, parse_shard
-from ivid2vid_jax.evaluation import ab_study, clip_metrics, clip_sets, inception, report
+from ivid2vid_jax.evaluation import (
+    ab_study,
+    clip_metrics,
+    clip_sets,
+    inception,
+    make_edits,
+    prepared_set,
+    report,
+)
 from ivid2vid_jax.evaluation.clip_metrics import SET_METRICS, ClipEvaluator, ClipItem
 from ivid2vid_jax.evaluation.clip_scores import FETCH, FULL, CLIPEmbedder, load_clip
 from ivid2vid_jax.evaluation.clip_sets import EvaluationTask
 from ivid2vid_jax.evaluation.metrics import METRICS
 from ivid2vid_jax.evaluation.options import EvaluateArgs
 from ivid2vid_jax.evaluation.output_folder import bind_to_settings
-from ivid2vid_jax.inference import pipeline
-from ivid2vid_jax.utils.atomic import atomic_path
 from ivid2vid_jax.utils.progress import Progress
 from ivid2vid_jax.utils.versions import versions
 
 log = logging.getLogger(__name__)
 
-Edit = Callable[[np.ndarray, str], np.ndarray]  # (clip, instruction) -> edited clip
-
 IDENTITY = "change nothing"  # the instruction of --identity
-EDIT_RECORD = "made.json"  # beside the frames of an edit: its instruction and source
 # Entries of run.json that grow: a later run may add metrics, and the weights they need.
 MERGEABLE = ("weights", "arithmetic")
 MISSING_WEIGHTS = {
@@ -59,8 +54,13 @@ def run(args: EvaluateArgs) -> None:
         print(ab_study.tally(args.output, args.votes))
         return
     shard, settings = check_args(args)
-    tasks = clip_sets.open_set(args.data, args.root)
+    prepared = None
+    if prepared_set.is_prepared(args.data):
+        prepared = prepared_set.open_prepared(args.data, args.split, args.output)
+    tasks = prepared.tasks() if prepared else clip_sets.open_set(args.data, args.root, args.columns)
     if args.against:
+        if prepared:
+            prepared.write_clips()
         make_study(args, tasks, settings)
         return
     names = selected_metrics(args, tasks)
@@ -76,11 +76,16 @@ def run(args: EvaluateArgs) -> None:
         "weights": models.fingerprints(),
         "arithmetic": {"clip": np.dtype(models.clip.dtype).name} if models.clip else {},
     }
+    record |= {"split": args.split} if prepared else {}
     record |= {"edited": str(args.edited)} if args.edited else {"identity": args.identity}
-    edit_clip = None if args.edited else load_editor(args, record)
+    edit_clip = None if args.edited else make_edits.load_editor(args, record)
     record = bind_to_settings(args.output, record, MERGEABLE)
+    if prepared:
+        prepared.write_clips()
     if edit_clip:
-        write_edits(edit_clip, tasks[shard[0] :: shard[1]], args.output / "edited", settings)
+        make_edits.write_edits(
+            edit_clip, tasks[shard[0] :: shard[1]], args.output / "edited", settings
+        )
     evaluator = ClipEvaluator(
         tuple(name for name in names if name not in models.errors),
         args.edited or args.output / "edited",
@@ -145,11 +150,14 @@ def selected_metrics(args: EvaluateArgs, tasks: Sequence[EvaluationTask]) -> tup
     for name in args.metrics:
         if not available[METRICS[name].needs]:
             raise UserError(f"--metrics {name} needs {MISSING_WEIGHTS[METRICS[name].needs]}")
-    masks = any(task.mask for task in tasks)
+    given = {
+        "outside": any(task.mask for task in tasks),
+        "target": any(task.target for task in tasks),
+    }
     return args.metrics or tuple(
         name
         for name, metric in METRICS.items()
-        if available[metric.needs] and (masks or not name.endswith("_outside"))
+        if available[metric.needs] and given.get(name.rpartition("_")[2], True)
     )
 
 
@@ -268,7 +276,7 @@ class ReportWriter:
     ) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
         """Yields clips for the page, evenly spaced in the set.
 
-        Each is (task, source and edit side by side, frames per second).
+        Each is (task, source, edit and the true edit, if known, side by side, frames per second).
         """
         readable = {item.id for item in items if not item.error}
         tasks = [task for task in self.tasks if task.id in readable]
@@ -276,7 +284,10 @@ class ReportWriter:
         for i in np.unique(np.linspace(0, len(tasks) - 1, count).round().astype(int)):
             edited_path = clip_sets.find_edited(self.evaluator.edited, tasks[i].id)
             source, edited, fps = read_pair(tasks[i].source, edited_path, self.evaluator.clips)
-            yield tasks[i], np.concatenate([source, edited], axis=2), fps
+            target = self.evaluator.read_target(tasks[i], source)
+            clips = [source, edited] if target is None else [source, edited, target]
+            length = min(map(len, clips))
+            yield tasks[i], np.concatenate([clip[:length] for clip in clips], axis=2), fps
 
 
 def earlier_metrics(output: Path) -> set[str]:
@@ -316,53 +327,6 @@ def print_summary(tasks: Sequence[EvaluationTask], items: Sequence[ClipItem], pa
     if noted:
         parts.append(f"{len(noted)} with clips of different length")
     print(f"{', '.join(parts)}; wrote {page}")
-
-
-# ---- edits ----
-
-
-def load_editor(args: EvaluateArgs, record: dict[str, Any]) -> Edit:
-    """Loads --model as an editor, and adds its identity and settings to the record."""
-    pipe = pipeline.load(args.model, args.dtype)
-    settings = pipeline.EditSettings.from_args(args).resolve(pipe.folder)
-    pipe.check_editor()
-    record |= {
-        "model": args.model or "shapes-edit",
-        "model_weights": pipe.folder.fingerprint(),
-        "settings": vars(settings),
-    }
-    return lambda clip, instruction: pipe.edit(clip, instruction, **vars(settings))
-
-
-def write_edits(
-    edit_clip: Edit, tasks: Sequence[EvaluationTask], folder: Path, settings: ClipSettings
-) -> None:
-    """Writes folder/ID/*.png for each task that has no edit of this instruction and source.
-
-    Clips that cannot be edited are logged and skipped.
-    """
-    with Progress("editing", len(tasks)) as progress:
-        for task in progress.wrap(tasks):
-            target = folder / task.id
-            try:
-                source = clip_metrics.fingerprint_files(task.source)
-                record = json.dumps({"instruction": task.instruction, "source": source})
-                file = target / EDIT_RECORD
-                if file.is_file() and file.read_text() == record:
-                    continue
-                clip = open_to_read(task.source, settings)
-                size = common_size([(clip.height, clip.width)], settings.size)
-                edited = edit_clip(read_fitted(clip, size, settings.frames), task.instruction)
-            except UserError as error:
-                log.warning("%s: not edited: %s", task.id, error)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target) as frames:
-                frames.mkdir()
-                for i, pixels in enumerate(edited):
-                    Image.fromarray(pixels).save(frames / f"{i:05d}.png")
-                (frames / EDIT_RECORD).write_text(record)
-                shutil.rmtree(target, ignore_errors=True)
 
 
 # ---- the A/B page ----

@@ -27,6 +27,7 @@ class Pair:
         source: [T, H, W, 3] uint8.
         edited: of the same shape.
         mask: where the edit may change something, bool [T, H, W].
+        target: the true edit, [T, H, W, 3] uint8; it may be shorter.
         captions: of the source and of the edited clip.
         clip: a CLIPEmbedder, for the clip_* metrics.
     """
@@ -34,6 +35,7 @@ class Pair:
     source: np.ndarray
     edited: np.ndarray
     mask: np.ndarray | None = None
+    target: np.ndarray | None = None
     captions: tuple[str, str] = ("", "")
     clip: Any = None
 
@@ -89,6 +91,13 @@ class Pair:
         if self.mask is None:
             raise UserError("the set gives no mask of the edit")
         return self.mask
+
+    def with_target(self) -> tuple[np.ndarray, np.ndarray]:
+        """The true edit and the edit in their common length. Raises UserError if there is none."""
+        if self.target is None:
+            raise UserError("the set gives no true edit")
+        length = min(len(self.target), len(self.edited))
+        return self.target[:length], self.edited[:length]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +241,23 @@ METRICS = {
         "structural similarity, Gaussian window of 1.5 pixels, mean over channels and frames",
         "scikit-image's structural_similarity(gaussian_weights=True, use_sample_covariance=False)",
         lambda pair: {"edited": fidelity.ssim(pair.source, pair.edited)},
+    ),
+    "psnr_target": Metric(
+        "PSNR to the true edit",
+        "dB",
+        "higher",
+        "as PSNR, to the set's true edit",
+        "scikit-image's peak_signal_noise_ratio",
+        lambda pair: {"edited": fidelity.squared_error(*pair.with_target())},
+        summary=fidelity.psnr,
+    ),
+    "ssim_target": Metric(
+        "SSIM to the true edit",
+        "",
+        "higher",
+        "as SSIM, to the set's true edit",
+        "scikit-image's structural_similarity",
+        lambda pair: {"edited": fidelity.ssim(*pair.with_target())},
     ),
     "psnr_outside": Metric(
         "PSNR outside the mask",

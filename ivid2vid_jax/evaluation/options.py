@@ -15,6 +15,8 @@ CLIP_SET_OPTIONS = (
     "clip_model",
     "inception",
     "root",
+    "columns",
+    "split",
     "clip_size",
     "clip_fps",
     "clip_frames",
@@ -44,8 +46,8 @@ class EvaluateArgs:
 
     # a pipeline folder or a training run (default: the embedded shapes-edit)
     model: str | None = None
-    # shapes, shapes-crowded; a list of clips, a folder with instructions.csv, LOVEU-TGVE-2023,
-    # cars, tai-chi, movie, city, school
+    # shapes, shapes-crowded; a dataset of prepare (held-out rows, with their true edits); a list of
+    # clips, a folder with instructions.csv, LOVEU-TGVE-2023, cars, tai-chi, movie, city, school
     data: str = "shapes"
     # instead of --model: a folder of finished edits, ID.mp4 (gif, webp, ...) or ID/ with frames
     edited: Path | None = None
@@ -57,6 +59,9 @@ class EvaluateArgs:
     clip_model: str | None = None
     inception: Path | None = None  # pytorch-fid's weights, for fid and kid
     root: Path = Path("data")  # folder that holds cars, tai-chi, movie, city and school
+    # column names of a list: src=original_image tgt=edited_image prompt=edit_prompt
+    columns: tuple[str, ...] = ()
+    split: str = "validation"  # of a dataset of prepare
     # pixels: clips are first reduced to this length of the shorter side, never enlarged
     clip_size: int = 256
     clip_fps: float | None = None  # resample clips to this frame rate (default: keep theirs)

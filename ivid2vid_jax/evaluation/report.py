@@ -74,7 +74,8 @@ def write(
         tasks: of the set.
         items: finished ones.
         metrics: of `metric_entries`.
-        clips: for the page: (task, source and edit side by side [T, H, 2W, 3], frames per second).
+        clips: for the page: (task, source, edit and true edit, if known, side by side
+            [T, H, 2W or 3W, 3], frames per second).
     """
     unread = {item.id: item.error for item in items if item.error}
     noted = {item.id: item.note for item in items if item.note}
@@ -169,7 +170,7 @@ def page(
     parts.append("<h2>Clips</h2>")
     for task, clip, fps in clips:
         source = page_parts.data_uri(page_parts.animation(clip, fps), "webp")
-        labels = ("source", "edit")
+        labels = ("source", "edit", *(["true edit"] if task.target else []))
         parts.append(page_parts.clip_section(task.instruction, task.id, source, labels))
     if columns := [name for name in metrics if any(name in item.values for item in items)]:
         parts.append(f"<h2>Distribution over edits</h2>{histograms(items, columns)}")

@@ -3,12 +3,12 @@
 The clips are of the kinds of edit that the run trains on. Results are files of RUN/benchmark.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from ivid2vid_jax.data.shapes import UNSEEN_STYLE, WORLDS, Spec
-from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.evaluation import shapes_benchmark
 from ivid2vid_jax.evaluation.shapes_benchmark import ShapesItem
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
@@ -22,13 +22,15 @@ log = logging.getLogger(__name__)
 FOLDER, OLD_FOLDER = "benchmark", "judged"  # OLD_FOLDER: of earlier runs
 
 
-def check_config(config: TrainConfig) -> None:
-    """Raises UserError if `log.benchmark` is set for a run that cannot be evaluated."""
-    if config.log.benchmark and (config.task != "edit" or not set(config.data) & set(WORLDS)):
-        raise UserError(
-            f"--log.benchmark {config.log.benchmark} needs --task edit and --data shapes: only "
-            "edits of the shapes world can be evaluated; or set --log.benchmark 0"
-        )
+def applicable(config: TrainConfig) -> TrainConfig:
+    """The config, without `log.benchmark` for a run that cannot be evaluated by it; logs that."""
+    if not config.log.benchmark or (config.task == "edit" and set(config.data) & set(WORLDS)):
+        return config
+    log.info(
+        "no benchmark (--log.benchmark %d): it checks edits of the shapes world only",
+        config.log.benchmark,
+    )
+    return dataclasses.replace(config, log=dataclasses.replace(config.log, benchmark=0))
 
 
 def run_benchmark(config: TrainConfig, run: Path, when: str, pipe: Pipeline) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ TASK_VIEWS = {
     "autoencoder": "pixels",
     "clip": "caption",
 }
+
+
+SINGLE_FRAMES = (
+    "trains on single frames of the clips (--loader.images 1.0): frame_loss is 0 and temporal "
+    "layers learn nothing; --loader.images 0 trains on clips"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,4 +186,17 @@ def log_start(setup: TrainSetup, state: TrainState, start_step: int) -> None:
         frozen,
         " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items()),
     )
+    if note := single_frames_note(config, [stream.image_pairs for stream in setup.loader.streams]):
+        log.info(note)
     log.info("config: %s ... (RUN/config.json)", json.dumps(run_folder.to_jsonable(config))[:100])
+
+
+def single_frames_note(config: TrainConfig, image_pairs: Sequence[bool]) -> str:
+    """A note on a run that has clips and trains on single frames of them; "" for other runs.
+
+    image_pairs: whether each dataset consists of image pairs.
+    """
+    has_frame_loss = config.task in ("edit", "text_to_image")
+    if not has_frame_loss or config.loader.images < 1 or config.loader.frames == 1:
+        return ""
+    return "" if all(image_pairs) else SINGLE_FRAMES

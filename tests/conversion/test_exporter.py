@@ -242,12 +242,13 @@ def test_model_card_has_the_facts_of_a_run(edits, tmp_path):
         model=None,
         seed=3,
         optim=dict(ema=0.999, lr=1e-3),
-        loader=dict(batch=4, frames=8),
+        loader=dict(batch=4, frames=8, images=0.3),
         loss=dict(mode="match"),
     )
     write_json(run / "config.json", config)
     write_json(run / "pipeline" / "training.json", {"step": 400})
     facts = model_card.collect_facts(run / "pipeline")
     assert facts.training["steps"] == 400
+    assert facts.training["share of steps on single frames"] == 0.3
     assert facts.training["averaged weights (EMA decay)"] == 0.999
     assert facts.data_licence.startswith("Apache-2.0") and facts.base == "scratch"

@@ -131,6 +131,31 @@ def test_a_folder_with_a_list(tmp_path):
     assert task.source == tmp_path / "x.mp4"
 
 
+def test_lists_of_triplets_have_true_edits(tmp_path):
+    """By the names that prepare knows, or by --columns."""
+    columns = ("src_video", "tgt_video", "prompt", "edited_prompt")
+    write_list(
+        tmp_path, [("a.mp4", "a2.mp4", "make it snow", "snow"), ("b.mp4", "", "x", "")], columns
+    )
+    first, second = clip_sets.open_set(str(tmp_path), tmp_path)
+    assert (first.source, first.target) == (tmp_path / "a.mp4", tmp_path / "a2.mp4")
+    assert (first.instruction, first.edited_caption) == ("make it snow", "snow")
+    assert second.target is None
+    write_list(tmp_path, [("a.mp4", "a2.mp4", "make it snow")], ("before", "after", "text"))
+    with pytest.raises(UserError, match=r"no video .*--columns src=before tgt=after prompt=text"):
+        clip_sets.open_set(str(tmp_path), tmp_path)
+    given = ("src=before", "tgt=after", "prompt=text")
+    assert clip_sets.open_set(str(tmp_path), tmp_path, given) == [
+        clip_sets.EvaluationTask(
+            "a",
+            tmp_path / "a.mp4",
+            "make it snow",
+            target=tmp_path / "a2.mp4",
+            where="instructions.csv row 2",
+        )
+    ]
+
+
 @pytest.mark.parametrize("name", clip_sets.PAPER_SETS)
 def test_the_papers_sets_are_folders(tmp_path, name):
     write_list(tmp_path / name, [["a.mp4", "go"]])
@@ -199,7 +224,7 @@ def test_errors_of_bad_lists(tmp_path, rows, columns, message):
 
 def test_errors_of_what_is_no_set(tgve):
     with pytest.raises(
-        UserError, match="no such file or folder, and not one of these: 'shapes', a list"
+        UserError, match="no such file or folder, and not one of these: 'shapes', a dataset of"
     ):
         clip_sets.open_set("nowhere", tgve)
     with pytest.raises(UserError, match="is not one of these"):

@@ -26,7 +26,7 @@ def tiny_clip(tmp_path_factory):
 def test_a_copy_has_no_gap():
     source = moving(2, 1)
     mask = np.zeros(source.shape[:3], bool)
-    values, reasons = measure(Pair(source, source, mask), PIXEL_METRICS)
+    values, reasons = measure(Pair(source, source, mask, source), PIXEL_METRICS)
     assert not reasons and set(values) == set(PIXEL_METRICS)
     for name in ("frame_difference", "flow", "block_matching", "block_motion", "warping_error"):
         assert values[name]["gap"] == 0 and values[name]["edited"] == values[name]["source"] > 0
