@@ -10,8 +10,8 @@ It shows whether your triplets can be learned before you rent an accelerator. Th
 has only ever seen moving shapes; edits of real clips need larger weights, such as those of
 configs/instruct_pix2pix_temporal.py.
 
-Hardware: 2 CPU cores, or any GPU or TPU. Time: 4.4 s a step on two shared
-cores.
+Hardware: 2 CPU cores, or any GPU or TPU.
+Time: 4.4 s a step on two CPU cores that other jobs used too. Quality: not measured.
 """
 
 from ivid2vid_jax.data.config import LoaderConfig

@@ -99,7 +99,7 @@ def serving(pipe: "Pipeline", args: AppArgs, folder: Path) -> Iterator[str]:
     try:
         _, address, _ = blocks.launch(
             server_name=args.host,
-            server_port=args.port or free_port(args.host),
+            server_port=free_port(args.host, args.port),
             share=args.share,
             max_file_size=f"{args.limits.megabytes}mb",
             prevent_thread_lock=True,
@@ -107,10 +107,11 @@ def serving(pipe: "Pipeline", args: AppArgs, folder: Path) -> Iterator[str]:
             show_error=True,
             ssr_mode=False,
         )
-    except OSError as error:
+    except OSError as error:  # with another text where Gradio raises it
+        reason = os.strerror(error.errno).lower() if error.errno else "cannot be opened"
         raise UserError(
-            f"--host {args.host} --port {args.port}: cannot be opened ({error}); "
-            "give another --port, or 0 for any free one"
+            f"--host {args.host} --port {args.port}: {reason}; give another --port, or 0 for any "
+            "free one"
         ) from error
     try:
         yield address
@@ -118,9 +119,9 @@ def serving(pipe: "Pipeline", args: AppArgs, folder: Path) -> Iterator[str]:
         blocks.close(verbose=False)
 
 
-def free_port(host: str) -> int:
-    """A port that is free at the moment."""
-    with socket.create_server((host, 0)) as server:
+def free_port(host: str, port: int = 0) -> int:
+    """The port, or any for 0, that is free at the moment; OSError if it is in use."""
+    with socket.create_server((host, port)) as server:
         return server.getsockname()[1]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ivid2vid_jax.app.limits import MAX_INSTRUCTION_LENGTH, AppLimits
 from ivid2vid_jax.errors import UserError, check_instruction
+from ivid2vid_jax.inference.domain import domain_warnings
 from ivid2vid_jax.inference.pipeline import EditSettings, Pipeline
 from ivid2vid_jax.inference.settings import ResolvedSettings
 from ivid2vid_jax.utils.versions import versions
@@ -180,7 +181,10 @@ def run_edit(
             "weights": pipe.folder.fingerprint(),
         }
         result.record.write_text(json.dumps(record, indent=2, default=str) + "\n")
-        return dataclasses.replace(result, note=note)
+        warnings = domain_warnings(
+            pipe, (frame.pixels for frame in clip.frames()), request.instruction
+        )
+        return dataclasses.replace(result, note="; ".join(filter(None, [note, *warnings])))
     except RescueError:
         raise
     except UserError as error:

@@ -222,22 +222,22 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
             placeholder="make the circle blue",
             max_length=MAX_INSTRUCTION_LENGTH,
         ),
-        text_scale=gr.Slider(
+        text_scale=Slider(
             1,
             15,
             defaults.text_scale,
             step=0.1,
             label="Text scale: how strongly the instruction acts",
         ),
-        video_scale=gr.Slider(
+        video_scale=Slider(
             1,
             5,
             defaults.video_scale,
             step=0.1,
             label="Video scale: how much of the source is kept",
         ),
-        steps=gr.Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
-        seed=gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+        steps=Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
+        seed=gr.Number(0, precision=0, label="Seed"),
         negative=gr.Textbox(
             label="Negative prompt: what to avoid", max_length=MAX_INSTRUCTION_LENGTH
         ),
@@ -245,13 +245,19 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
         size=gr.Number(
             defaults.size,
             precision=0,
-            minimum=1,
-            maximum=limits.side,
             label="Size: pixels of the longer side inside the model",
         ),
         edit_button=gr.Button("Edit", variant="primary"),
         cancel_button=gr.Button("Cancel", size="sm"),
     )
+
+
+class Slider(gr.Slider):
+    """A slider that leaves a typed value to `check_request`, whose errors name the setting."""
+
+    def preprocess(self, payload: float) -> float:
+        """The value as it is; Gradio's own check does not name the component."""
+        return payload
 
 
 def build_outputs() -> Outputs:

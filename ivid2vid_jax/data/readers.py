@@ -69,6 +69,9 @@ def open_reader(
         return ListReader(path.resolve(), (root or path.parent).resolve(), clips, names)
     if (path / "seeds.json").is_file():
         return PairFolderReader(path.resolve(), clips)
+    lists = [file for file in path.glob("*") if file.suffix.lower() in LIST_SUFFIXES]
+    if len(lists) == 1:
+        raise UserError(f"{data}: is a folder with one list; name it: --data {lists[0]}")
     state = "is not" if path.exists() else "no such file or folder, and not"
     raise UserError(
         f"{data}: {state} one of these: a procedural world ({', '.join(shapes.WORLDS)}), "

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from ivid2vid_jax import assets
 from ivid2vid_jax.app import __main__ as app
+from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.utils import versions
 from tests.support.command import run_command
 from tests.support.gradio_client import edit_inputs, path_of, visitor
@@ -40,6 +42,15 @@ def test_an_invalid_option_is_a_one_line_error(capsys, options, message):
     pytest.importorskip("gradio")
     code, stderr, _ = run_command(capsys, app.AppArgs, app.run, *options)
     assert code == 2 and message in stderr and stderr.count("\n") == 1
+
+
+def test_a_port_that_is_in_use_is_named(pipe, tmp_path):
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        args = app.AppArgs(port=server.getsockname()[1])
+        message = f"--port {args.port}: address already in use; give another --port, or 0"
+        with pytest.raises(UserError, match=message), app.serving(pipe, args, tmp_path):
+            pass
 
 
 def test_without_gradio_the_error_says_how_to_install_it(capsys, monkeypatch):

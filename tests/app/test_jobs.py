@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivid2vid_jax.app import jobs
 from ivid2vid_jax.app.jobs import (
     EditRequest,
     open_checked_clip,
@@ -151,6 +152,13 @@ def test_an_upload_of_any_kind_becomes_a_video(tmp_path, name):
     with pytest.raises(UserError, match=r"^list.gif.* can be read"):
         to_playable(str(tmp_path / "list.gif"), AppLimits(), tmp_path)
     assert path.parent.parent == tmp_path and len(list(tmp_path.glob("upload-*"))) == 1
+
+
+def test_an_edit_outside_the_embedded_models_world_is_noted(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "domain_warnings", lambda pipe, frames, words: [f"unknown: {words}"])
+    clip = write_noise(tmp_path / "in.mp4")
+    result = run_edit(pipe, request(clip), AppLimits(), tmp_path, ignore_progress)
+    assert result.note == "unknown: make it blue"
 
 
 def test_sound_that_cannot_be_written_is_noted(pipe, tmp_path, monkeypatch):

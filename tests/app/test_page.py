@@ -80,6 +80,15 @@ def test_a_visitor_sees_the_error(served, tmp_path):
         ):
             with pytest.raises(Exception, match=message):
                 client.predict(*edit_inputs(upload(clip), instruction), api_name="/edit")
+        for position, value, message in (
+            (4, 1000, "steps 1000 must be between 1 and 100"),
+            (5, -1, "seed -1 must be between 0"),
+            (8, 9999, "size 9999 must be between 1"),
+        ):
+            inputs = edit_inputs(upload(clip))
+            inputs[position] = value
+            with pytest.raises(Exception, match=message):
+                client.predict(*inputs, api_name="/edit")
     assert not list(home.glob("job-*"))
 
 

@@ -89,6 +89,7 @@ def test_kinds_of_clips(pipe):
         (dict(prompt=PROMPTS, negative_prompt=["a"] * 3), ValueError, "3 negative prompts"),
         (dict(latents=torch.zeros(1, 4, 3, 4, 4)), ValueError, r"must be \[1, 4, 3, 8, 8\]"),
         (dict(shared_noise=2), ValueError, "shared_noise 2"),
+        (dict(num_inference_steps=0), ValueError, "num_inference_steps 0 must be 1 or more"),
         (dict(callback_on_step_end_tensor_inputs=["noise"]), ValueError, "must be among"),
         (dict(strength=1), TypeError, "strength"),
         (dict(guidance_scale=2.0, text_scale=3.0), TypeError, "both were given"),

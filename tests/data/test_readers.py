@@ -109,6 +109,12 @@ def test_malformed_lists(tmp_path, capsys, name, text, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_one_list_is_told_its_name(tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text(HEADER)
+    code, err, _ = run_prepare(capsys, tmp_path, tmp_path / "out")
+    assert code == 2 and f"name it: --data {tmp_path / 'pairs.csv'}" in err
+
+
 def test_instruct_pix2pix_folders_in_both_spellings(tmp_path, capsys):
     for i, key in enumerate(("input", "caption")):
         folder = tmp_path / "in" / "shard-00" / f"{i:07d}"

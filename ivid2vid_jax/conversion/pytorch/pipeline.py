@@ -146,6 +146,9 @@ class InstructVid2VidPipeline(DiffusionPipeline):
             video, image, output_type, shared_noise, callback_on_step_end_tensor_inputs
         )
         defaults, self._interrupt = self.config, False
+        steps = either(num_inference_steps, defaults.steps)
+        if steps < 1:
+            raise ValueError(f"num_inference_steps {steps} must be 1 or more")
         self._guidance_scale = either(guidance_scale, defaults.text_scale)
         self._image_guidance_scale = either(image_guidance_scale, defaults.video_scale)
         prompt_embeds = self.encode_prompt(
@@ -153,9 +156,7 @@ class InstructVid2VidPipeline(DiffusionPipeline):
         )
         fit = ResizeAndPad(clip.shape[1:3], either(size, defaults.size), self.factor)
         image_latents = self.encode(np.stack([fit.apply(frame) for frame in clip]))
-        self.scheduler.set_timesteps(
-            either(num_inference_steps, defaults.steps), device=self._execution_device
-        )
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
         latents = self.sample(
             self.prepare_latents(
                 (len(prompt_embeds) // 3, *image_latents.shape[1:]),
