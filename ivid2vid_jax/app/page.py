@@ -222,21 +222,21 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
             placeholder="make the circle blue",
             max_length=MAX_INSTRUCTION_LENGTH,
         ),
-        text_scale=Slider(
+        text_scale=slider(
             1,
             15,
             defaults.text_scale,
             step=0.1,
             label="Text scale: how strongly the instruction acts",
         ),
-        video_scale=Slider(
+        video_scale=slider(
             1,
             5,
             defaults.video_scale,
             step=0.1,
             label="Video scale: how much of the source is kept",
         ),
-        steps=Slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
+        steps=slider(1, limits.steps, min(defaults.steps, limits.steps), step=1, label="Steps"),
         seed=gr.Number(0, precision=0, label="Seed"),
         negative=gr.Textbox(
             label="Negative prompt: what to avoid", max_length=MAX_INSTRUCTION_LENGTH
@@ -252,12 +252,14 @@ def build_inputs(defaults: Any, limits: AppLimits, samples: dict[str, str]) -> I
     )
 
 
-class Slider(gr.Slider):
-    """A slider that leaves a typed value to `check_request`, whose errors name the setting."""
+def slider(low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
+    """A slider that leaves a typed value to `check_request`, whose errors name the setting.
 
-    def preprocess(self, payload: float) -> float:
-        """The value as it is; Gradio's own check does not name the component."""
-        return payload
+    Gradio's own check does not name it. Not a subclass: Gradio would write a stub file of it.
+    """
+    component = gr.Slider(low, high, value, step=step, label=label)
+    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    return component
 
 
 def build_outputs() -> Outputs:
