@@ -258,7 +258,7 @@ def slider(low: float, high: float, value: float, step: float, label: str) -> gr
     Gradio's own check does not name it. Not a subclass: Gradio would write a stub file of it.
     """
     component = gr.Slider(low, high, value, step=step, label=label)
-    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    component.preprocess = lambda payload: payload
     return component
 
 
