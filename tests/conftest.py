@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import logging
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -41,6 +42,38 @@ LONGEST = (
     "tests/inference/test_pipeline.py",
     "tests/conversion/test_importer.py",
 )
+
+
+# torch has no CPU build for some Pythons: tests that import a reference are skipped without it.
+REFERENCES = ("torch", "diffusers")
+
+
+def lacks_reference(error: BaseException | None) -> bool:
+    missing = isinstance(error, ModuleNotFoundError) and error.name in REFERENCES
+    return missing and find_spec("torch") is None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    error = report.call.excinfo.value if report.call.excinfo else None
+    if error and lacks_reference(error.__cause__ or error):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, "Skipped: torch is not installed")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if lacks_reference(error):
+            pytest.skip("torch is not installed")
+        raise
+
+
+pytest_runtest_call = pytest_runtest_setup
 
 
 @pytest.hookimpl(trylast=True)

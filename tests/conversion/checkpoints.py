@@ -2,13 +2,12 @@
 
 import flax
 import numpy as np
-import torch
-from diffusers import MotionAdapter
 
 from ivid2vid_jax.conversion import foreign_formats, importer
 from ivid2vid_jax.weights import torch_keys
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder
 from tests.support import factory, foreign
+from tests.support.references import diffusers, torch
 
 # Sizes of Stable Diffusion that shapes do not tell.
 SD1 = dict(attention_head_dim=8, norm_num_groups=32, cross_attention_dim=64)
@@ -58,7 +57,7 @@ def motion_adapter(**changes):
         motion_norm_num_groups=8,
         use_motion_mid_block=False,
     )
-    return factory.randomise(MotionAdapter(**sizes | changes), 7)
+    return factory.randomise(diffusers.MotionAdapter(**sizes | changes), 7)
 
 
 def single_file(unet, vae, text, open_clip=False):

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers import DDPMScheduler
 from jax.test_util import check_grads
 
 from ivid2vid_jax.diffusion.losses import (
@@ -19,6 +17,7 @@ from ivid2vid_jax.diffusion.losses import (
 )
 from ivid2vid_jax.diffusion.samplers import make_sampler, predicted_x0, sampler_steps
 from ivid2vid_jax.diffusion.schedule import NoiseSchedule
+from tests.support.references import diffusers, torch
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 3, 2, 5, 4)  # [B, T, h, w, C]
@@ -277,7 +276,7 @@ def test_samplers_recover_the_clean_latents_from_the_training_target(schedule):
 
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_noise_and_velocity_equal_diffusers(zero_snr):
-    reference = DDPMScheduler(
+    reference = diffusers.DDPMScheduler(
         **SD, clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr
     )
     schedule = NoiseSchedule.from_json(dict(reference.config))

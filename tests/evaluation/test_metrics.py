@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from ivid2vid_jax.evaluation import clip_scores
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair, all_pairs, measure, neighbours
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.support.clips import moving, static
+from tests.support.references import torch
 
 PIXEL_METRICS = [name for name, metric in METRICS.items() if not metric.needs]
 CLIP_METRICS = [name for name, metric in METRICS.items() if metric.needs == "clip"]

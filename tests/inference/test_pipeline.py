@@ -3,12 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import (
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionPipeline,
-)
 
 import ivid2vid_jax
 from ivid2vid_jax.diffusion.samplers import frame_noise, make_sampler
@@ -17,6 +11,7 @@ from ivid2vid_jax.inference.pipeline import EditSettings
 from ivid2vid_jax.inference.sampling_loop import blend_weights
 from ivid2vid_jax.weights.tokenizer import load_tokenizer
 from tests.support import factory
+from tests.support.references import diffusers, torch
 
 RNG = np.random.default_rng(0)
 INSTRUCTION = "make the red car blue"
@@ -31,7 +26,7 @@ def pipe(tiny):
 @pytest.fixture(scope="module")
 def stock_pipe(tiny):
     """Diffusers' own pipeline with the same weights."""
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+    pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
         tiny, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -63,7 +58,7 @@ def test_equals_diffusers_instruct_pix2pix(
     frame, noise = clip(1), iter(edit_noise(seed=7, steps=10, frames=1, shape=(8, 8, 4)))
     initial_noise = next(noise)
     if sampler == "euler_ancestral":
-        stock_pipe.scheduler = EulerAncestralDiscreteScheduler.from_pretrained(
+        stock_pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_pretrained(
             tiny, subfolder="scheduler"
         )
         monkeypatch.setattr(
@@ -298,7 +293,7 @@ def test_bfloat16_is_close_to_float32(tiny, pipe):
 @pytest.mark.slow
 def test_text_to_image_equals_diffusers(tmp_path, pipe):
     folder = factory.save_pipeline(tmp_path / "base", factory.tiny_parts(in_channels=4))
-    stock_pipe = StableDiffusionPipeline.from_pretrained(
+    stock_pipe = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     stock_pipe.set_progress_bar_config(disable=True)

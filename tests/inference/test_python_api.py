@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import ivid2vid_jax
@@ -13,6 +12,7 @@ from ivid2vid_jax import assets
 from ivid2vid_jax.errors import UserError
 from ivid2vid_jax.inference.clip_source import as_array
 from ivid2vid_jax.video.read import open_clip
+from tests.support.references import torch
 
 OPTIONS = dict(num_inference_steps=1, size=16, progress=False)
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from ivid2vid_jax.inference import vae_codec
 from ivid2vid_jax.inference.vae_codec import VAECodec, spans, taper
@@ -17,6 +16,7 @@ from ivid2vid_jax.utils.json_files import read_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import param_shapes
 from tests.support import factory
+from tests.support.references import torch
 
 RNG = np.random.default_rng(0)
 

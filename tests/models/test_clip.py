@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from ivid2vid_jax import models
@@ -15,6 +14,7 @@ from ivid2vid_jax.utils.json_files import read_json, write_json
 from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.pipeline_folder import open_clip_folder, param_shapes, save_folder
 from tests.support import factory
+from tests.support.references import torch
 
 TINY_H = factory.TEXT_TINY | dict(hidden_act="gelu", num_hidden_layers=3)
 

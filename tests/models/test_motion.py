@@ -6,7 +6,6 @@ import flax
 import jax
 import numpy as np
 import pytest
-import torch
 
 import ivid2vid_jax
 from ivid2vid_jax.errors import UserError
@@ -18,6 +17,7 @@ from ivid2vid_jax.weights import components, random_init
 from ivid2vid_jax.weights.inflate import inflate_params, unet_initializer, unet_param_shapes
 from ivid2vid_jax.weights.pipeline_folder import load_params, open_pipeline_folder, save_folder
 from tests.support import factory, tiny_run
+from tests.support.references import torch
 
 FLAT = UNetConfig.from_json(factory.UNET_TINY | factory.ONE_LEVEL)
 TINY = dataclasses.replace(FLAT, temporal=("motion",))

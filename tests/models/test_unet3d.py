@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from ivid2vid_jax.models import InflatedUNet3D, UNetConfig
 from ivid2vid_jax.models.temporal import TemporalConv1D
@@ -15,6 +14,7 @@ from ivid2vid_jax.weights import components
 from ivid2vid_jax.weights.inflate import inflate_params, unet_param_shapes
 from tests.support import factory
 from tests.support.devices import FAST_COMPILE_OPTIONS
+from tests.support.references import torch
 
 RNG = np.random.default_rng(0)
 

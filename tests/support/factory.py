@@ -4,21 +4,17 @@ They have the published format and serve as the reference. Norms and biases are 
 a test fails where one is forgotten.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
-import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    UNet2DConditionModel,
-    UNet3DConditionModel,
-    UNetMotionModel,
-)
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from tests.support.references import diffusers, torch
 
 SCHEDULER = dict(
     beta_start=0.00085,
@@ -111,26 +107,26 @@ def vae_blocks(config: dict) -> dict:
     )
 
 
-def unet(config: dict) -> UNet2DConditionModel:
+def unet(config: dict) -> diffusers.UNet2DConditionModel:
     """A 2D U-Net with random weights."""
     torch.manual_seed(1)
-    return randomise(UNet2DConditionModel(**config), 1)
+    return randomise(diffusers.UNet2DConditionModel(**config), 1)
 
 
-def unet3d(**config) -> UNet3DConditionModel:
+def unet3d(**config) -> diffusers.UNet3DConditionModel:
     """ModelScope's U-Net with random weights."""
     torch.manual_seed(2)
-    return randomise(UNet3DConditionModel(**config), 2)
+    return randomise(diffusers.UNet3DConditionModel(**config), 2)
 
 
-def motion_unet(**changes) -> UNetMotionModel:
+def motion_unet(**changes) -> diffusers.UNetMotionModel:
     """The tiny U-Net with motion modules."""
     torch.manual_seed(5)
     config = UNET_TINY | dict(num_attention_heads=4, use_motion_mid_block=False)
     del config["attention_head_dim"]
     for name in ("down_block_types", "up_block_types"):
         config[name] = [block.replace("2D", "Motion") for block in config[name]]
-    return randomise(UNetMotionModel(**config | changes), 5)
+    return randomise(diffusers.UNetMotionModel(**config | changes), 5)
 
 
 def random_params(tree, seed=0, scale=0.2):
@@ -141,10 +137,10 @@ def random_params(tree, seed=0, scale=0.2):
     )
 
 
-def vae(config: dict) -> AutoencoderKL:
+def vae(config: dict) -> diffusers.AutoencoderKL:
     """An autoencoder with random weights."""
     torch.manual_seed(3)
-    return randomise(AutoencoderKL(**vae_blocks(config)), 3)
+    return randomise(diffusers.AutoencoderKL(**vae_blocks(config)), 3)
 
 
 def text_encoder(config: dict) -> CLIPTextModel:
@@ -153,9 +149,9 @@ def text_encoder(config: dict) -> CLIPTextModel:
     return randomise(CLIPTextModel(CLIPTextConfig(**config)), 4)
 
 
-def ddim() -> DDIMScheduler:
+def ddim() -> diffusers.DDIMScheduler:
     """Stable Diffusion's schedule."""
-    return DDIMScheduler(**SCHEDULER)
+    return diffusers.DDIMScheduler(**SCHEDULER)
 
 
 def tiny_parts(scheduler=None, **changes) -> dict:

@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 
-import torch
+from tests.support.references import torch
 
 RESNET = {
     "norm1": "in_layers.0",

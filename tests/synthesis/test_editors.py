@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import random
 
 from ivid2vid_jax.data import shapes
@@ -34,6 +33,7 @@ from ivid2vid_jax.synthesis.editors import (
 from ivid2vid_jax.training.params import flatten, unflatten
 from tests.support import factory
 from tests.support.devices import device_env
+from tests.support.references import torch
 from tests.synthesis import test_tune_a_video
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import random
 
 from ivid2vid_jax.diffusion.denoiser import Condition
@@ -18,6 +17,7 @@ from ivid2vid_jax.models import AutoencoderKL, CLIPTextModel
 from ivid2vid_jax.training.config import AutoencoderLossConfig, CondDropoutConfig
 from ivid2vid_jax.training.objectives import Autoencoding, condition_dropout
 from ivid2vid_jax.training.step import clip_keys
+from tests.support.references import torch
 from tests.support.tiny_objective import KEY, SCALING, cached_batch, fake_unet
 
 RNG = np.random.default_rng(0)

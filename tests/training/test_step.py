@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from jax import random
 
 from ivid2vid_jax.training.checkpoints import describe
@@ -24,6 +23,7 @@ from ivid2vid_jax.training.step import (
     offload,
     train_step,
 )
+from tests.support.references import torch
 
 RNG = np.random.default_rng(0)
 

@@ -9,12 +9,6 @@ import flax
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import (
-    PNDMScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
 from safetensors.numpy import load_file, save_file
 
 import ivid2vid_jax
@@ -31,6 +25,7 @@ from ivid2vid_jax.weights.pipeline_folder import (
 )
 from tests.support import factory
 from tests.support.memory import PEAK
+from tests.support.references import diffusers, torch
 
 
 def stored_tensors(folder):
@@ -81,7 +76,8 @@ def test_round_trip_is_bit_exact(tmp_path, changes, options):
     assert (len(list((source / "unet").glob("*.safetensors"))) > 1) == bool(options)
     output = round_trip(source, tmp_path, **options)
     assert (len(list((output / "unet").glob("*.safetensors"))) > 1) == bool(options)
-    net, expected = UNet2DConditionModel.from_pretrained(output / "unet"), stored_tensors(source)
+    net = diffusers.UNet2DConditionModel.from_pretrained(output / "unet")
+    expected = stored_tensors(source)
     for key, value in net.state_dict().items():
         assert torch.equal(value, torch.from_numpy(expected[f"unet/{key}"])), key
 
@@ -89,7 +85,8 @@ def test_round_trip_is_bit_exact(tmp_path, changes, options):
 def test_stock_pipeline_reads_a_saved_folder(tiny, tmp_path):
     output = round_trip(tiny, tmp_path)
     actual, expected = (
-        StableDiffusionInstructPix2PixPipeline.from_pretrained(path) for path in (output, tiny)
+        diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(path)
+        for path in (output, tiny)
     )
     for name in CONFIGS:
         state, expected_state = (getattr(pipe, name).state_dict() for pipe in (actual, expected))
@@ -232,7 +229,7 @@ def test_other_components_are_skipped(tiny, tmp_path, caplog):
     folder = shutil.copytree(tiny, tmp_path / "folder")
     shutil.rmtree(folder / "scheduler")
     config = {name: value for name, value in factory.SCHEDULER.items() if name != "clip_sample"}
-    PNDMScheduler(**config, skip_prk_steps=True).save_pretrained(folder / "scheduler")
+    diffusers.PNDMScheduler(**config, skip_prk_steps=True).save_pretrained(folder / "scheduler")
     index = read_json(folder / "model_index.json")
     index |= dict(
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
