@@ -115,9 +115,7 @@ def fold_per_device(
     local_shape = NamedSharding(mesh, spec).shard_shape(x.shape)
 
     def per_device(function, in_specs, out_specs):
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
     rows = per_device(fold, spec, rows_spec)(x)
     return rows, per_device(lambda y: unfold(y, *local_shape), rows_spec, spec)

@@ -139,7 +139,6 @@ class ClipEditor(ABC):
                 mesh=self.device_group.meshes[BATCH_AXIS],
                 in_specs=(P(), *(P(BATCH_AXIS),) * batched, *(P(),) * shared),
                 out_specs=P(BATCH_AXIS),
-                check_vma=False,
             )(base, *args)
 
         return runtime.jit(program, **options)
