@@ -339,7 +339,7 @@ def test_engine_editors_are_evaluated_on_the_same_clips(words, tmp_path, capsys,
             ["--experiment", "x.py", "--count", "3"],
             "--count: the experiment's file sets everything but --model and --data",
         ),
-        (["--data", "/tmp"], "--data /tmp: is not one of these: 'shapes', a list"),
+        (["--data", "/tmp"], "--data /tmp: is not one of these: 'shapes', a dataset of prepare"),
         (["--model", "/no/where"], "no such model folder"),
     ],
 )
