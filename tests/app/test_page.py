@@ -120,10 +120,9 @@ def test_of_ten_requests_one_runs_at_a_time_and_a_full_queue_rejects(
         assert "queue" in failure.lower() and "full" in failure.lower()
 
 
-def test_a_visitor_cancels_their_own_edit_only(served, pipe, tmp_path, monkeypatch):
-    address, home = served
-    clip, started = write_noise(tmp_path / "in.mp4"), threading.Event()
-    edit_frames = pipe.edit_frames
+def slow_down(pipe, monkeypatch) -> threading.Event:
+    """Makes edits take at least 5 seconds; the event is set when one has started."""
+    started, edit_frames = threading.Event(), pipe.edit_frames
 
     def slow_edit(frames, instruction, settings, fit, progress):
         frames = list(frames)
@@ -133,8 +132,15 @@ def test_a_visitor_cancels_their_own_edit_only(served, pipe, tmp_path, monkeypat
             progress(1, 2)
         return edit_frames(frames, instruction, settings, fit, progress)
 
+    monkeypatch.setattr(pipe, "edit_frames", slow_edit)
+    return started
+
+
+def test_a_visitor_cancels_their_own_edit_only(served, pipe, tmp_path, monkeypatch):
+    address, home = served
+    clip, edit_frames = write_noise(tmp_path / "in.mp4"), pipe.edit_frames
     with visitor(address) as (one, upload), visitor(address) as (two, _):
-        monkeypatch.setattr(pipe, "edit_frames", slow_edit)
+        started = slow_down(pipe, monkeypatch)
         job = one.submit(*edit_inputs(upload(clip)), api_name="/edit")
         assert started.wait(60)
         two.predict(api_name="/cancel")
@@ -191,8 +197,34 @@ def test_two_visitors_in_chromium(served, tmp_path, car):
     assert len(list(home.glob("job-*"))) == 3
 
 
-def open_page(browser, address):
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_click_in_chromium_cancels_an_edit(served, pipe, tmp_path, car, monkeypatch, width):
+    """Also: no page is wider than its window."""
+    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if not chromium:
+        pytest.skip("chromium is not installed")
+    address, home = served
+    started = slow_down(pipe, monkeypatch)
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = open_page(browser, address, width)
+        fill_in(page, car)
+        page.locator("video").first.wait_for()
+        page.get_by_role("button", name="Edit", exact=True).click()
+        assert started.wait(60)
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("cancelled", exact=False).first.wait_for(timeout=4_000)
+        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        folder = Path(os.environ.get("IVID2VID_SCREENSHOTS", tmp_path))
+        page.screenshot(path=folder / f"cancelled-{width}.png", full_page=True)
+        browser.close()
+    assert overflow <= 0
+    assert not list(home.glob("job-*"))
+
+
+def open_page(browser, address, width=1280):
+    context = browser.new_context(viewport={"width": width, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(120_000)
     page.goto(address)
