@@ -285,6 +285,7 @@ def connect(
         shown,
         api_name="edit",
         concurrency_id="sampling",
+        show_progress_on=outputs.edited,  # progress and errors in one place
     )
     inputs.cancel_button.click(
         handlers.cancel, None, None, api_name="cancel", queue=False, show_progress="hidden"
@@ -295,5 +296,6 @@ def connect(
         shown,
         api_name="repeat",
         concurrency_id="sampling",
+        show_progress_on=outputs.edited,
     )
     outputs.past.input(handlers.show, [outputs.past, history], shown, api_name="show")

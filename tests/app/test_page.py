@@ -200,7 +200,7 @@ def test_two_visitors_in_chromium(served, tmp_path, car):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_click_in_chromium_cancels_an_edit(served, pipe, tmp_path, car, monkeypatch, width):
-    """Also: no page is wider than its window."""
+    """Also: the error is in one place, and the page is not wider than its window."""
     playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
     if not chromium:
         pytest.skip("chromium is not installed")
@@ -215,10 +215,13 @@ def test_a_click_in_chromium_cancels_an_edit(served, pipe, tmp_path, car, monkey
         assert started.wait(60)
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("cancelled", exact=False).first.wait_for(timeout=4_000)
+        page.wait_for_timeout(500)
+        badges = page.get_by_text("Error", exact=True).count()
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         folder = Path(os.environ.get("IVID2VID_SCREENSHOTS", tmp_path))
         page.screenshot(path=folder / f"cancelled-{width}.png", full_page=True)
         browser.close()
+    assert badges == 2, "one over the edited clip and the title of the message"
     assert overflow <= 0
     assert not list(home.glob("job-*"))
 
