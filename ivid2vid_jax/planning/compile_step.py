@@ -17,7 +17,7 @@ from ivid2vid_jax.parallel import runtime
 from ivid2vid_jax.planning import hlo
 from ivid2vid_jax.planning.plan_cache import cached_layer_cost
 from ivid2vid_jax.planning.programs import StepProgram
-from ivid2vid_jax.planning.stages import EFFORT_OPTION, LayerStage, find_stages
+from ivid2vid_jax.planning.stages import LayerStage, effort_options, find_stages
 from ivid2vid_jax.planning.step_plan import StepPlan, advice
 from ivid2vid_jax.training import flops
 from ivid2vid_jax.training.config import TrainConfig
@@ -47,7 +47,7 @@ def plan_by_layers(
         mesh: devices and axes.
         program: supplies the memory of the step's arguments.
         edit: whether it is a sampling step.
-        effort: of the compiler, see `stages.EFFORT_OPTION`.
+        effort: of the compiler, see `stages.effort_options`.
         log_line: called with a line of progress after each layer.
         cache: folder of the costs of layers compiled before.
     """
@@ -141,7 +141,7 @@ def plan_whole_step(program: StepProgram, mesh: Mesh, effort: float) -> StepPlan
             device.device_kind,
         )
         try:
-            compiled = lowered.compile(compiler_options={EFFORT_OPTION: effort})
+            compiled = lowered.compile(compiler_options=effort_options(effort))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

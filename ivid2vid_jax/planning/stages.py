@@ -44,8 +44,8 @@ LAYERS = (
     TimestepMLP,
 )
 TOP_LEVEL_LAYERS = (nn.Conv, GroupNorm)  # conv_in, conv_norm_out, conv_out
-# Compiler option: how hard it optimises, -1 to 1. Training and editing leave it at 0.
-EFFORT_OPTION = "exec_time_optimization_effort"
+# XLA's levels (CompilerEffortLevel) below and above the default, O1 and O3
+LOW_LEVEL, HIGH_LEVEL = 19, 39
 
 
 @dataclasses.dataclass
@@ -145,7 +145,7 @@ def compile_stage(
         mesh: devices and axes.
         remat: what the layer keeps for its backward pass, see models/remat.py; None compiles the
             forward pass alone.
-        effort: of the compiler, see EFFORT_OPTION.
+        effort: of the compiler, see `effort_options`.
     """
     params = abstract_params(stage, mesh, jnp.float32 if remat and stage.trained else jnp.bfloat16)
     args = tuple(
@@ -217,12 +217,22 @@ def compile_with_backward(
     return cost
 
 
+def effort_options(effort: float) -> dict[str, float]:
+    """Compiler options: how hard it optimises, -1 to 1. Training and editing leave it at 0.
+
+    Newer releases of JAX (0.12) have levels instead; these are the nearest.
+    """
+    if hasattr(jax.config, "jax_exec_time_optimization_effort"):
+        return {"exec_time_optimization_effort": effort}
+    return {"optimization_level": LOW_LEVEL if effort < 0 else HIGH_LEVEL} if effort else {}
+
+
 def measure(
     function: Callable, args: tuple, out_shardings: Any, mesh: Mesh, effort: float
 ) -> LayerCost:
     """Compiles a function for the devices of a mesh and reads its cost."""
     traced = runtime.jit(function, mesh.devices.flat[0], out_shardings=out_shardings).trace(*args)
-    compiled = traced.lower().compile(compiler_options={EFFORT_OPTION: effort})
+    compiled = traced.lower().compile(compiler_options=effort_options(effort))
     operations, refetched = flops.program_flops(traced, compiled, mesh.size)
     text = compiled.as_text()
     return LayerCost(

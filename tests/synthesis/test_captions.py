@@ -92,6 +92,7 @@ def test_a_blip_of_the_real_size_captions(tmp_path):
 
 
 def test_a_missing_model_names_the_command_that_fetches_it(tmp_path):
+    pytest.importorskip("torch")
     with pytest.raises(UserError, match="hf download Salesforce/none"):
         Blip(CaptionsConfig(model="Salesforce/none"))
     with pytest.raises(UserError, match="put a whole BLIP folder there"):

@@ -8,6 +8,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def count_operations(jaxpr) -> dict[str, int]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in counts:
             counts[equation.primitive.name] += 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             for name, count in count_operations(inner).items():
                 counts[name] += count
     return counts
