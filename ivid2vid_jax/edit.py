@@ -133,10 +133,9 @@ def run(args: EditArgs) -> None:
                 print(f"note: {note}", file=sys.stderr)
             warn_of_domain(pipe, open_job.clip, job.instruction)
             if args.preview:
-                written = [write_preview(pipe, open_job, resolved)]
+                print_written(write_preview(pipe, open_job, resolved))
             else:
-                written = edit_clip(args, pipe, open_job, resolved)
-            print("\n".join(f"wrote {path}" for path in written))
+                edit_clip(args, pipe, open_job, resolved)
     failures.raise_if_any()
 
 
@@ -275,9 +274,13 @@ class SamplingProgress(Progress):
 
 def edit_clip(
     args: EditArgs, pipe: "Pipeline", open_job: OpenJob, settings: "ResolvedSettings"
-) -> list[Path]:
-    """Edits a clip to its output; returns the paths of what was written."""
+) -> None:
+    """Edits a clip to its output and prints what it has written.
+
+    Ctrl-C while the output is written ends the command once its record is written too.
+    """
     from ivid2vid_jax.parallel import runtime
+    from ivid2vid_jax.utils.signals import deferred_signals
     from ivid2vid_jax.video.fit import ResizePlan
     from ivid2vid_jax.video.rescue import write_clip_safely
 
@@ -295,15 +298,20 @@ def edit_clip(
             sampling.expect_compilation()
 
         edited = pipe.edit_frames(pixels(), job.instruction, settings, fit, sampling)
-    with Progress("writing", len(times)) as writing:
-        frames = writing.wrap(edited)
-        write_clip_safely(job.output, frames, times, clip.fps or clip.rate, sound)
-    record = job.output.with_name(f"{job.output.name}.json")
-    write_record(record, args, job, pipe, settings, len(times))
-    written = [job.output, record]
+    with deferred_signals():
+        with Progress("writing", len(times)) as writing:
+            frames = writing.wrap(edited)
+            write_clip_safely(job.output, frames, times, clip.fps or clip.rate, sound)
+        record = job.output.with_name(f"{job.output.name}.json")
+        write_record(record, args, job, pipe, settings, len(times))
+        print_written(job.output, record)
     if args.compare:
-        written += write_comparison(job, clip, times)
-    return written
+        print_written(*write_comparison(job, clip, times))
+
+
+def print_written(*paths: Path) -> None:
+    """Prints what was written."""
+    print("\n".join(f"wrote {path}" for path in paths), flush=True)
 
 
 def work(frames: int, fit: "ResizePlan", settings: "ResolvedSettings") -> str:

@@ -139,6 +139,8 @@ def run_steps(
             reporter(step, metrics, frame_count(batch))
 
             stop = checkpoints.preempted(step)
+            if stop:
+                log.info("finishing step %d and saving", step)
             due = due_after(config, step, stop)
             if due:
                 reporter.flush()  # raises for a loss that is not finite, before anything is saved

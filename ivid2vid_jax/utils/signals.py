@@ -146,7 +146,9 @@ def set_on_interrupt(stop: threading.Event) -> Iterator[None]:
 
     def set_once(*_: object) -> None:
         INTERRUPT.seen.set()
-        log.warning("saving after this step; Ctrl-C again ends at once")
+        log.warning(
+            "saving once the running steps are done; Ctrl-C again ends at once, without saving"
+        )
         stop.set()
         signal.signal(signal.SIGINT, previous)
 
@@ -158,10 +160,14 @@ def set_on_interrupt(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def deferred_signals(*numbers: int) -> Iterator[None]:
+def deferred_signals(*numbers: int, notice: str = "") -> Iterator[None]:
     """Holds back the first SIGTERM and SIGINT (or `numbers`) until the block has ended.
 
     A second signal of the same kind acts at once. Outside the main thread it does nothing.
+
+    Args:
+        numbers: the signals.
+        notice: printed when one is held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -172,6 +178,8 @@ def deferred_signals(*numbers: int) -> Iterator[None]:
     def hold(number: int, frame) -> None:
         if number == signal.SIGINT:
             INTERRUPT.seen.set()
+        if notice:
+            print(f"\n{notice}", file=sys.stderr, flush=True)
         pending.append(number)
         signal.signal(number, previous[number])
 

@@ -53,7 +53,7 @@ def write_clip_safely(
         RescueError: names what failed and where the frames are.
         UserError: there is no room for the frames anywhere.
     """
-    with deferred_signals():
+    with deferred_signals(notice=f"finishing {path}; Ctrl-C again discards it"):
         try:
             write_clip(path, frames, times, rate, sound)
             return

@@ -1,5 +1,6 @@
 """Ctrl-C of commands: never lost, at once the second time, without tracebacks."""
 
+import json
 import os
 import random
 import signal
@@ -49,6 +50,7 @@ FOLLOWED = """
         raise RuntimeError("the workers are gone")
 """
 DEFERRED = """
+    time.sleep(1)  # the parent reads "ready" alone
     with deferred_signals():
         press()
         print("complete", flush=True)
@@ -125,6 +127,43 @@ def test_an_edit_ends_at_ctrl_c(tiny, tmp_path, monkeypatch, count):
         assert output.count(INTERRUPTED) == 1 and "ended at once" not in output, output
         assert "Traceback" not in output and "ignored" not in output, output
         assert seconds < 20 and not list(tmp_path.iterdir()), output
+
+
+WRITING = """
+import os, signal, sys
+from ivid2vid_jax import edit
+from ivid2vid_jax.video import rescue
+
+write_clip = rescue.write_clip
+
+def interrupted_write(*args):
+    os.kill(os.getpid(), signal.SIGINT)
+    write_clip(*args)
+
+rescue.write_clip = interrupted_write
+edit.main()
+"""
+
+
+def test_ctrl_c_while_an_edit_is_written_completes_it_and_its_record(tiny, tmp_path):
+    """Sampling can have taken hours; the record is what repeats it."""
+    arguments = ["--model", tiny, "--video", "star", "--size", "16", "--steps", "2"]
+    output = tmp_path / "out.mp4"
+    arguments += ["--instruction", "make it snow", "--output", output]
+    process = subprocess.run(
+        [sys.executable, "-c", WRITING, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    record = tmp_path / "out.mp4.json"
+    assert process.returncode == 130, process.stderr
+    assert process.stdout.splitlines() == [f"wrote {output}", f"wrote {record}"]
+    assert f"finishing {output}; Ctrl-C again discards it" in process.stderr
+    assert process.stderr.rstrip().endswith(INTERRUPTED)
+    assert json.loads(record.read_text())["settings"]["steps"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "out.mp4.json"]
 
 
 def test_the_second_interrupt_ends_a_training_that_compiles(tmp_path, monkeypatch):
