@@ -8,7 +8,9 @@ again to resume.
 
 Hardware: TPU v5e-1. Memory: 14.5 GiB of 16 (compiler estimate, by `python -m ivid2vid_jax.plan
 --config configs/colab_v5e1.py --topology v5e:1x1 --full`, see docs/tpu-plan.md). An EMA of the
-weights does not fit (16.8 GiB); instead the learning rate decays to zero.
+weights does not fit (16.8 GiB); instead the learning rate decays to zero. `--optim.ema 0.9999
+--optim.offload ema` keeps one in host memory: the sum of layers is then 13.2 GiB, as without an
+EMA; not proven by a compilation of the whole step.
 Time and quality: not measured.
 """
 
