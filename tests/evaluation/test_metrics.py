@@ -7,6 +7,7 @@ import pytest
 
 from ivid2vid_jax.evaluation import clip_scores
 from ivid2vid_jax.evaluation.metrics import METRICS, Pair, all_pairs, measure, neighbours
+from ivid2vid_jax.models import layers
 from tests.models.test_clip import VISION_TINY, save_clip
 from tests.support import factory
 from tests.support.clips import moving, static
@@ -91,8 +92,10 @@ def test_features_before_the_projection_are_transformers_pooler_output(tmp_path)
     np.testing.assert_allclose(clip.projected(pooled), clip.images(frames), atol=1e-6)
 
 
-def test_matrix_products_have_full_float32_precision(tiny_clip):
+def test_matrix_products_have_full_float32_precision(tiny_clip, monkeypatch):
     """Accelerators reduce it by default: every product of the program asks for it."""
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    tiny_clip = dataclasses.replace(tiny_clip)  # nothing traced yet
     ids = np.zeros((32, tiny_clip.folder.text_length), np.int32)
     text = tiny_clip._embed_texts.lower(tiny_clip.params, ids).as_text()
     assert text.count("dot_general") > 5
