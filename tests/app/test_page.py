@@ -1,7 +1,6 @@
 """The page of the app, over HTTP and in Chromium."""
 
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from ivid2vid_jax.app import __main__ as app
 from ivid2vid_jax.app.limits import AppLimits
 from ivid2vid_jax.app.page import about_model
 from ivid2vid_jax.video.read import open_clip
+from tests.support.browser import chromium_browser
 from tests.support.fake_pipeline import write_noise
 from tests.support.gradio_client import edit_inputs, path_of, visitor
 from tests.support.media import MEDIA
@@ -162,12 +162,8 @@ def test_the_page_names_the_model_and_what_it_knows(pipe):
 @pytest.mark.slow
 def test_two_visitors_in_chromium(served, tmp_path, car):
     """Upload, edit, repeat, error messages; each visitor sees their own history only."""
-    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
-    if not chromium:
-        pytest.skip("chromium is not installed")
     address, home = served
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium_browser() as browser:
         pages = [open_page(browser, address) for _ in range(2)]
         for page in pages:
             fill_in(page, car)
@@ -193,7 +189,6 @@ def test_two_visitors_in_chromium(served, tmp_path, car):
             page.wait_for_timeout(3000)
             page.get_by_role("button", name="Edit", exact=True).click()
             page.get_by_text(message, exact=False).first.wait_for()
-        browser.close()
     assert len(list(home.glob("job-*"))) == 3
 
 
@@ -201,13 +196,9 @@ def test_two_visitors_in_chromium(served, tmp_path, car):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_click_in_chromium_cancels_an_edit(served, pipe, tmp_path, car, monkeypatch, width):
     """Also: the error is in one place, and the page is not wider than its window."""
-    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
-    if not chromium:
-        pytest.skip("chromium is not installed")
     address, home = served
     started = slow_down(pipe, monkeypatch)
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium_browser() as browser:
         page = open_page(browser, address, width)
         fill_in(page, car)
         page.locator("video").first.wait_for()
@@ -220,7 +211,6 @@ def test_a_click_in_chromium_cancels_an_edit(served, pipe, tmp_path, car, monkey
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         folder = Path(os.environ.get("IVID2VID_SCREENSHOTS", tmp_path))
         page.screenshot(path=folder / f"cancelled-{width}.png", full_page=True)
-        browser.close()
     assert badges == 2, "one over the edited clip and the title of the message"
     assert overflow <= 0
     assert not list(home.glob("job-*"))

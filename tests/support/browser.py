@@ -22,14 +22,22 @@ VISIBLE = """() => Array.from(document.images).map(
 
 
 @contextlib.contextmanager
-def page():
-    """A new page; `page.errors` collects errors of scripts and of loading."""
+def chromium_browser():
+    """playwright's browser; skips the test if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def page():
+    """A new page; `page.errors` collects errors of scripts and of loading."""
+    with chromium_browser() as browser:
         new_page = browser.new_page()
         new_page.set_default_timeout(120_000)
         errors = new_page.errors = []
@@ -41,7 +49,6 @@ def page():
         new_page.on("pageerror", lambda error: errors.append(str(error)))
         new_page.on("console", on_console)
         yield new_page
-        browser.close()
 
 
 def pictures(page) -> list[bool]:

@@ -23,6 +23,7 @@ from ivid2vid_jax.data.shapes.renderer import (
 )
 from ivid2vid_jax.data.shapes.scene import (
     ALL_STYLES,
+    BASE_KINDS,
     TEXTURES,
     VALUES,
     Edit,
@@ -240,7 +241,7 @@ def rival_edits(scene: Scene, edit: Edit) -> Iterator[tuple[str, Edit]]:
 
     The source's value is left out. Rivals of "identity" are edits of the texture.
     """
-    kind = "colour" if edit.kind == "hidden-colour" else edit.kind
+    kind = BASE_KINDS.get(edit.kind, edit.kind)
     if kind in VALUES:
         if kind == "background":
             present = scene.background

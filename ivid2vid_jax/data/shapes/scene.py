@@ -55,6 +55,8 @@ FREE_KINDS = {
 }
 # Edits that need other frames: some frames do not show what the edit needs.
 TEMPORAL_KINDS = ("remove-bar", "repair-frames", "remove-flicker", "hidden-colour")
+# Kinds that change a scene as another kind does -> that kind.
+BASE_KINDS = FREE_KINDS | {"hidden-colour": "colour"}
 # For fine-tuning on something unseen.
 UNSEEN_STYLE = "sepia"
 ALL_STYLES = (*STYLES, UNSEEN_STYLE)
@@ -214,7 +216,7 @@ def object_from_json(fields: dict[str, Any]) -> Object:
 def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """Returns the edited scene; UserError for an unknown kind."""
     objects = list(scene.objects)
-    kind = "colour" if edit.kind == "hidden-colour" else FREE_KINDS.get(edit.kind, edit.kind)
+    kind = BASE_KINDS.get(edit.kind, edit.kind)
     if kind in ATTRIBUTES:
         attribute: dict[str, Any] = {kind: edit.value}
         objects[edit.target] = dataclasses.replace(objects[edit.target], **attribute)

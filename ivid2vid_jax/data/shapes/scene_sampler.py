@@ -17,6 +17,7 @@ from ivid2vid_jax.data.shapes.language import PHRASINGS, subject
 from ivid2vid_jax.data.shapes.scene import (
     ALL_KINDS,
     BACKGROUNDS,
+    BASE_KINDS,
     COLOURS,
     CROWDED_KINDS,
     FREE_KINDS,
@@ -242,7 +243,7 @@ def sample_edit(
         shape = pick(rng, new_shapes(scene.objects)) if kind == "free-add" else ""
         drawn = pick(rng, free_values(scene, kind, target, shape))
         return dataclasses.replace(drawn, kind=kind, phrasing=phrasing)
-    options = new_values(scene, "colour" if kind == "hidden-colour" else kind, target)
+    options = new_values(scene, BASE_KINDS.get(kind, kind), target)
     return Edit(kind, phrasing, target, pick(rng, options) if options else "")
 
 
